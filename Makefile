@@ -1,0 +1,56 @@
+# `make demo` and `make test` need nothing but a Python 3.12 or newer; the rest is made in .venv.
+
+# The first of these that runs and is new enough; `make PYTHON=/path/to/python demo` says another.
+NEW_ENOUGH := import sys, venv; sys.exit(sys.version_info < (3, 12))
+PYTHON ?= $(shell for p in python3.12 python3.13 python3.14 python3 python; do \
+	$$p -c '$(NEW_ENOUGH)' >/dev/null 2>&1 && { echo $$p; break; }; done)
+BIN := .venv/bin
+PYTEST := $(BIN)/pytest -n auto --maxprocesses=4
+
+.PHONY: help env demo test test-all lint format clean
+
+help:
+	@echo "make demo      environment, then DX-Net on generated phantoms, ending in a report"
+	@echo "make test      environment with torch and timm, then every test"
+	@echo "make test-all  and the tests that take long"
+	@echo "make lint      ruff"
+	@echo "make format    ruff, changing files"
+	@echo "make clean     removes the environment; data, weights and runs stay"
+
+env: .venv/base
+
+.venv/python:
+	@test -n "$(PYTHON)" && $(PYTHON) -c '$(NEW_ENOUGH)' || { \
+		echo "No Python 3.12 or newer with the venv module was found (tried python3.12, python3.13," \
+		"python3.14, python3, python). Install one (python.org, pyenv, or your system's packages" \
+		"python3 and python3-venv), or name it: make PYTHON=/path/to/python3.12 demo" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/base: .venv/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+.venv/dev: .venv/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[dev,port]"
+	@touch $@ .venv/base
+
+demo: .venv/base
+	$(BIN)/python launch.py --config=configs/brats_dxnet.py:demo --workdir=runs/demo
+
+test: .venv/dev
+	$(PYTEST) -m "not slow"
+
+test-all: .venv/dev
+	$(PYTEST)
+
+lint: .venv/dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: .venv/dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,66 @@
+"""One U-Net decoder for every network, driven by the features it is given."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from crossdim_jax.models.layers import ConvNormAct, UpConv
+
+
+class SkipDecoder(nn.Module):
+    """From the coarsest feature to the finest skip, doubling the resolution at each level.
+
+    A level is: upsample x2 (transposed convolution, as many channels as it gets, with bias),
+    concatenate the skip, two (conv3, norm, activation).
+
+    Attributes:
+      widths: channels of each level, coarsest first.
+      norm, activation, eps: of every convolution.
+      dtype: compute dtype.
+      ops_mode: see `ops.choose`.
+
+    Reference: Messaoudi et al. 2023, Sect. 2.2.1.
+    """
+
+    widths: Sequence[int] = (256, 128, 64, 32, 16)
+    norm: str = "instance"
+    activation: str = "silu"
+    eps: float = 1e-5
+    dtype: Any = jnp.float32
+    ops_mode: str = "auto"
+
+    @nn.compact
+    def __call__(self, features: Sequence[jax.Array], *, train: bool = False) -> jax.Array:
+        """Decodes.
+
+        Args:
+          features: coarsest last, each half the resolution of the one before; one more than
+            `widths`.
+          train: whether batch statistics are updated.
+
+        Returns:
+          `(b, *spatial of the finest feature, widths[-1])`.
+
+        Raises:
+          ValueError: the number of features does not fit the widths.
+        """
+        *skips, x = features
+        if len(skips) != len(self.widths):
+            raise ValueError(f"{len(self.widths)} levels need as many skips, got {len(skips)}")
+        for level, (width, skip) in enumerate(zip(self.widths, reversed(skips), strict=True)):
+            x = UpConv(self.dtype, name=f"up_{level}")(x)
+            x = jnp.concatenate([x, skip.astype(x.dtype)], axis=-1)
+            for half in range(2):
+                x = ConvNormAct(
+                    width,
+                    norm=self.norm,
+                    activation=self.activation,
+                    eps=self.eps,
+                    dtype=self.dtype,
+                    ops_mode=self.ops_mode,
+                    name=f"conv_{level}_{half}",
+                )(x, train=train)
+        return x

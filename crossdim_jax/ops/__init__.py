@@ -1,0 +1,32 @@
+"""Fast formulations of the operations these networks are made of.
+
+The only room that knows about backends: a network says which operation it wants, `choose` says how
+it is computed. Every fast form has the plain `lax` form beside it and agrees with it in value and
+gradient.
+"""
+
+from crossdim_jax.ops.conv import (
+    MODES,
+    choose,
+    conv,
+    conv_lax,
+    depthwise_conv,
+    explicit_padding,
+    upsample_conv,
+    upsample_conv_lax,
+)
+from crossdim_jax.ops.norm import ACTIVATIONS, instance_norm, instance_norm_reference
+
+__all__ = [
+    "ACTIVATIONS",
+    "MODES",
+    "choose",
+    "conv",
+    "conv_lax",
+    "depthwise_conv",
+    "explicit_padding",
+    "instance_norm",
+    "instance_norm_reference",
+    "upsample_conv",
+    "upsample_conv_lax",
+]

@@ -1,0 +1,85 @@
+"""DX-Net: golden parameter counts, the two variants, compute dtype, formulations."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from crossdim_jax import models
+from crossdim_jax.errors import ConfigError
+from tests.models.test_efficientnet import count
+
+
+def abstract(shape=(1, 32, 32, 32, 4), **kwargs):
+    model = models.build("dxnet", **kwargs)
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(shape)))
+
+
+@pytest.mark.parametrize("variant", ["paper", "released"])
+def test_golden_parameter_count(variant):
+    params = abstract(variant=variant)["params"]
+    assert count(params) == 12_542_831
+    assert count(params["encoder"]) == 4_289_180
+
+
+def test_variants_differ_as_the_released_code_does():
+    paper, released = (models.build("dxnet", variant=v) for v in ("paper", "released"))
+    assert (paper.norm, paper.padding, paper.encoder_eps) == ("instance", "same", 1e-3)
+    assert (released.norm, released.padding, released.encoder_eps) == ("batch", "symmetric", 1e-5)
+    assert released.drop_path_rate == 0.4
+    assert "batch_stats" not in abstract(variant="paper")
+    assert "batch_stats" in abstract(variant="released")
+    # A stated attribute wins over the variant's; None leaves it to the variant.
+    mixed = models.build("dxnet", variant="released", norm="group", padding=None)
+    assert (mixed.norm, mixed.padding) == ("group", "symmetric")
+
+
+@pytest.mark.parametrize("encoder", ["efficientnet_b4", "efficientnet_b7"])
+@pytest.mark.parametrize("shape", [(2, 32, 64, 96, 2)])
+def test_any_encoder_and_non_cubic_input(encoder, shape):
+    model = models.build("dxnet", encoder=encoder, out_channels=5)
+    logits = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), jnp.zeros(shape))[0])
+    assert logits.shape == (*shape[:-1], 5)
+
+
+def test_sizes_that_do_not_fit_are_refused_with_one_that_does():
+    with pytest.raises(ValueError, match=r"multiples of 32.*\(64, 64, 32\)"):
+        abstract((1, 40, 64, 32, 4))
+
+
+def test_unknown_names_list_the_known_ones():
+    for kwargs in ({"variant": "draft"}, {"width": 3}):
+        with pytest.raises(ConfigError, match="draft|width"):
+            models.build("dxnet", **kwargs)
+    with pytest.raises(ConfigError, match="dxnet"):
+        models.build("unet")
+
+
+@pytest.fixture(scope="module")
+def small():
+    rng = np.random.default_rng(0)
+    image = jnp.asarray(rng.normal(size=(1, 32, 32, 32, 2)), jnp.float32)
+    model = models.build("dxnet", drop_path_rate=0.0)
+    return image, models.init(model, 0, image.shape)
+
+
+def test_fast_and_lax_formulations_agree_with_the_same_parameters(small):
+    image, variables = small
+
+    def logits(mode):
+        return jax.jit(models.build("dxnet", ops=mode).apply)(variables, image)
+
+    fast, lax = logits("fast"), logits("lax")
+    assert float(jnp.abs(fast - lax).max()) <= 1e-4 * float(jnp.abs(lax).max())
+
+
+def test_bf16_computes_in_bf16_and_keeps_float32_parameters(small):
+    image, variables = small
+    model = models.build("dxnet", dtype="bfloat16", ops="lax")
+    program = jax.make_jaxpr(model.apply)(variables, image)
+    heavy = [e for e in program.eqns if e.primitive.name == "conv_general_dilated"]
+    assert len(heavy) > 20
+    assert {v.aval.dtype for e in heavy for v in e.invars} == {jnp.dtype("bfloat16")}
+    assert program.out_avals[0].dtype == jnp.float32
+    fresh = jax.eval_shape(lambda: model.init(jax.random.key(0), image))
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(fresh))
