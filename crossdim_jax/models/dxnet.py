@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from crossdim_jax.models import encoders
 from crossdim_jax.models.decoder import SkipDecoder
-from crossdim_jax.models.layers import Conv, ConvNormAct, require_multiple
+from crossdim_jax.models.layers import Conv, ConvNormAct, check_norm, require_multiple
+from crossdim_jax.ops import choose, explicit_padding
 
 
 class DXNet(nn.Module):
@@ -92,9 +93,16 @@ def build(*, variant: str = "paper", **kwargs: Any) -> DXNet:
     """A DX-Net as a variant says, with any attribute overridden; None means the variant's value.
 
     Raises:
-      ValueError: the variant is unknown.
+      ValueError: the variant, the encoder, the norm or the padding is unknown.
     """
     if variant not in VARIANTS:
         raise ValueError(f"DX-Net variant {variant!r} is unknown; known: {', '.join(VARIANTS)}")
     given = {k: v for k, v in kwargs.items() if v is not None}
-    return DXNet(**(VARIANTS[variant] | given))
+    model = DXNet(**(VARIANTS[variant] | given))
+    # Here rather than when it is traced: the message should come before any data is read.
+    encoders.check(model.encoder)
+    check_norm(model.norm)
+    explicit_padding((), (), (), model.padding)
+    choose(model.ops)
+    jnp.dtype(model.dtype)
+    return model

@@ -18,8 +18,13 @@ ENCODERS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def build(encoder: str, /, **kwargs: Any) -> nn.Module:
-    """The encoder module of that name; an unknown name is a ValueError listing the known ones."""
+def check(encoder: str) -> None:
+    """Raises ValueError, listing the known encoders, unless this is one."""
     if encoder not in ENCODERS:
         raise ValueError(f"encoder {encoder!r} is unknown; known: {', '.join(ENCODERS)}")
+
+
+def build(encoder: str, /, **kwargs: Any) -> nn.Module:
+    """The encoder module of that name; an unknown name is a ValueError listing the known ones."""
+    check(encoder)
     return ENCODERS[encoder](**kwargs)

@@ -119,8 +119,7 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         c = x.shape[-1]
-        if self.kind not in NORMS:
-            raise ValueError(f"norm={self.kind!r} is unknown; known: {', '.join(NORMS)}")
+        check_norm(self.kind)
         scale = self.param("scale", nn.initializers.ones, (c,))
         bias = self.param("bias", nn.initializers.zeros, (c,))
         if self.kind == "instance":
@@ -162,6 +161,12 @@ class Norm(nn.Module):
         spread = (x.shape[0], *(1,) * (x.ndim - 2), c)
         shape = (*mean.shape[:-1], size)
         return (jnp.broadcast_to(v, shape).reshape(spread) for v in (mean, variance))
+
+
+def check_norm(kind: str) -> None:
+    """Raises ValueError, listing the known norms, unless this is one."""
+    if kind not in NORMS:
+        raise ValueError(f"norm={kind!r} is unknown; known: {', '.join(NORMS)}")
 
 
 class ConvNormAct(nn.Module):

@@ -48,9 +48,18 @@ def test_sizes_that_do_not_fit_are_refused_with_one_that_does():
 
 
 def test_unknown_names_list_the_known_ones():
-    for kwargs in ({"variant": "draft"}, {"width": 3}):
-        with pytest.raises(ConfigError, match="draft|width"):
-            models.build("dxnet", **kwargs)
+    wrong = {
+        "variant": ("draft", "paper, released"),
+        "encoder": ("resnet", "efficientnet_b0"),
+        "norm": ("layer", "batch, instance, group"),
+        "padding": ("valid", "same, symmetric"),
+        "ops": ("quick", "auto, lax, fast"),
+        "dtype": ("bf16", "bf16"),
+        "width": (3, "width"),
+    }
+    for field, (value, known) in wrong.items():
+        with pytest.raises(ConfigError, match=known):
+            models.build("dxnet", **{field: value})
     with pytest.raises(ConfigError, match="dxnet"):
         models.build("unet")
 

@@ -1,0 +1,69 @@
+"""What the experiments share: every field, with its default and its meaning."""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The fields that do not depend on the experiment; `arg` is not used."""
+    del arg
+    config = ConfigDict()
+    config.seed = 0  # of parameters, order of the cases, crops, stochastic depth
+
+    config.data = ConfigDict()
+    config.data.root = ""  # folder of cases
+    config.data.cache = "runs/cache"  # decoded cases; runs share it; about 60 MB a BraTS case
+    config.data.cache_dtype = "float32"  # or float16: half the disk
+    config.data.patch = (128, 128, 128)  # (z, y, x) voxels; multiples of 32
+    config.data.foreground = 0.0  # probability that a patch is centred on a tumour voxel
+    config.data.num_threads = 2  # that prepare cases and read patches
+    config.data.split = ConfigDict()
+    config.data.split.kind = "holdout"  # or kfold, fixed, all; always by patient
+    config.data.split.fraction = 0.2  # holdout: of the patients
+    config.data.split.folds = 5  # kfold
+    config.data.split.fold = 0
+    config.data.split.validation = config_dict.placeholder(tuple)  # fixed: case ids
+    config.data.split.seed = 0
+
+    config.weights = ConfigDict()  # of the encoder; made by `python -m weight_port --config=...`
+    config.weights.file = ""  # a .safetensors file; "" starts from random parameters
+    config.weights.source = ""  # timm's name of the 2D weights
+    config.weights.inflate = "repeat"  # or mean, center
+    config.weights.stem = "tile"  # or gray, sum, reinit, released
+    config.weights.skip = ()  # patterns of parameters that keep their random start
+    config.weights.ignore = ()  # of padding, eps: may differ from the weights' own convention
+
+    config.optim = ConfigDict()
+    config.optim.name = "nadam"
+    config.optim.learning_rate = 1e-3
+    config.optim.learning_rate_end = 1e-5
+    config.optim.constant_epochs = 40  # then a cosine to learning_rate_end at train.epochs
+    config.optim.b1 = 0.95
+    config.optim.b2 = 0.99
+    config.optim.eps = 1e-8  # released code: 1e-5
+    config.optim.schedule_decay = config_dict.placeholder(float)  # released code: 0.004
+    config.optim.sync_period = 6  # lookahead; 0 for none
+    config.optim.slow_step_size = 0.5
+    config.optim.clip_norm = config_dict.placeholder(float)
+    config.optim.weight_decay = 0.0
+    config.optim.freeze = ()  # patterns, such as "encoder/.*"
+
+    config.train = ConfigDict()
+    config.train.loss = "dice_bce"
+    config.train.epochs = 90
+    config.train.batch_size = 1  # patches per update, over all devices
+    config.train.accumulate = 1  # micro-batches that make up one batch
+    config.train.validate_from_dice = 0.85  # validation starts above this training Dice
+    config.train.validate_every_epochs = 1
+    config.train.log_every_steps = 50
+    config.train.checkpoint_every_steps = config_dict.placeholder(int)  # None: every epoch
+    config.train.keep = 2  # latest checkpoints; the best is kept besides
+
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # devices that share a batch; -1: all that depth leaves
+    config.mesh.depth = 1  # devices that share the depth of a volume
+
+    config.inference = ConfigDict()
+    config.inference.overlap = 0.5  # of neighbouring windows
+    config.inference.flips = False  # True: mean over the 8 mirrored predictions
+    config.inference.window_batch = 1  # windows at a time
+    return config

@@ -1,0 +1,316 @@
+"""BraTS: glioma in MR of the brain; whole tumour, tumour core and enhancing tumour."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from crossdim_jax import metrics
+from crossdim_jax.challenges import Case, CaseFiles, Challenge, brats_layouts
+from crossdim_jax.data import images
+from crossdim_jax.data.images import Geometry
+from crossdim_jax.errors import ConfigError, DataError, ManyErrors
+
+REGIONS = ("WT", "TC", "ET")
+AGGREGATES = ("clean", "synapse2022")
+AFFINE_ATOL = 1e-3  # mm; headers of one case differ by rounding
+
+
+@dataclasses.dataclass(frozen=True)
+class Convention:
+    """What the values of a label file mean.
+
+    Attributes:
+      values: all that may occur.
+      regions: the values of WT, TC and ET.
+      written: the value a predicted voxel gets for WT, TC, ET; the later overwrites the earlier.
+    """
+
+    values: tuple[int, ...]
+    regions: tuple[tuple[int, ...], ...]
+    written: tuple[int, int, int]
+
+
+# Never told from the values in a file: 4 means two things, and the decathlon swaps 1 and 2.
+CONVENTIONS = {
+    # 3 = non-enhancing core, 1 = necrosis.
+    "2015": Convention((0, 1, 2, 3, 4), ((1, 2, 3, 4), (1, 3, 4), (4,)), (2, 1, 4)),
+    # 2017 to 2022.
+    "2021": Convention((0, 1, 2, 4), ((1, 2, 4), (1, 4), (4,)), (2, 1, 4)),
+    "2023": Convention((0, 1, 2, 3), ((1, 2, 3), (1, 3), (3,)), (2, 1, 3)),
+    # 4 = resection cavity, in no region.
+    "2024": Convention((0, 1, 2, 3, 4), ((1, 2, 3), (1, 3), (3,)), (2, 1, 3)),
+    "msd": Convention((0, 1, 2, 3), ((1, 2, 3), (2, 3), (3,)), (1, 2, 3)),
+}
+
+
+class BraTS(Challenge):
+    """BraTS 2015 to 2024 and the decathlon's Task01.
+
+    Args:
+      layout: "2020", "2021" (also 2017 to 2019), "2023" (and later), "msd", "plain", or "auto":
+        told from folder names by the first call of `cases`.
+      convention: "2015", "2021" (2017 to 2022), "2023", "2024", "msd", or "auto": follows from the
+        layout, where it does. It must be given for "plain", and where "auto" finds the dashed
+        names that 2023 and 2024 share.
+      modalities: for "plain", the file endings in order. Otherwise a selection of flair, t1,
+        t1ce, t2 (None: all); the release's own names (t2f, T1gd, ...) are understood too.
+      et_min_mm3: an enhancing tumour smaller than this is written as core (SPEC: the paper gives
+        no number).
+      aggregate: "clean" or "synapse2022", see `metrics.aggregate`.
+
+    Attributes:
+      modalities: for every layout but "plain" in the names flair, t1, t1ce, t2, so that one
+        network serves all releases.
+
+    Raises ConfigError if a setting is unknown or two contradict.
+    """
+
+    name = "brats"
+    regions = REGIONS
+
+    def __init__(
+        self,
+        layout: str = "auto",
+        convention: str = "auto",
+        modalities: Sequence[str] | None = None,
+        et_min_mm3: float = 200.0,
+        aggregate: str = "clean",
+    ):
+        _choose("layout", layout, ("auto", *brats_layouts.LAYOUTS))
+        _choose("convention", convention, ("auto", *CONVENTIONS))
+        _choose("aggregate", aggregate, AGGREGATES)
+        if et_min_mm3 < 0:
+            raise ConfigError(f"et_min_mm3 is {et_min_mm3}; a volume of 0 mm^3 or more is expected")
+        if layout == "plain" and (convention == "auto" or not modalities):
+            raise ConfigError(
+                "layout 'plain' says neither what the files nor what the labels are: set "
+                f"modalities and convention (one of {', '.join(CONVENTIONS)})"
+            )
+        self.et_min_mm3 = float(et_min_mm3)
+        self.aggregate = aggregate
+        self.modalities = _modalities(layout, modalities)
+        self._layout = None if layout == "auto" else layout
+        self._convention = None if convention == "auto" else convention
+        if self._layout and not self._convention:
+            self._convention = brats_layouts.LAYOUTS[self._layout].convention
+
+    @property
+    def layout(self) -> str:
+        """The layout given or found."""
+        if self._layout is None:
+            raise ConfigError("the layout is 'auto' and not known before `cases` has seen a root")
+        return self._layout
+
+    @property
+    def convention(self) -> str:
+        """The label convention given or following from the layout; a key of `CONVENTIONS`."""
+        if self._convention is None:
+            raise ConfigError(
+                "the label convention is 'auto' and not known before `cases` has seen a root; "
+                f"set convention to one of {', '.join(CONVENTIONS)}"
+            )
+        return self._convention
+
+    def cases(
+        self,
+        root: str | os.PathLike,
+        *,
+        labelled: bool,
+        errors: list[tuple[str, str]] | None = None,
+    ) -> list[CaseFiles]:
+        """See `Challenge.cases`. MSD: imagesTr if `labelled`, else imagesTs where there is one."""
+        root = Path(root)
+        if self._layout is None:
+            self._settle(brats_layouts.detect(root), root)
+        names = self._file_names()
+        good, bad = brats_layouts.find(root, self.layout, names, labelled=labelled)
+        if bad and errors is None:
+            raise ManyErrors(f"{root}: cases are incomplete; repair or remove them", bad)
+        if errors is not None:
+            errors.extend(bad)
+        return good
+
+    def load(self, files: CaseFiles) -> Case:
+        """See `Challenge.load`. An image with a channel of zeros only is an error."""
+        if self.layout == "msd":
+            image, geometry = self._load_4d(files.images[0])
+        else:
+            image, geometry = _load_3d(files.images)
+        label = None
+        if files.label is not None:
+            label, label_geometry = images.read_label(files.label)
+            _same_grid(geometry, label_geometry)
+            label = np.ascontiguousarray(label)
+            self._check_label(files.label, label)
+        return Case(files.id, files.patient, image, label, geometry.spacing_mm, geometry)
+
+    def encode(self, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See `Challenge.encode`. Every voxel of BraTS is labelled: all weights are 1."""
+        table = np.zeros((256, len(self.regions)), np.uint8)
+        for channel, values in enumerate(CONVENTIONS[self.convention].regions):
+            table[list(values), channel] = 1
+        return table[label], np.ones(len(self.regions), np.float32)
+
+    def decode(
+        self,
+        probabilities: np.ndarray,
+        spacing_mm: Sequence[float],
+        *,
+        threshold: float = 0.5,
+    ) -> np.ndarray:
+        """See `Challenge.decode`. In turn WT, TC, ET; an ET below `et_min_mm3` becomes core.
+
+        Source: Messaoudi et al. 2023, post-processing of the BraTS experiments.
+        """
+        if probabilities.shape[-1] != len(self.regions):
+            raise ValueError(
+                f"probabilities have {probabilities.shape[-1]} channels, expected {self.regions}"
+            )
+        if not np.isfinite(probabilities).all():
+            raise DataError("the network's probabilities contain NaN or infinity")
+        whole, core, enhancing = CONVENTIONS[self.convention].written
+        above = probabilities > threshold
+        label = np.zeros(probabilities.shape[:-1], np.uint8)
+        label[above[..., 0]] = whole
+        label[above[..., 1]] = core
+        small = above[..., 2].sum() * float(np.prod(spacing_mm)) < self.et_min_mm3
+        label[above[..., 2]] = core if small else enhancing
+        return label
+
+    def score(
+        self,
+        truth_label: np.ndarray,
+        predicted_label: np.ndarray,
+        spacing_mm: Sequence[float],
+    ) -> dict[str, float]:
+        """The official 2021/22 row; distances are in voxels there, so `spacing_mm` is not used."""
+        truth, _ = self.encode(truth_label)
+        prediction, _ = self.encode(predicted_label)
+        return metrics.brats2022(truth.astype(bool), prediction.astype(bool), regions=self.regions)
+
+    def summarise(self, rows: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
+        """See `Challenge.summarise`."""
+        return metrics.aggregate(rows, mode=self.aggregate)
+
+    def write(self, path: str | os.PathLike, label: np.ndarray, geometry: Geometry) -> Path:
+        """See `Challenge.write`. uint8."""
+        self._check_label(Path(path), label)
+        return images.write_nifti(path, label, geometry, np.uint8)
+
+    def fingerprint(self) -> dict[str, object]:
+        """See `Challenge.fingerprint`. The layout is not in it: the files themselves tell."""
+        return {
+            "challenge": "brats",
+            "modalities": list(self.modalities),
+            "convention": self.convention,
+            "regions": list(self.regions),
+        }
+
+    def _settle(self, layout: str, root: Path) -> None:
+        if self._convention is None:
+            if layout == "2023":
+                raise ConfigError(
+                    f"{root}: the names are those of BraTS 2023 and 2024, whose labels differ (4 "
+                    "is a resection cavity in 2024): set convention to '2023' or '2024'"
+                )
+            self._convention = brats_layouts.LAYOUTS[layout].convention
+        self._layout = layout
+
+    def _file_names(self) -> tuple[str, ...]:
+        """The modalities as the layout's files name them."""
+        theirs = brats_layouts.LAYOUTS[self.layout].modalities
+        if not theirs:
+            return self.modalities
+        return tuple(theirs[brats_layouts.MODALITIES.index(name)] for name in self.modalities)
+
+    def _load_4d(self, path: Path) -> tuple[np.ndarray, Geometry]:
+        everything, geometry = images.read_nifti(path, ndim=4)
+        expected = brats_layouts.LAYOUTS["msd"].modalities
+        if everything.shape[-1] != len(expected):
+            raise DataError(
+                f"{path}: has {everything.shape[-1]} channels, expected {len(expected)}: "
+                + ", ".join(expected)
+            )
+        image = np.empty((*everything.shape[:3], len(self.modalities)), np.float32)
+        for channel, name in enumerate(self.modalities):
+            source = brats_layouts.MODALITIES.index(name)
+            _fill(image, channel, everything[..., source], f"{path} (channel {source}, {name})")
+        return image, geometry
+
+    def _check_label(self, path: Path, label: np.ndarray) -> None:
+        counts = np.bincount(label.ravel(), minlength=1)
+        allowed = CONVENTIONS[self.convention].values
+        wrong = {int(v): int(counts[v]) for v in np.flatnonzero(counts) if v not in allowed}
+        if wrong:
+            listed = ", ".join(f"{value} ({count} voxels)" for value, count in wrong.items())
+            raise DataError(
+                f"{path}: holds label {listed}; convention {self.convention!r} has only "
+                f"{', '.join(map(str, allowed))}. If the file is right, the convention is "
+                f"another: {', '.join(CONVENTIONS)}"
+            )
+
+
+def _choose(field: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ConfigError(f"{field} is {value!r}; known: {', '.join(known)}")
+
+
+def _modalities(layout: str, chosen: Sequence[str] | None) -> tuple[str, ...]:
+    if chosen is None:
+        return brats_layouts.MODALITIES
+    chosen = (chosen,) if isinstance(chosen, str) else tuple(chosen)
+    if len(set(chosen)) != len(chosen) or not chosen:
+        raise ConfigError(f"modalities are {chosen}; expected one or more different names")
+    if layout == "plain":
+        return chosen
+    ours = {
+        theirs.lower(): name
+        for known in brats_layouts.LAYOUTS.values()
+        for theirs, name in zip(known.modalities, brats_layouts.MODALITIES, strict=False)
+    }
+    if unknown := [name for name in chosen if name.lower() not in ours]:
+        raise ConfigError(f"unknown modalities {', '.join(unknown)}; known: {', '.join(ours)}")
+    return tuple(ours[name.lower()] for name in chosen)
+
+
+def _load_3d(paths: Sequence[Path]) -> tuple[np.ndarray, Geometry]:
+    """Stacks one file per channel: (z, y, x, c) float32, and the first one's geometry."""
+    image, first = None, None
+    for channel, path in enumerate(paths):
+        volume, geometry = images.read_nifti(path)
+        if image is None:
+            first = geometry
+            image = np.empty((*volume.shape, len(paths)), np.float32)
+        _same_grid(first, geometry)
+        _fill(image, channel, volume, str(path))
+    return image, first
+
+
+def _fill(image: np.ndarray, channel: int, volume: np.ndarray, what: str) -> None:
+    """Copies one volume into its channel, refusing what no image of a brain holds."""
+    with np.errstate(over="ignore"):
+        image[..., channel] = volume
+    finite = np.isfinite(image[..., channel])
+    if not finite.all():
+        raise DataError(
+            f"{what}: {int((~finite).sum())} of {finite.size} voxels are NaN or infinite"
+        )
+    if not image[..., channel].any():
+        raise DataError(f"{what}: every voxel is zero, the image is empty")
+
+
+def _same_grid(first: Geometry, other: Geometry) -> None:
+    """All files of a case must lie on one grid; nothing is resampled silently."""
+    if first.shape != other.shape:
+        raise DataError(
+            f"{other.path}: has shape {other.shape}, but {first.path} has {first.shape}; "
+            "all files of a case must lie on one grid"
+        )
+    if not np.allclose(first.affine, other.affine, rtol=0, atol=AFFINE_ATOL):
+        raise DataError(
+            f"{other.path}: its affine\n{other.affine}\ndiffers from that of {first.path}\n"
+            f"{first.affine}\nall files of a case must lie on one grid"
+        )

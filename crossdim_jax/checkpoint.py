@@ -1,0 +1,294 @@
+"""Checkpoints of a run, on disk; the only module that knows Orbax.
+
+    checkpoints/<step>/         everything that resuming needs; the latest `keep`
+    checkpoints/best/<step>/    what evaluating needs, of the best validation so far
+
+A checkpoint has three items: `variables` (what to evaluate: the slow parameters and the running
+statistics), `training` (the step, the fast parameters, the optimiser's state) and `meta`, a JSON
+record (data position, best score, validation gate, running sums, config). Writing is asynchronous
+and atomic: a folder gets its name when it is complete.
+"""
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+import orbax.checkpoint as ocp
+
+from crossdim_jax import optim, sharding
+from crossdim_jax.errors import DataError
+from crossdim_jax.train_state import TrainState
+
+FOLDER = "checkpoints"
+BEST = "best"
+
+
+class Checkpointer:
+    """Writes and reads the checkpoints of one run.
+
+    Args:
+      workdir: the run folder.
+      keep: how many of the latest checkpoints are kept, besides the best.
+
+    Raises DataError, naming the folder, if it cannot be made.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, *, keep: int = 2):
+        self.folder = Path(workdir).absolute() / FOLDER
+        self._writing: int | None = None
+        with _naming(self.folder, "opening the checkpoints"):
+            (self.folder / BEST).mkdir(parents=True, exist_ok=True)
+            self._latest = _manager(self.folder, keep)
+            self._best = _manager(self.folder / BEST, 1)
+
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        try:
+            self.close()
+        except DataError as another:
+            if error is None:
+                raise
+            error.add_note(str(another))  # most likely its consequence: do not hide the first
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps of the complete checkpoints, oldest first."""
+        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
+
+    def save(self, state: TrainState, meta: Mapping[str, Any]) -> None:
+        """Starts writing a checkpoint of `state.step`; returns once the arrays are copied.
+
+        Args:
+          state: may be donated as soon as this returns.
+          meta: anything JSON can hold.
+
+        Raises DataError, naming the folder, if this or the write before it failed.
+        """
+        with _naming(self.folder, f"writing the checkpoint of step {self._writing}", self):
+            self._latest.wait_until_finished()  # so that a late failure is not put down to this
+        self._writing = step = int(state.step)
+        with _naming(self.folder, f"writing the checkpoint of step {step}", self):
+            self._latest.save(
+                step,
+                args=ocp.args.Composite(
+                    variables=ocp.args.StandardSave(variables(state)),
+                    training=ocp.args.StandardSave(_training(state)),
+                    meta=ocp.args.JsonSave(dict(meta)),
+                ),
+            )
+
+    def save_best(self, state: TrainState, meta: Mapping[str, Any]) -> None:
+        """Starts writing the variables of `state` as the best so far; see `save`."""
+        step = int(state.step)
+        if step in self._best.all_steps():  # the same step, trained again after a resume
+            return
+        with _naming(self.folder / BEST, f"writing the best checkpoint, of step {step}", self):
+            self._best.save(
+                step,
+                args=ocp.args.Composite(
+                    variables=ocp.args.StandardSave(variables(state)),
+                    meta=ocp.args.JsonSave(dict(meta)),
+                ),
+            )
+
+    def wait(self) -> None:
+        """Returns once everything is on disk. Raises DataError if it could not be written."""
+        with _naming(self.folder, f"writing the checkpoint of step {self._writing}", self):
+            self._latest.wait_until_finished()
+            self._best.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for the writing and lets go of the folders."""
+        with _naming(self.folder, f"writing the checkpoint of step {self._writing}", self):
+            self._latest.close()
+            self._best.close()
+
+    def settle(self) -> None:
+        """Waits for what still runs in the background after a failure, and forgets how it ended."""
+        for manager in (self._latest, self._best):
+            with contextlib.suppress(OSError, ValueError, RuntimeError):
+                manager.wait_until_finished()
+
+    def restore_latest(self, state: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+        """The newest checkpoint that can be read, as a training state and its record.
+
+        A checkpoint that cannot be read is reported on stderr, set aside as
+        `checkpoints/unreadable-<step>`, and the one before it taken.
+
+        Args:
+          state: a state of the same structure, arrays or `jax.ShapeDtypeStruct` with shardings:
+            where the restored arrays go, whatever devices wrote them.
+
+        Returns:
+          None if the run has no checkpoint. Raises DataError if none can be read.
+        """
+        abstract = sharding.abstract_like(state)
+        failures = []
+        for step in reversed(self.steps):
+            try:
+                restored = self._latest.restore(
+                    step,
+                    args=ocp.args.Composite(
+                        variables=ocp.args.StandardRestore(variables(abstract)),
+                        training=ocp.args.StandardRestore(_training(abstract)),
+                        meta=ocp.args.JsonRestore(),
+                    ),
+                )
+            except Exception as error:  # whatever a torn file makes Orbax raise
+                failures.append((step, f"{type(error).__name__}: {error}"))
+                continue
+            self._set_aside(failures)
+            return _state(restored.variables, restored.training), restored.meta
+        if failures:
+            lines = "\n".join(f"  step {step}: {why}" for step, why in failures)
+            raise DataError(
+                f"{self.folder}: none of the checkpoints can be read for this model:\n{lines}\n"
+                "Start in a new run folder, or put back the config that wrote them."
+            )
+        return None
+
+    def _set_aside(self, failures: list[tuple[int, str]]) -> None:
+        for step, why in failures:
+            aside = self.folder / f"unreadable-{step}"
+            if jax.process_index() == 0:
+                print(
+                    f"{self.folder / str(step)}: this checkpoint cannot be read ({why}); it is "
+                    f"kept as {aside.name} and the one before it is used",
+                    file=sys.stderr,
+                )
+                with _naming(self.folder, "setting an unreadable checkpoint aside"):
+                    (self.folder / str(step)).rename(aside)
+        if failures:
+            self._latest.reload()
+
+
+def load_variables(
+    workdir: str | os.PathLike, *, abstract: Any = None, best: bool = True
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The variables to evaluate: the slow weights of the best checkpoint, else of the latest.
+
+    Args:
+      workdir: the run folder.
+      abstract: `{"params": ..., "batch_stats": ...}` of arrays or `jax.ShapeDtypeStruct`, the
+        model's own shapes; where they carry a sharding the arrays go there, else to the default
+        device. None trusts the checkpoint.
+      best: False takes the latest.
+
+    Returns:
+      `{"params", "batch_stats"}` and the checkpoint's record (`step`, `epoch`, `score`, `config`).
+
+    Raises DataError if there is no checkpoint or it does not fit the model.
+    """
+    root = Path(workdir).absolute() / FOLDER
+    for folder in (root / BEST, root) if best else (root,):
+        if not folder.is_dir():
+            continue
+        with _naming(folder, "reading a checkpoint"):
+            manager = _manager(folder, None, read_only=True)
+            step = manager.latest_step()
+            if step is None:
+                manager.close()
+                continue
+            target = _placed(manager.item_metadata(step)["variables"], abstract, folder / str(step))
+            restored = manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    variables=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore()
+                ),
+            )
+            manager.close()
+        return restored.variables, restored.meta
+    raise DataError(f"{root}: no checkpoint found; train first, or give the folder of a run")
+
+
+def variables(state: TrainState) -> dict[str, Any]:
+    """What a model is evaluated with: the slow parameters and the running statistics."""
+    return {"params": optim.slow(state.params), "batch_stats": state.batch_stats}
+
+
+def _training(state: TrainState) -> dict[str, Any]:
+    fast = state.params.fast if isinstance(state.params, optax.LookaheadParams) else None
+    return {"step": state.step, "fast": fast, "opt_state": state.opt_state}
+
+
+def _state(variables: dict[str, Any], training: dict[str, Any]) -> TrainState:
+    params = variables["params"]
+    if training["fast"] is not None:
+        params = optax.LookaheadParams(fast=training["fast"], slow=params)
+    return TrainState(training["step"], params, variables["batch_stats"], training["opt_state"])
+
+
+def _manager(folder: Path, keep: int | None, *, read_only: bool = False) -> ocp.CheckpointManager:
+    logging.getLogger("absl").addFilter(_not_orbax)
+    handlers = {"variables": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+    if folder.name != BEST:
+        handlers["training"] = ocp.StandardCheckpointHandler()
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep,
+        save_interval_steps=0 if read_only else 1,
+        cleanup_tmp_directories=not read_only,
+        create=not read_only,
+        read_only=read_only,
+    )
+    return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
+
+
+def _not_orbax(record: logging.LogRecord) -> bool:
+    """Orbax logs every failure with tracebacks from many threads, and raises it as well."""
+    return f"{os.sep}orbax{os.sep}" not in record.pathname
+
+
+def _placed(metadata: Any, abstract: Any, folder: Path) -> Any:
+    """Targets to restore into: the checkpoint's shapes, where `abstract` wants them."""
+    default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    found = getattr(metadata, "tree", metadata)
+    found = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=default), found)
+    if abstract is None:
+        return found
+    abstract = {"params": abstract["params"], "batch_stats": abstract.get("batch_stats", {})}
+    wanted = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=getattr(x, "sharding", None) or default
+        ),
+        abstract,
+    )
+    if _shapes(found) != _shapes(wanted):
+        differ = sorted(set(_shapes(found).items()) ^ set(_shapes(wanted).items()))
+        raise DataError(
+            f"{folder}: the checkpoint is of another model; tensors that differ: "
+            + ", ".join(f"{path} {shape}" for path, shape in differ[:6])
+            + ". Use the config that wrote it (config.json of the run folder)"
+        )
+    return wanted
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path): tuple(leaf.shape) for path, leaf in leaves}
+
+
+@contextlib.contextmanager
+def _naming(folder: Path, doing: str, checkpointer: Checkpointer | None = None) -> Iterator[None]:
+    """Turns a failure of the file system, or Orbax's account of one, into a DataError."""
+    try:
+        yield
+    except DataError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        done = ""
+        if checkpointer is not None:
+            checkpointer.settle()
+            if steps := checkpointer.steps:
+                done = f" The last complete checkpoint is step {max(steps)}."
+        raise DataError(
+            f"{folder}: {doing} failed: {error}.{done} See that the folder can be written and its "
+            "disk has room, then run the same command to go on."
+        ) from error

@@ -1,0 +1,1 @@
+"""From image files to batches: reading and writing, preparation, cache, splits, pipeline."""

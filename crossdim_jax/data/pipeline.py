@@ -1,0 +1,141 @@
+"""Endless batches of random patches, by random access: any batch can be made on its own.
+
+The pipeline is a function of seed and batch number, so its whole state is one number, and a
+resumed run sees the batches the interrupted one would have seen.
+"""
+
+from collections.abc import Sequence
+
+import grain
+import numpy as np
+
+from crossdim_jax.challenges import Challenge
+from crossdim_jax.data.cache import CachedCase
+from crossdim_jax.errors import ConfigError, DataError
+
+
+def train_dataset(
+    cached: Sequence[CachedCase],
+    challenge: Challenge,
+    *,
+    patch: Sequence[int],
+    batch_size: int,
+    seed: int,
+    foreground: float = 0.0,
+    num_threads: int = 2,
+    prefetch: int = 4,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.IterDataset:
+    """Random patches for ever; each epoch shows every case once, in a new order.
+
+    Args:
+      cached: labelled cases.
+      challenge: makes the targets.
+      patch: (z, y, x) voxels. A volume that is smaller is padded with zeros, evenly.
+      batch_size: of all processes together. This process gets its share: elements
+        `process_index`, `process_index + process_count`, ... of each global batch, which is the
+        same set of patches whatever the number of processes.
+      seed: of order and positions, 0 <= seed < 2**32.
+      foreground: probability that a patch is centred on a voxel of some region (shifted as far
+        as needed to stay inside). Otherwise all positions are equally likely.
+      num_threads: threads that read; 0 reads when asked.
+      prefetch: batches kept ready.
+
+    Returns:
+      A dataset whose iterators yield dict(image (b, *patch, c) float32, target (b, *patch, k)
+      uint8, id (b,) str) and have `get_state` and `set_state`.
+
+    Raises:
+      ConfigError: a number is out of range.
+      DataError: no case, or one without label; while iterating, a case that cannot be read.
+    """
+    patch = tuple(int(length) for length in patch)
+    if len(patch) != 3 or min(patch) < 1:
+        raise ConfigError(f"patch is {patch}; expected three positive lengths (z, y, x)")
+    if not 0 <= foreground <= 1:
+        raise ConfigError(f"foreground is {foreground}; expected a probability from 0 to 1")
+    if batch_size < 1 or batch_size % process_count:
+        raise ConfigError(
+            f"batch_size is {batch_size}; expected a positive multiple of the number of "
+            f"processes, {process_count}"
+        )
+    if not 0 <= seed < 2**32:
+        raise ConfigError(f"seed is {seed}; expected 0 or more and less than 2**32")
+    if not cached:
+        raise DataError("there is no case to train on")
+    if unlabelled := [case.id for case in cached if not (case.folder / "label.npy").exists()]:
+        raise DataError(f"cases without a label cannot train: {', '.join(unlabelled[:10])}")
+
+    def example(case: CachedCase, rng: np.random.Generator) -> dict[str, object]:
+        try:
+            return _example(case, challenge, patch, foreground, rng)
+        except Exception as error:
+            raise DataError(f"case {case.id}: no patch could be made ({error})") from error
+
+    # The random numbers depend on the position in the global sequence: `random_map` comes before
+    # the processes part.
+    dataset = grain.MapDataset.source(list(cached)).seed(seed).shuffle().repeat()
+    dataset = dataset.random_map(example)[process_index::process_count]
+    dataset = dataset.batch(batch_size // process_count, drop_remainder=True)
+    return dataset.to_iter_dataset(
+        grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
+    )
+
+
+def crop_start(
+    shape: Sequence[int],
+    patch: Sequence[int],
+    rng: np.random.Generator,
+    centre: Sequence[int] | None = None,
+) -> tuple[int, ...]:
+    """Where a patch begins along each axis; negative where the volume is smaller than the patch.
+
+    Args:
+      shape, patch: (z, y, x).
+      rng: draws one of all positions inside the volume, each equally likely.
+      centre: a voxel to centre on instead; the patch is shifted to stay inside.
+    """
+    start = []
+    for axis, (length, width) in enumerate(zip(shape, patch, strict=True)):
+        room = length - width
+        if room <= 0:
+            start.append(-(-room // 2))
+        elif centre is None:
+            start.append(int(rng.integers(room + 1)))
+        else:
+            start.append(min(max(int(centre[axis]) - width // 2, 0), room))
+    return tuple(start)
+
+
+def crop(array: np.ndarray, start: Sequence[int], patch: Sequence[int]) -> np.ndarray:
+    """A copy of `array[start : start + patch]` over the leading axes, zeros where it is outside."""
+    result = np.zeros((*patch, *array.shape[len(patch) :]), array.dtype)
+    source, target = [], []
+    for begin, width, length in zip(start, patch, array.shape, strict=False):
+        low, high = max(begin, 0), min(begin + width, length)
+        source.append(slice(low, high))
+        target.append(slice(low - begin, high - begin))
+    result[tuple(target)] = array[tuple(source)]
+    return result
+
+
+def _example(
+    case: CachedCase,
+    challenge: Challenge,
+    patch: tuple[int, ...],
+    foreground: float,
+    rng: np.random.Generator,
+) -> dict[str, object]:
+    centre = None
+    # Drawn always, so that the positions at one `foreground` are those at another where both
+    # take the uniform branch.
+    wanted = rng.random() < foreground
+    if wanted:
+        voxels = case.foreground
+        if len(voxels):
+            centre = voxels[rng.integers(len(voxels))]
+    start = crop_start(case.shape, patch, rng, centre)
+    target, _ = challenge.encode(crop(case.label, start, patch))
+    image = crop(case.image, start, patch).astype(np.float32, copy=False)
+    return {"image": image, "target": target, "id": case.id}

@@ -1,0 +1,164 @@
+"""Which cases train and which validate: by patient, reproducible, written down.
+
+The order of patients is that of a digest of seed and name, so a split depends neither on the order
+of the input nor on a random number library, and changes little when a patient is added.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from crossdim_jax.errors import ConfigError, DataError
+
+
+class HasPatient(Protocol):
+    """What a split needs to know of a case."""
+
+    id: str
+    patient: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Case ids, sorted.
+
+    Attributes:
+      train: ids to learn from.
+      validation: ids to watch; may be empty.
+    """
+
+    train: list[str]
+    validation: list[str]
+
+    def write(self, path: str | os.PathLike) -> Path:
+        """Writes JSON, all or nothing. Raises DataError if the folder cannot be written to."""
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(dataclasses.asdict(self), indent=1), encoding="utf-8")
+            os.replace(temporary, path)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be written ({error}); check the folder") from error
+        return path
+
+    @classmethod
+    def read(cls, path: str | os.PathLike) -> "Split":
+        """Reads what `write` wrote. Raises DataError naming the file."""
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            return cls(
+                **{name: [str(i) for i in content[name]] for name in ("train", "validation")}
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f'{path}: is not a split ({error!r}); expected {{"train": [...], "validation": '
+                "[...]}}"
+            ) from error
+
+
+def holdout(patients: Sequence[str], fraction: float, seed: int) -> tuple[list[str], list[str]]:
+    """(train, validation) patients; `fraction` of them validate, rounded, but at least one.
+
+    A fraction of 0 leaves no validation. Raises ConfigError if the fraction is outside [0, 1) or
+    no patient is left to train on.
+    """
+    if not 0 <= fraction < 1:
+        raise ConfigError(f"split.fraction is {fraction}; expected 0 or more and less than 1")
+    order = _shuffled(patients, seed)
+    count = max(1, round(fraction * len(order))) if fraction else 0
+    if count >= len(order):
+        raise ConfigError(
+            f"a hold-out of {fraction} leaves none of {len(order)} patients to train on; provide "
+            "more cases, or set split.kind to 'all' to train without validation"
+        )
+    return sorted(order[count:]), sorted(order[:count])
+
+
+def kfold(patients: Sequence[str], folds: int, fold: int, seed: int) -> tuple[list[str], list[str]]:
+    """(train, validation) patients of one fold; every patient validates in exactly one.
+
+    Raises ConfigError unless 2 <= folds <= patients and 0 <= fold < folds.
+    """
+    order = _shuffled(patients, seed)
+    if not 2 <= folds <= len(order):
+        raise ConfigError(f"split.folds is {folds}; expected 2 to {len(order)}, one per patient")
+    if not 0 <= fold < folds:
+        raise ConfigError(f"split.fold is {fold}; expected 0 to {folds - 1}")
+    validation = order[fold::folds]
+    return sorted(set(order) - set(validation)), sorted(validation)
+
+
+def make(
+    cases: Sequence[HasPatient],
+    *,
+    kind: str = "holdout",
+    fraction: float = 0.2,
+    folds: int = 5,
+    fold: int = 0,
+    seed: int = 0,
+    validation: Sequence[str] = (),
+) -> Split:
+    """Splits cases by patient.
+
+    Args:
+      cases: anything with `id` and `patient`, in any order.
+      kind: "holdout" (uses fraction, seed), "kfold" (folds, fold, seed), "fixed" (validation), or
+        "all": everything trains.
+      validation: for "fixed", the ids that validate; all others train.
+
+    Raises:
+      ConfigError: a setting is unknown or out of range, names a case that is not there, or would
+        put one patient on both sides.
+      DataError: two cases have the same id.
+    """
+    ids = [case.id for case in cases]
+    if twice := sorted({i for i in ids if ids.count(i) > 1}):
+        raise DataError(f"case ids must be unique; found more than once: {', '.join(twice)}")
+    patients = [case.patient for case in cases]
+    if kind == "fixed":
+        return _fixed(cases, validation)
+    kinds = {
+        "holdout": lambda: holdout(patients, fraction, seed),
+        "kfold": lambda: kfold(patients, folds, fold, seed),
+        "all": lambda: (patients, []),
+    }
+    if kind not in kinds:
+        raise ConfigError(f"split.kind is {kind!r}; known: {', '.join(sorted([*kinds, 'fixed']))}")
+    train, held_out = (set(side) for side in kinds[kind]())
+    return Split(
+        sorted(case.id for case in cases if case.patient in train),
+        sorted(case.id for case in cases if case.patient in held_out),
+    )
+
+
+def _fixed(cases: Sequence[HasPatient], validation: Sequence[str]) -> Split:
+    known = {case.id: case.patient for case in cases}
+    wanted = set(validation)
+    if unknown := sorted(wanted - set(known)):
+        raise ConfigError(
+            f"split.validation names cases that are not there: {', '.join(unknown)}; "
+            f"there are {', '.join(sorted(known)[:10])}{', ...' if len(known) > 10 else ''}"
+        )
+    if not wanted:
+        raise ConfigError("split.kind is 'fixed' but split.validation names no case")
+    train = sorted(set(known) - wanted)
+    if not train:
+        raise ConfigError("split.validation names every case; none is left to train on")
+    if both := sorted({known[i] for i in train} & {known[i] for i in wanted}):
+        raise ConfigError(
+            f"split.validation separates scans of one patient: {', '.join(both)}; name all of "
+            "a patient's scans or none"
+        )
+    return Split(train, sorted(wanted))
+
+
+def _shuffled(patients: Sequence[str], seed: int) -> list[str]:
+    """Distinct patients in an order that only seed and names decide."""
+    return sorted(
+        set(patients), key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()
+    )

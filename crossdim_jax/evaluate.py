@@ -1,0 +1,302 @@
+"""Cases -> predictions on disk -> one row per case -> summary.
+
+Nothing here knows a challenge's labels or scores: those are the challenge's own methods. One case
+that fails never stops the others; a folder that cannot be written stops everything at once.
+"""
+
+import csv
+import dataclasses
+import errno
+import json
+import logging
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from crossdim_jax import metrics
+from crossdim_jax.challenges import CaseFiles, Challenge
+from crossdim_jax.data import images, preprocess
+from crossdim_jax.errors import CrossdimError, DataError, ManyErrors
+from crossdim_jax.report import tables
+
+logger = logging.getLogger(__name__)
+
+# image (z, y, x, c) float32, preprocessed -> probabilities (z, y, x, k) float32
+PredictFn = Callable[[np.ndarray], np.ndarray]
+AFFINE_ATOL = 1e-3  # mm: NIfTI's quaternions round-trip to about 1e-5
+
+
+@dataclasses.dataclass
+class Result:
+    """What `predict_folder` did: paths written and skipped, and (case id, message) per failure."""
+
+    written: list[Path] = dataclasses.field(default_factory=list)
+    skipped: list[Path] = dataclasses.field(default_factory=list)
+    failed: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+
+    def raise_if_failed(self) -> None:
+        """Raises ManyErrors with every failed case; does nothing if there is none."""
+        if self.failed:
+            done = len(self.written) + len(self.skipped)
+            title = f"{done} cases are predicted; correct the cases below and run again"
+            raise ManyErrors(title, self.failed)
+
+
+def prediction_path(folder: str | Path, case_id: str) -> Path:
+    """Where the prediction of a case lies."""
+    return Path(folder) / f"{case_id}.nii.gz"
+
+
+def predict_case(
+    challenge: Challenge,
+    files: CaseFiles,
+    predict_fn: PredictFn,
+    out_folder: str | Path,
+    overwrite: bool = False,
+) -> Path:
+    """Predicts one case and writes its label map on the case's own grid; returns the path.
+
+    The case's label, if it has one, is not read. An existing file is left alone and its path
+    returned, unless `overwrite`.
+    """
+    path = prediction_path(out_folder, files.id)
+    if path.exists() and not overwrite:
+        return path
+    case = challenge.load(dataclasses.replace(files, label=None))
+    prepared = preprocess.preprocess(case)
+    probabilities = np.asarray(predict_fn(prepared.image))
+    expected = (*prepared.image.shape[:-1], len(challenge.regions))
+    if probabilities.shape != expected:
+        raise ValueError(f"{files.id}: predict_fn gave {probabilities.shape}, expected {expected}")
+    if not np.isfinite(probabilities).all():
+        raise ValueError(f"{files.id}: the network's output is not finite")
+    label = challenge.decode(probabilities, case.spacing_mm)
+    label = preprocess.uncrop(label, prepared.bbox, prepared.full_shape)
+    return challenge.write(path, label, case.geometry)
+
+
+def predict_folder(
+    challenge: Challenge,
+    files: Sequence[CaseFiles],
+    predict_fn: PredictFn,
+    out_folder: str | Path,
+    *,
+    overwrite: bool = False,
+    errors: Iterable[tuple[str, str]] = (),
+    progress: bool = True,
+) -> Result:
+    """Predicts every case, going on after one that fails.
+
+    errors: (case id, message) of cases that already failed, put first among the result's failures.
+    Raises DataError at once if `out_folder` cannot be written or is full.
+    """
+    out_folder = Path(out_folder)
+    check_writable(out_folder)
+    result = Result(failed=list(errors))
+    with _bar(files, "predict", progress) as bar:
+        for case in bar:
+            bar.set_postfix_str(case.id)
+            path = prediction_path(out_folder, case.id)
+            if path.exists() and not overwrite:
+                result.skipped.append(path)
+                continue
+            try:
+                written = predict_case(challenge, case, predict_fn, out_folder, overwrite)
+                result.written.append(written)
+            except Exception as error:  # the next case may well succeed
+                _raise_if_folder_is_the_fault(error, out_folder)
+                result.failed.append((case.id, _describe(error, case.id)))
+    return result
+
+
+def evaluate_cases(
+    challenge: Challenge,
+    files: Sequence[CaseFiles],
+    predictions_folder: str | Path,
+    out_folder: str | Path,
+    *,
+    num_threads: int | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Scores every prediction against its truth; writes cases.csv, summary.json and table.md.
+
+    files: cases with labels. predictions_folder: what `predict_folder` wrote. A prediction on
+    another grid gets the profile's row for a mismatch; one that is missing or cannot be read is
+    left out. Both are named in the result and in table.md.
+
+    Returns the summary: `challenge`, `profile`, `aggregation`, `definitions`, `regions`, `n_cases`,
+    `statistics` ({"dice_WT": {"mean", ...}}, None for an undefined value), `mismatched`, `failed`
+    and `missing` ([case id, message] each).
+
+    Raises DataError if no prediction exists, ManyErrors if none could be scored.
+    """
+    predictions_folder, out_folder = Path(predictions_folder), Path(out_folder)
+    paths = {case.id: prediction_path(predictions_folder, case.id) for case in files}
+    present = [case for case in files if paths[case.id].exists()]
+    missing = [
+        (name, f"{path} does not exist") for name, path in paths.items() if not path.exists()
+    ]
+    if not present:
+        raise DataError(
+            f"{predictions_folder}: found no prediction of the {len(files)} cases to evaluate, "
+            "expected files named {case id}.nii.gz; predict them first"
+        )
+    check_writable(out_folder)
+
+    def score(case: CaseFiles) -> tuple[dict[str, float] | None, str]:
+        try:
+            return _score_case(challenge, case, paths[case.id])
+        except Exception as error:
+            return None, _describe(error, case.id)
+
+    scored = []
+    pool = ThreadPoolExecutor(num_threads or min(4, os.cpu_count() or 1))
+    try:
+        with _bar(present, "evaluate", progress) as bar:
+            for case, outcome in zip(bar, pool.map(score, present), strict=True):
+                bar.set_postfix_str(case.id)
+                scored.append((case.id, *outcome))
+    finally:  # an interrupt must not wait for the cases that have not begun
+        pool.shutdown(cancel_futures=True)
+
+    rows = [(case, row, note) for case, row, note in scored if row is not None]
+    failed = [(case, note) for case, row, note in scored if row is None]
+    if not rows:
+        raise ManyErrors("no prediction could be scored", failed)
+    profile = _profile(challenge)
+    statistics = challenge.summarise([row for _, row, _ in rows])
+    summary = {
+        "challenge": challenge.name,
+        "profile": profile.name,
+        "aggregation": _aggregation(challenge),
+        "definitions": dict(profile.definitions),
+        "regions": list(challenge.regions),
+        "n_cases": len(rows),
+        "statistics": statistics,
+        "mismatched": [[case, note] for case, _, note in rows if note],
+        "failed": [list(pair) for pair in failed],
+        "missing": [list(pair) for pair in missing],
+    }
+    summary = json_safe(summary)
+    for kind in ("mismatched", "failed", "missing"):
+        for case, note in summary[kind]:
+            logger.warning("%s prediction: %s: %s", kind, case, note)
+    try:
+        _write_csv(out_folder / "cases.csv", rows)
+        text = json.dumps(summary, indent=2, allow_nan=False)
+        write_text(out_folder / "summary.json", text + "\n")
+        write_text(out_folder / "table.md", tables.markdown(summary))
+    except OSError as error:
+        raise DataError(_folder_message(out_folder, error)) from error
+    return summary
+
+
+def _score_case(challenge: Challenge, files: CaseFiles, path: Path) -> tuple[dict[str, float], str]:
+    """The row of one case and a note, empty unless the grids differ."""
+    case = challenge.load(files)
+    if case.label is None:
+        raise DataError(f"{files.id}: there is no label to evaluate against")
+    predicted, geometry = images.read_label(path)
+    if why := _grid_mismatch(case.geometry, geometry):
+        return _profile(challenge).mismatch(regions=challenge.regions), f"{path}: {why}"
+    return challenge.score(case.label, predicted, case.spacing_mm), ""
+
+
+def _grid_mismatch(truth: images.Geometry, prediction: images.Geometry) -> str:
+    if tuple(truth.shape) != tuple(prediction.shape):
+        found, expected = tuple(prediction.shape), tuple(truth.shape)
+        return f"shape {found} where the image has {expected}; scored as a mismatch"
+    if not np.allclose(truth.affine, prediction.affine, rtol=0, atol=AFFINE_ATOL):
+        apart = float(np.abs(np.subtract(truth.affine, prediction.affine)).max())
+        return f"affine differs from the image's by up to {apart:.4g} mm; scored as a mismatch"
+    return ""
+
+
+def _profile(challenge: Challenge) -> metrics.Profile:
+    return metrics.PROFILES[getattr(challenge, "profile", "brats2022")]
+
+
+def _aggregation(challenge: Challenge) -> str:
+    return getattr(challenge, "aggregate", "clean")
+
+
+def check_writable(folder: Path) -> None:
+    """Makes the folder and writes a probe there; raises DataError naming it if that fails."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(65536))
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
+        raise DataError(_folder_message(folder, error)) from error
+
+
+def _folder_message(folder: Path, error: OSError) -> str:
+    reason = error.strerror or str(error)
+    return (
+        f"{folder}: cannot write results there: {reason}. "
+        "Expected a writable folder with free space; free some, or choose another folder"
+    )
+
+
+def _raise_if_folder_is_the_fault(error: BaseException, folder: Path) -> None:
+    cause: BaseException | None = error
+    while cause is not None:
+        full = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+        if isinstance(cause, OSError) and cause.errno in full:
+            raise DataError(_folder_message(folder, cause)) from error
+        cause = cause.__cause__ or cause.__context__
+    check_writable(folder)
+
+
+def _describe(error: Exception, case_id: str) -> str:
+    if not isinstance(error, CrossdimError):  # a fault of the program: show where
+        logger.error("%s: unexpected error", case_id, exc_info=error)
+    return f"{type(error).__name__}: {error}"
+
+
+def _bar(files: Sequence[CaseFiles], what: str, progress: bool) -> Any:
+    # A log file gets a line now and then, a terminal a live bar.
+    interval = 0.2 if sys.stderr.isatty() else 30.0
+    return tqdm(files, desc=what, unit="case", disable=not progress, mininterval=interval)
+
+
+def json_safe(value: Any) -> Any:
+    """Plain JSON values: NumPy numbers become Python's, NaN and infinity become None."""
+    if isinstance(value, dict):
+        return {str(key): json_safe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_safe(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _write_csv(path: Path, rows: Sequence[tuple[str, dict[str, float], str]]) -> None:
+    columns = list(rows[0][1])
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["id", *columns, "note"])
+        for case, row, note in rows:
+            cells = ["" if math.isnan(row[c]) else f"{row[c]:.9g}" for c in columns]
+            writer.writerow([case, *cells, note])
+    temporary.replace(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

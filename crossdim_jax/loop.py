@@ -1,0 +1,317 @@
+"""The training loop: batches in; checkpoints, metrics and a best model out.
+
+The loop never waits for the step it has just dispatched: it reads the metrics of step n - 1 while
+step n runs, and the next batch is loaded and sent meanwhile. It does wait at the end of an epoch
+and before a checkpoint, which must agree with the metrics file.
+"""
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from crossdim_jax import sharding
+from crossdim_jax.checkpoint import Checkpointer, variables
+from crossdim_jax.errors import ConfigError, CrossdimError
+from crossdim_jax.metric_writer import MetricWriter, Progress, Totals, mean_known
+from crossdim_jax.stop import Interrupted, StopSignal
+from crossdim_jax.train import Step
+from crossdim_jax.train_state import TrainState
+from crossdim_jax.validation import Validation, validate
+
+
+class TrainingError(CrossdimError):
+    """Training cannot go on: the loss is not a number."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+    """How a training ended: its state, and the score and step of the best validation."""
+
+    state: TrainState
+    best_score: float | None
+    best_step: int | None
+
+
+def steps_per_epoch(cases: int, batch_size: int) -> int:
+    """Steps in which as many samples are drawn as there are training cases."""
+    return math.ceil(cases / batch_size)
+
+
+def fit(
+    state: TrainState,
+    step: Step,
+    data: Iterable[Mapping[str, Any]],
+    *,
+    workdir: Path,
+    mesh: jax.sharding.Mesh,
+    regions: Sequence[str],
+    total_steps: int,
+    steps_per_epoch: int,
+    validation: Validation | None = None,
+    log_every_steps: int = 10,
+    checkpoint_every_steps: int | None = None,
+    keep: int = 2,
+    config: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> FitResult:
+    """Trains from the latest checkpoint in `workdir`, or from `state`, up to `total_steps`.
+
+    Args:
+      state: from `train.init_state`; its arrays may be donated.
+      step: from `train.jit_step`.
+      data: batches `{"image", "target", "id"}` without end, this process's part of each; its
+        iterator has `get_state()` (JSON) and `set_state()`.
+      workdir: the run folder; see `run_folder.claim`.
+      mesh: the mesh that `state` lives on.
+      regions: names of the k regions, for the metrics file.
+      total_steps: length of the training.
+      steps_per_epoch: see `steps_per_epoch`.
+      validation: None for none; then no best checkpoint is kept.
+      log_every_steps: steps averaged in one line of `metrics.jsonl`.
+      checkpoint_every_steps: None for every epoch.
+      keep: how many of the latest checkpoints are kept.
+      config: recorded in every checkpoint; not read.
+      progress: whether to show it on stderr.
+
+    Raises:
+      Interrupted: SIGTERM or SIGINT came; the state is saved.
+      TrainingError: the loss or its gradient is not finite; names the step and the cases.
+      DataError: the run folder cannot be written; the last checkpoint is intact.
+      ConfigError: a length or interval is out of range.
+    """
+    every = checkpoint_every_steps or steps_per_epoch
+    if min(total_steps, steps_per_epoch, log_every_steps, every) < 1:
+        raise ConfigError(
+            f"total_steps={total_steps}, steps_per_epoch={steps_per_epoch}, "
+            f"log_every_steps={log_every_steps}, checkpoint_every_steps={every}: expected >= 1"
+        )
+    batches = iter(data)
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(Checkpointer(workdir, keep=keep))
+        stop = stack.enter_context(StopSignal())
+        record = _Record(steps_per_epoch)
+        restored = checkpoints.restore_latest(state)
+        if restored is not None:
+            jax.tree.map(lambda array: array.delete(), state)  # makes room
+            state, meta = restored
+            record.restore(meta)
+            batches.set_state(meta["data"])
+        first = jax.process_index() == 0
+        redo = record.validation_pending
+        writer = MetricWriter(workdir, step=record.step, redo_validation=redo, enabled=first)
+        stack.callback(writer.close)
+        shown = Progress(total_steps, record.step, enabled=progress and first)
+        stack.callback(shown.close)
+        if restored is not None:
+            shown.say(f"going on after step {record.step} of {total_steps}")
+        run = _Run(record, checkpoints, writer, shown, stop, validation)
+        run.regions, run.config = tuple(regions), dict(config or {})
+        run.log_every_steps, run.total_steps = log_every_steps, total_steps
+        state = _train(run, state, step, batches, mesh, every)
+    return FitResult(state, record.best_score, record.best_step)
+
+
+def _train(run: "_Run", state: TrainState, step: Step, batches, mesh, every: int) -> TrainState:
+    record = run.record
+    if record.validation_pending:
+        run.validate(state)
+        if record.validation_pending:  # stopped again; the checkpoint it came from still holds
+            raise Interrupted(record.step)
+    while record.step < run.total_steps:
+        batch = dict(next(batches))
+        ids = [str(name) for name in batch.pop("id", ())]
+        state, metrics = step(state, sharding.shard_batch(batch, mesh))
+        run.dispatched(metrics, ids, len(batch["image"]) * jax.process_count())
+        end = record.step == run.total_steps
+        if end or record.step % record.steps_per_epoch == 0:
+            run.end_epoch(state)
+        stopping = run.stop.requested(record.step)
+        if end or stopping or record.step % every == 0:
+            run.save(state, batches.get_state())
+        if stopping:
+            run.leave()
+    run.checkpoints.wait()
+    if run.stop.noticed:
+        run.leave()
+    return state
+
+
+class _Record:
+    """What a resume needs besides arrays and data position; becomes the checkpoint's `meta`."""
+
+    def __init__(self, steps_per_epoch: int):
+        self.steps_per_epoch = steps_per_epoch
+        self.step = 0
+        self.interval, self.epoch = Totals(), Totals()
+        self.gate_open = False
+        self.validation_pending = False
+        self.best_score: float | None = None
+        self.best_step: int | None = None
+        self.seconds = 0.0
+
+    def restore(self, meta: Mapping[str, Any]) -> None:
+        self.interval, self.epoch = Totals(meta["interval"]), Totals(meta["epoch_sums"])
+        for name in self._PLAIN:
+            setattr(self, name, meta[name])
+
+    _PLAIN = ("step", "gate_open", "validation_pending", "best_score", "best_step", "seconds")
+
+    def meta(self) -> dict[str, Any]:
+        return {
+            **{name: getattr(self, name) for name in self._PLAIN},
+            "epoch": self.step / self.steps_per_epoch,
+            "interval": self.interval.json(),
+            "epoch_sums": self.epoch.json(),
+        }
+
+
+class _Run:
+    """The bookkeeping of one process's part of a training."""
+
+    regions: tuple[str, ...]
+    config: dict[str, Any]
+    log_every_steps: int
+    total_steps: int
+
+    def __init__(
+        self,
+        record: _Record,
+        checkpoints: Checkpointer,
+        writer: MetricWriter,
+        shown: Progress,
+        stop: StopSignal,
+        validation: Validation | None,
+    ):
+        self.record, self.checkpoints, self.writer = record, checkpoints, writer
+        self.shown, self.stop, self.validation = shown, stop, validation
+        self._in_flight: tuple | None = None
+        self._clock = time.monotonic()
+        self._images, self._images_since = 0, self._clock
+        self._rate = math.nan
+
+    def dispatched(self, metrics, ids: list[str], images: int) -> None:
+        """Notes a step that has been dispatched; takes in the one before it."""
+        self.receive()
+        self.record.step += 1
+        self._in_flight = (self.record.step, metrics, ids, images)
+
+    def receive(self) -> None:
+        """Waits for the metrics of the step in flight, if there is one."""
+        if self._in_flight is None:
+            return
+        step, metrics, ids, images = self._in_flight
+        self._in_flight = None
+        metrics = jax.device_get(metrics)
+        loss, norm = float(metrics["loss"][0]), float(metrics["grad_norm"][0])
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise TrainingError(
+                f"step {step}: the loss is {loss:g} and the norm of its gradient {norm:g}; cases "
+                f"in that batch: {', '.join(ids) or 'unnamed'}. Look at these cases, lower the "
+                "learning rate or set clip_norm. The last checkpoint is from before this step."
+            )
+        learning_rate = float(metrics.pop("learning_rate")[0])
+        self.record.interval.add(metrics)
+        self.record.epoch.add({"dice": metrics["dice"]})
+        self._images += images
+        if step % self.log_every_steps == 0 or step == self.total_steps:
+            self._log(step, learning_rate)
+        now = Totals(metrics)
+        self.shown.update(
+            step,
+            step / self.record.steps_per_epoch,
+            {
+                "loss": float(now.mean("loss")),
+                "dice": mean_known(now.mean("dice")),
+                "images_per_s": self._rate,
+            },
+        )
+
+    def _log(self, step: int, learning_rate: float) -> None:
+        totals, now = self.record.interval, time.monotonic()
+        self._rate = self._images / max(now - self._images_since, 1e-9)
+        self._images, self._images_since = 0, now
+        scalars = ["loss", *(name for name in totals.names if name not in ("loss", "dice"))]
+        self.writer.write(
+            {
+                "kind": "train",
+                **self._place(step),
+                **{name: float(totals.mean(name)) for name in scalars},
+                **self._dice(totals.mean("dice")),
+                "learning_rate": learning_rate,
+                "images_per_s": self._rate,
+                "seconds": self._seconds(),
+            }
+        )
+        self.record.interval = Totals()
+
+    def end_epoch(self, state: TrainState) -> None:
+        """Opens the gate if the training Dice says so, and validates if it is time."""
+        self.receive()
+        record, validation = self.record, self.validation
+        dice = mean_known(record.epoch.mean("dice"))
+        record.epoch = Totals()
+        if validation is None:
+            return
+        if validation.from_dice <= 0 or dice > validation.from_dice:
+            record.gate_open = True
+        epoch = record.step // record.steps_per_epoch
+        due = record.gate_open and epoch % validation.every_epochs == 0
+        if due or record.step == self.total_steps:
+            self.validate(state)
+
+    def validate(self, state: TrainState) -> None:
+        """Validates the slow weights and keeps them if they are the best; pending if stopped."""
+        record, started = self.record, time.monotonic()
+        dice = validate(variables(state), self.validation, lambda: self.stop.requested(record.step))
+        record.validation_pending = dice is None
+        if dice is None:
+            return
+        score = mean_known(dice)
+        if record.best_score is None or score > record.best_score:
+            record.best_score, record.best_step = score, record.step
+            self.checkpoints.save_best(state, self._meta() | {"score": score})
+        self.writer.write(
+            {
+                "kind": "validation",
+                **self._place(record.step),
+                **self._dice(dice),
+                "seconds": self._seconds(),
+            }
+        )
+        named = ", ".join(f"{r} {d:.3f}" for r, d in zip(self.regions, dice, strict=True))
+        best = " (best so far)" if record.best_step == record.step else ""
+        self.shown.say(f"validation after step {record.step}: Dice {score:.3f}: {named}{best}")
+        self._images_since += time.monotonic() - started  # no part of the training's images/s
+
+    def save(self, state: TrainState, data_state: Any) -> None:
+        """Checkpoints the step that was dispatched last, once its metrics are known good."""
+        self.receive()
+        self.writer.sync()
+        self.checkpoints.save(state, self._meta() | {"data": data_state})
+
+    def leave(self) -> None:
+        """Raises Interrupted, once all is on disk."""
+        self.checkpoints.wait()
+        step = self.record.step
+        self.shown.say(f"stopped and saved after step {step}; run the same command to go on")
+        raise Interrupted(step)
+
+    def _meta(self) -> dict[str, Any]:
+        return self.record.meta() | {"config": self.config, "seconds": self._seconds()}
+
+    def _place(self, step: int) -> dict[str, Any]:
+        return {"step": step, "epoch": step / self.record.steps_per_epoch}
+
+    def _dice(self, dice: np.ndarray) -> dict[str, float]:
+        named = zip(self.regions, dice, strict=True)
+        return {f"dice_{region}": float(d) for region, d in named} | {"dice": mean_known(dice)}
+
+    def _seconds(self) -> float:
+        return self.record.seconds + time.monotonic() - self._clock

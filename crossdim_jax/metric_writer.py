@@ -1,0 +1,243 @@
+"""The metrics file of a run, one JSON object a line, and the progress shown while it runs."""
+
+import contextlib
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import tqdm
+
+from crossdim_jax.errors import DataError
+
+FILE = "metrics.jsonl"
+
+
+class MetricWriter:
+    """Appends lines to `metrics.jsonl`; after a resume the file is as if nothing had happened.
+
+    Args:
+      workdir: the run folder; exists.
+      step: the step that training resumes after, 0 for a fresh start. Lines of later steps are
+        dropped, because those steps will be made again, and so is a torn last line.
+      redo_validation: whether the validation at `step` itself will be made again.
+      enabled: False writes nothing: on all processes but the first.
+
+    Raises DataError, naming the file, if it cannot be written.
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        *,
+        step: int = 0,
+        redo_validation: bool = False,
+        enabled: bool = True,
+    ):
+        self.path = Path(workdir) / FILE
+        self._file = None
+        if not enabled:
+            return
+        with _naming(self.path):
+            if self.path.exists():
+                self._keep_until(step, redo_validation)
+            self._file = self.path.open("a", encoding="utf-8")
+
+    def _keep_until(self, step: int, redo_validation: bool) -> None:
+        kept = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                record = json.loads(line)
+                redone = redo_validation and record["kind"] == "validation"
+                keep = record["step"] < step or (record["step"] == step and not redone)
+            except (ValueError, KeyError, TypeError):
+                continue  # torn by a crash while it was written; its step is made again
+            if keep:
+                kept.append(line + "\n")
+        write_atomically(self.path, "".join(kept))
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Appends one line; numbers that are not finite become null."""
+        if self._file is None:
+            return
+        clean = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in record.items()
+        }
+        with _naming(self.path):
+            self._file.write(json.dumps(clean, allow_nan=False) + "\n")
+            self._file.flush()
+
+    def sync(self) -> None:
+        """Returns once all lines are on disk: before a checkpoint that counts on them."""
+        if self._file is not None:
+            with _naming(self.path):
+                os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def read(workdir: str | os.PathLike) -> list[dict[str, Any]]:
+    """The lines of a run's metrics file; empty if there is none."""
+    path = Path(workdir) / FILE
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replaces a file so that a reader, or a crash, sees the old text or the new."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class Totals:
+    """Running `(sum, count)` by name, in float64; exact through JSON."""
+
+    def __init__(self, sums: Mapping[str, Any] | None = None):
+        self._sums = {
+            name: (np.asarray(total, np.float64), np.asarray(count, np.float64))
+            for name, (total, count) in (sums or {}).items()
+        }
+
+    def add(self, metrics: Mapping[str, tuple[Any, Any]]) -> None:
+        """Adds the sums and counts of a step."""
+        for name, (total, count) in metrics.items():
+            before = self._sums.get(name, (0.0, 0.0))
+            self._sums[name] = (
+                before[0] + np.asarray(total, np.float64),
+                before[1] + np.asarray(count, np.float64),
+            )
+
+    def mean(self, name: str) -> np.ndarray:
+        """`sum / count`; nan where nothing was counted."""
+        total, count = self._sums.get(name, (np.zeros(()), np.zeros(())))
+        return np.divide(total, count, out=np.full(np.shape(total), np.nan), where=count > 0)
+
+    @property
+    def names(self) -> list[str]:
+        """What has been added, in the order of its first coming."""
+        return list(self._sums)
+
+    def json(self) -> dict[str, Any]:
+        """What the constructor takes back."""
+        return {
+            name: (total.tolist(), count.tolist()) for name, (total, count) in self._sums.items()
+        }
+
+
+def mean_known(values: np.ndarray) -> float:
+    """Mean of those known; nan if none is."""
+    known = np.asarray(values)[np.isfinite(values)]
+    return float(known.mean()) if known.size else math.nan
+
+
+class Progress:
+    """How far the training is: a bar on a terminal, now and then a line elsewhere.
+
+    Args:
+      total: steps of the training.
+      step: steps done before this process started.
+      stream: default stderr.
+      every_seconds: between two lines where the stream is no terminal.
+      enabled: False shows nothing.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        step: int = 0,
+        *,
+        stream: TextIO | None = None,
+        every_seconds: float = 15.0,
+        enabled: bool = True,
+    ):
+        self._stream = stream or sys.stderr
+        self._total, self._first, self._step = total, step, step
+        self._every_seconds, self._enabled = every_seconds, enabled
+        self._started = self._shown = time.monotonic()
+        self._bar = None
+        if enabled and self._stream.isatty():
+            self._bar = tqdm.tqdm(
+                total=total,
+                initial=step,
+                file=self._stream,
+                unit="step",
+                dynamic_ncols=True,
+                bar_format="{desc}: {percentage:3.0f}%|{bar}| {n}/{total} "
+                "[{elapsed}, {remaining} left{postfix}]",
+                desc="training",
+            )
+
+    def update(self, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
+        """Shows a step.
+
+        Args:
+          step: the step just finished.
+          epoch: where that is in epochs.
+          metrics: `loss`, `dice` and `images_per_s`, those known.
+        """
+        if not self._enabled:
+            return
+        values = {key: metrics[key] for key in ("loss", "dice", "images_per_s") if key in metrics}
+        names = {"loss": "loss", "dice": "Dice", "images_per_s": "images/s"}
+        if self._bar is not None:
+            self._bar.set_description(f"epoch {epoch:.1f}", refresh=False)
+            self._bar.set_postfix({names[k]: f"{v:.3g}" for k, v in values.items()}, refresh=False)
+            self._bar.update(step - self._step)
+        self._step = step
+        now = time.monotonic()
+        if self._bar is None and (now - self._shown >= self._every_seconds or step == self._total):
+            self._shown = now
+            text = ", ".join(f"{names[k]} {v:.3g}" for k, v in values.items())
+            left = (now - self._started) / max(step - self._first, 1) * (self._total - step)
+            self.say(
+                f"step {step}/{self._total}, epoch {epoch:.1f}, {text}, {_duration(left)} left"
+            )
+
+    def say(self, text: str) -> None:
+        """Prints a line without tearing the bar."""
+        if not self._enabled:
+            return
+        if self._bar is not None:
+            self._bar.write(text, file=self._stream)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Leaves the bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+@contextlib.contextmanager
+def _naming(path: Path):
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be written ({error.strerror or error}); see that the folder can be "
+            "written and its disk has room, then run the same command to go on"
+        ) from error

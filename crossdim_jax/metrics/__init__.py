@@ -1,0 +1,60 @@
+"""Scores of segmentations, on numpy and scipy alone, as named profiles.
+
+A profile is one challenge's official definition, complete: the published packages disagree with
+the official code and with one another. `overlap` and `surface` hold the parts, `aggregate` makes
+the table. Nothing here knows about files, labels or models.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+from crossdim_jax.metrics.aggregate import MODES, aggregate
+from crossdim_jax.metrics.brats import brats2022, brats2022_mismatch, hd95
+from crossdim_jax.metrics.overlap import dice, sensitivity, specificity
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """One official evaluation.
+
+    score(truth, prediction, *, regions) -> row; mismatch(*, regions) -> the row of a case whose
+    shape or geometry is not the truth's. definitions: {metric: one line saying what it is}, in the
+    order of the columns; a metric is named as in `f"{metric}_{region}"`.
+    """
+
+    name: str
+    score: Callable[..., dict[str, float]]
+    mismatch: Callable[..., dict[str, float]]
+    definitions: Mapping[str, str]
+
+
+PROFILES = {
+    "brats2022": Profile(
+        name="brats2022",
+        score=brats2022,
+        mismatch=brats2022_mismatch,
+        definitions={
+            "dice": "2 TP / (2 TP + FP + FN); both masks empty 1, one empty 0; shape or geometry "
+            "mismatch 0",
+            "hd95": "95th percentile (linear) of the concatenation of both directed border-to-"
+            "border distances, in voxels, without spacing; border = mask minus its erosion by the "
+            "6-neighbourhood, outside counted as background; both masks empty 0, one empty "
+            "373.128664, shape or geometry mismatch 374",
+            "sensitivity": "TP / (TP + FN); both masks empty 1, only the truth empty undefined",
+            "specificity": "TN / (TN + FP) over the whole volume; both masks empty 1",
+        },
+    ),
+}
+
+__all__ = [
+    "MODES",
+    "PROFILES",
+    "Profile",
+    "aggregate",
+    "brats2022",
+    "brats2022_mismatch",
+    "dice",
+    "hd95",
+    "sensitivity",
+    "specificity",
+]

@@ -1,0 +1,1 @@
+"""The paper's tables and figures, and one offline HTML page per run."""

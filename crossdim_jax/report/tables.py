@@ -1,0 +1,117 @@
+"""Tables 5 and 6 of the paper from an evaluation's summary, as Markdown and as HTML.
+
+`summary` is what `evaluate.evaluate_cases` returns and writes to summary.json.
+Messaoudi et al. 2023, Tables 5 and 6: mean, median and quartiles per region.
+"""
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+STATISTICS = {
+    "mean": "Mean",
+    "sd": "SD",
+    "median": "Median",
+    "q25": "25th percentile",
+    "q75": "75th percentile",
+}
+# metric -> (heading, factor): ratios are printed in per cent, as in the paper.
+HEADINGS = {
+    "dice": ("Dice (%)", 100.0),
+    "hd95": ("HD95 (voxels)", 1.0),
+    "sensitivity": ("Sensitivity (%)", 100.0),
+    "specificity": ("Specificity (%)", 100.0),
+}
+MISSING = "–"
+AGGREGATION = {
+    "clean": "clean (every statistic over the cases alone; sd with n − 1)",
+    "synapse2022": "synapse2022 (as on the BraTS 2021/22 platform: each statistic was computed "
+    "over a table that included the statistics before it, so only the mean is clean)",
+}
+PROBLEMS = {
+    "mismatched": "scored as a mismatch, because the prediction is not on the image's grid",
+    "failed": "not scored, because of an error",
+    "missing": "not scored, because there is no prediction",
+}
+
+
+def heading(metric: str) -> str:
+    """A metric's name with its unit."""
+    return HEADINGS.get(metric, (metric, 1.0))[0]
+
+
+def cell(value: float | None, metric: str) -> str:
+    """A number as printed: two decimals, per cent for ratios, a dash if undefined."""
+    if value is None or value != value:
+        return MISSING
+    return f"{value * HEADINGS.get(metric, ('', 1.0))[1]:.2f}"
+
+
+def grid(summary: Mapping[str, Any], metric: str) -> list[list[str]]:
+    """One metric's table as text: a heading row, one row per statistic, and n."""
+    columns = [summary["statistics"].get(f"{metric}_{r}", {}) for r in summary["regions"]]
+    rows = [[heading(metric), *summary["regions"]]]
+    for key, name in STATISTICS.items():
+        rows.append([name, *(cell(column.get(key), metric) for column in columns)])
+    return [*rows, ["n", *(_count(column) for column in columns)]]
+
+
+def _count(column: Mapping[str, Any]) -> str:
+    undefined = column.get("n_nan", 0)
+    return f"{column.get('n', 0)}" + (f" (+{undefined} undefined)" if undefined else "")
+
+
+def facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(name, text) of what a reader must know to compare the numbers with others'."""
+    definitions = summary["definitions"]
+    return [
+        ("Metric profile", summary["profile"]),
+        *((heading(metric), text) for metric, text in definitions.items()),
+        ("Aggregation", AGGREGATION.get(summary["aggregation"], summary["aggregation"])),
+        ("Cases", str(summary["n_cases"])),
+    ]
+
+
+def problems(summary: Mapping[str, Any]) -> list[tuple[str, Sequence[Sequence[str]]]]:
+    """(what happened, [[case id, message], ...]) for cases that were not scored as usual."""
+    found = [(text, summary.get(kind, [])) for kind, text in PROBLEMS.items()]
+    return [(f"{len(cases)} of the cases {text}", cases) for text, cases in found if cases]
+
+
+def markdown(summary: Mapping[str, Any]) -> str:
+    """The whole of table.md."""
+    lines = [f"# {_one_line(summary['challenge'])}: {summary['n_cases']} cases", ""]
+    for text, cases in problems(summary):
+        lines += [f"**{text}:**", ""]
+        lines += [f"- {_one_line(case)}: {_one_line(note)}" for case, note in cases] + [""]
+    for metric in summary["definitions"]:
+        head, *body = [[_one_line(text) for text in row] for row in grid(summary, metric)]
+        lines += [_row(head), _row(["---"] + ["---:"] * (len(head) - 1))]
+        lines += [*map(_row, body), ""]
+    lines += [f"- {name}: {_one_line(text)}" for name, text in facts(summary)]
+    return "\n".join(lines) + "\n"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(str(text).split()).replace("|", "\\|")
+
+
+def to_html(rows: Sequence[Sequence[str]], *, caption: str = "") -> str:
+    """A semantic HTML table; the first row and the first column are headings. Escapes all text."""
+    head, *body = rows
+    escape = html.escape
+    out = ["<table>"]
+    if caption:
+        out.append(f"<caption>{escape(caption)}</caption>")
+    out.append("<thead><tr>")
+    out += [f'<th scope="col">{escape(text)}</th>' for text in head]
+    out.append("</tr></thead>\n<tbody>")
+    for first, *rest in body:
+        cells = "".join(f"<td>{escape(text)}</td>" for text in rest)
+        out.append(f'<tr><th scope="row">{escape(first)}</th>{cells}</tr>')
+    out.append("</tbody></table>")
+    return "\n".join(out)

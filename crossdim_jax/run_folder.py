@@ -1,0 +1,106 @@
+"""The run folder: what it was started with, and whether that is what is wanted now."""
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from crossdim_jax.errors import ConfigError, DataError
+from crossdim_jax.metric_writer import write_atomically
+
+CONFIG = "config.json"
+
+# Fields, as patterns for the whole dotted name, that change neither the batches nor the updates.
+HARMLESS = (
+    r"(.*\.)?log_every_steps",
+    r"(.*\.)?checkpoint_every_steps",
+    r"(.*\.)?keep",
+    r"(.*\.)?num_threads",
+    r"(.*\.)?workdir",
+    r"data\.cache",
+    r"(inference|evaluate|predict|report|mesh)(\..*)?",
+)
+
+
+def claim(
+    workdir: str | os.PathLike,
+    config: Mapping[str, Any],
+    *,
+    harmless: Sequence[str] = HARMLESS,
+    write: bool = True,
+) -> Path:
+    """Makes the folder of a run, or checks that it is the folder of this run.
+
+    Args:
+      workdir: made if it does not exist.
+      config: plain values that JSON can hold.
+      harmless: patterns (`re.fullmatch`) of dotted field names that may change on a resume.
+      write: False only checks: on all processes but the first.
+
+    Returns:
+      the path of its `config.json`, which holds `config` as it is now.
+
+    Raises:
+      ConfigError: the folder is of a run with another config; the message lists every difference.
+      DataError: the folder cannot be written.
+    """
+    workdir = Path(workdir)
+    path = workdir / CONFIG
+    config = json.loads(json.dumps(config))  # tuples become lists, as they will be when read
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            _refuse_other(path, config, harmless)
+        if write:
+            write_atomically(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    except OSError as error:
+        raise DataError(
+            f"{workdir}: the run folder cannot be written ({error.strerror or error}); choose "
+            "another --workdir or make room"
+        ) from error
+    return path
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Dotted field name -> (old, new) where two configs differ; `MISSING` for no such field."""
+    old, new = _flatten(old), _flatten(new)
+    return {
+        name: (old.get(name, MISSING), new.get(name, MISSING))
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name, MISSING) != new.get(name, MISSING)
+    }
+
+
+MISSING = "(absent)"
+
+
+def _refuse_other(path: Path, config: Mapping[str, Any], harmless: Sequence[str]) -> None:
+    try:
+        old = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(
+            f"{path}: not readable JSON ({error}); put it back or start in a new folder"
+        ) from error
+    found = {
+        name: change
+        for name, change in differences(old, config).items()
+        if not any(re.fullmatch(pattern, name) for pattern in harmless)
+    }
+    if found:
+        lines = "\n".join(f"  {name}: {was!r} -> {now!r}" for name, (was, now) in found.items())
+        raise ConfigError(
+            f"{path.parent}: this folder holds a run with another config (there -> now):\n{lines}\n"
+            "To go on with that run use its config; for a new run give another --workdir."
+        )
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

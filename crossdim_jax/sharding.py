@@ -1,0 +1,117 @@
+"""The device mesh: batches over `data`, the depth of a volume over `depth`, parameters everywhere.
+
+Arrays are placed with `NamedSharding` on an `Auto` mesh and `jit` does the rest; nothing in the
+models, the losses or the step knows how many devices there are.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from crossdim_jax.errors import ConfigError
+
+AXES = ("data", "depth")
+
+
+def make_mesh(
+    data: int = -1, depth: int = 1, *, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """A mesh of `data x depth` devices.
+
+    Args:
+      data: devices that share the samples of a batch; -1 takes all that `depth` leaves.
+      depth: devices that share the depth (first spatial axis) of each volume.
+      devices: default all; only the first `data * depth` are used.
+
+    Raises ConfigError if there are not enough devices or they do not divide.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    count = len(devices)
+    if depth < 1 or (data < 1 and data != -1):
+        raise ConfigError(
+            f"mesh data={data}, depth={depth}: expected depth >= 1 and data >= 1, or data=-1 for "
+            "all remaining devices"
+        )
+    if data == -1:
+        if count % depth:
+            fits = ", ".join(str(d) for d in _divisors(count))
+            raise ConfigError(f"mesh depth={depth} does not divide {count} devices; fits: {fits}")
+        data = count // depth
+    if data * depth > count:
+        raise ConfigError(
+            f"mesh data={data} x depth={depth} needs {data * depth} devices, found {count}; "
+            "lower one of them, or use data=-1 for all remaining devices"
+        )
+    return jax.make_mesh(
+        (data, depth), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices[: data * depth]
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of parameters and metrics: a copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batched(mesh: Mesh) -> NamedSharding:
+    """The sharding of `(batch, depth, ...)` arrays."""
+    return NamedSharding(mesh, PartitionSpec(*AXES))
+
+
+def check_batch(
+    mesh: Mesh, batch_size: int, spatial: Sequence[int], *, accumulate: int = 1
+) -> None:
+    """Raises ConfigError, naming the sizes that fit, if a global batch does not divide.
+
+    Args:
+      mesh: from `make_mesh`.
+      batch_size: samples of the global batch.
+      spatial: the patch, depth first.
+      accumulate: micro-batches per step.
+    """
+    data, depth = mesh.shape["data"], mesh.shape["depth"]
+    if accumulate < 1 or batch_size < 1 or batch_size % (data * accumulate):
+        unit = data * max(accumulate, 1)
+        raise ConfigError(
+            f"batch_size={batch_size} does not divide over data={data} devices x "
+            f"accumulate={accumulate} micro-batches; fits: {_nearest(batch_size, unit)}"
+        )
+    if spatial[0] % depth:
+        raise ConfigError(
+            f"patch depth {spatial[0]} does not divide over depth={depth} devices; "
+            f"fits: {_nearest(spatial[0], depth)}"
+        )
+
+
+def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Global device arrays from this process's part of a batch.
+
+    Args:
+      batch: numpy arrays `(b / processes, depth, ...)`.
+      mesh: from `make_mesh`.
+
+    Raises ConfigError, naming the sizes that fit, if batch or depth do not divide.
+    """
+    sharding = batched(mesh)
+    first = next(iter(batch.values()))
+    check_batch(mesh, first.shape[0] * jax.process_count(), first.shape[1:])
+    return {
+        name: jax.make_array_from_process_local_data(sharding, np.asarray(array))
+        for name, array in batch.items()
+    }
+
+
+def abstract_like(tree: Any) -> Any:
+    """Shapes, dtypes and shardings of a tree of arrays, without the arrays."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+def _divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
+def _nearest(size: int, unit: int) -> str:
+    below = size // unit * unit
+    return " or ".join(str(s) for s in (below, below + unit) if s > 0)

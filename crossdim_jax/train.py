@@ -1,0 +1,205 @@
+"""The training step and its start: pure functions of arrays.
+
+`init_state` makes the first `TrainState`, `make_train_step` the function from one state to the
+next, `jit_step` compiles it for a mesh. The loop around them is in `loop.py`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from crossdim_jax import losses, models, optim, sharding
+from crossdim_jax import params as params_lib
+from crossdim_jax.train_state import TrainState, step_key
+
+Batch = Mapping[str, jax.Array]
+Step = Callable[[TrainState, Batch], tuple[TrainState, losses.Sums]]
+
+
+def init_state(
+    model: Any,
+    optimizer: optim.Optimizer,
+    sample_shape: Sequence[int],
+    mesh: jax.sharding.Mesh,
+    *,
+    seed: int,
+    weights: params_lib.Weights | None = None,
+    skip: Sequence[str] = (),
+    say: Callable[[str], None] | None = print,
+) -> TrainState:
+    """The state before the first step, on the mesh.
+
+    The parameters are drawn and their overview shown, ported weights put in, and only then the
+    optimiser is started, so that its state and the slow weights begin from the ported values.
+
+    Args:
+      model: a Linen module, `apply(variables, image, train=bool) -> logits (b, *spatial, k)`.
+      optimizer: from `optim.make`.
+      sample_shape: `(b, *spatial, channels)` of an image that the model accepts.
+      mesh: from `sharding.make_mesh`.
+      seed: of the initial parameters.
+      weights: ported weights, see `params.merge`.
+      skip: patterns of paths that keep their drawn value, see `params.merge`.
+      say: shows the overview; None shows nothing.
+
+    Raises:
+      WeightsError: the weights do not fit the model.
+      ConfigError: a pattern of the optimiser matches no parameter.
+    """
+
+    say = say if say is not None and jax.process_index() == 0 else (lambda text: None)
+    variables = models.init(model, seed, tuple(sample_shape))
+    say(overview(variables))
+    everywhere = sharding.replicated(mesh)
+    variables = jax.device_put(variables, everywhere)
+    if weights is not None:
+        variables, report = params_lib.merge(variables, weights, skip=skip)
+        say(f"{weights.name}: {report}")
+
+    def start(variables):
+        params = optimizer.wrap(variables["params"])
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            batch_stats=variables.get("batch_stats", {}),
+            opt_state=optimizer.tx.init(params),
+        )
+
+    return jax.jit(start, out_shardings=everywhere)(dict(variables))
+
+
+def overview(variables: Mapping[str, Any]) -> str:
+    """A table of the number of parameters by top module.
+
+    Args:
+      variables: `{"params": ...}`, arrays or `jax.ShapeDtypeStruct`.
+    """
+    counts = {name: _size(tree) for name, tree in variables["params"].items()}
+    counts["total"] = sum(counts.values())
+    width = max(map(len, counts))
+    lines = [f"  {name:<{width}}  {count:>12,}" for name, count in counts.items()]
+    statistics = _size(variables.get("batch_stats", {}))
+    if statistics:
+        lines.append(f"  and {statistics:,} running statistics")
+    return "\n".join(["parameters", *lines])
+
+
+def _size(tree: Any) -> int:
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def make_train_step(
+    model: Any,
+    optimizer: optim.Optimizer,
+    loss: Callable[..., losses.Sums],
+    *,
+    seed: int,
+    accumulate: int = 1,
+    region_weights: np.ndarray | None = None,
+) -> Step:
+    """The pure function `(state, batch) -> (state, metrics)`.
+
+    The gradient is that of the batch's mean loss, `sum / count`, taken at the fast parameters.
+    With `accumulate`, micro-batches follow each other within the step: sums and gradients of sums
+    are added up and divided once, so the update is that of the whole batch up to float32
+    rounding. Two things do depend on it: a batch norm sees a micro-batch at a time (its running
+    statistics are updated by each in turn), and dropout draws anew for each.
+
+    Args:
+      model: a Linen module, `apply(variables, image, train=True, rngs={"dropout": key},
+        mutable=["batch_stats"]) -> logits (b, *spatial, k), changes`.
+      optimizer: from `optim.make`.
+      loss: from `losses.LOSSES`.
+      seed: dropout draws from it and the step.
+      accumulate: micro-batches per step; must divide the batch.
+      region_weights: `(k,)`, see `losses.sample_weights`.
+
+    Returns:
+      a function of a `TrainState` and `{"image": (b, *spatial, c), "target": (b, *spatial, k)}`;
+      its metrics are name -> `(sum, count)`: the loss and its terms, `dice` by region,
+      `grad_norm`, `learning_rate`.
+    """
+
+    def sum_loss(params, batch_stats, image, target, key):
+        variables = {"params": params}
+        if batch_stats:
+            variables["batch_stats"] = batch_stats
+        logits, changes = model.apply(
+            variables, image, train=True, rngs={"dropout": key}, mutable=["batch_stats"]
+        )
+        metrics = loss(logits, target, region_weights)
+        metrics = metrics | losses.hard_dice(logits, target, region_weights)
+        return metrics["loss"][0], (metrics, changes.get("batch_stats", {}))
+
+    gradients = _in_parts(jax.grad(sum_loss, has_aux=True), accumulate)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, losses.Sums]:
+        grads, metrics, batch_stats = gradients(
+            optim.fast(state.params), state.batch_stats, batch, step_key(seed, state.step)
+        )
+        count = jnp.maximum(metrics["loss"][1], 1e-8)  # nothing labelled: no gradient, not NaN
+        grads = jax.tree.map(lambda g: g / count, grads)
+        updates, opt_state = optimizer.tx.update(grads, state.opt_state, state.params)
+        one = jnp.ones(())
+        metrics |= {
+            "grad_norm": (optax.tree.norm(grads), one),
+            "learning_rate": (jnp.asarray(optimizer.learning_rate(state.step), jnp.float32), one),
+        }
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+
+    return train_step
+
+
+def _in_parts(gradient: Callable, accumulate: int) -> Callable:
+    """`(params, batch_stats, batch, key) -> gradient, metrics, batch_stats`, all of them sums."""
+
+    def whole(params, batch_stats, batch, key):
+        grads, (metrics, stats) = gradient(
+            params, batch_stats, batch["image"], batch["target"], jax.random.fold_in(key, 0)
+        )
+        return grads, metrics, stats
+
+    def in_parts(params, batch_stats, batch, key):
+        def one(carry, part):
+            grads, stats = carry
+            index, image, target = part
+            more, (metrics, stats) = gradient(
+                params, stats, image, target, jax.random.fold_in(key, index)
+            )
+            return (jax.tree.map(jnp.add, grads, more), stats), metrics
+
+        parts = (
+            jnp.arange(accumulate),
+            _split(batch["image"], accumulate),
+            _split(batch["target"], accumulate),
+        )
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        (grads, stats), metrics = jax.lax.scan(one, (zeros, batch_stats), parts)
+        return grads, jax.tree.map(lambda x: x.sum(0), metrics), stats
+
+    return whole if accumulate == 1 else in_parts
+
+
+def _split(array: jax.Array, parts: int) -> jax.Array:
+    """`(b, ...)` -> `(parts, b / parts, ...)`.
+
+    Part i takes samples i, i + parts, ...: each device cuts up its own samples, none travels.
+    """
+    batch, *rest = array.shape
+    return array.reshape(batch // parts, parts, *rest).swapaxes(0, 1)
+
+
+def jit_step(step: Step, mesh: jax.sharding.Mesh) -> Step:
+    """Compiles a step for a mesh; the state passed to it is donated and cannot be used again."""
+    everywhere = sharding.replicated(mesh)
+    return jax.jit(
+        step,
+        in_shardings=(everywhere, sharding.batched(mesh)),
+        out_shardings=(everywhere, everywhere),
+        donate_argnums=0,
+    )

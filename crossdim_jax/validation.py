@@ -1,0 +1,77 @@
+"""Validation during training: Dice per region over whole cases."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from crossdim_jax.metric_writer import Totals
+
+
+class ValidationCase(Protocol):
+    """What the loop asks of a case: `data.cache.CachedCase` is one.
+
+    Attributes:
+      id: for messages.
+      image: `(z, y, x, c)`.
+      label: `(z, y, x)`, in the convention of the files.
+    """
+
+    id: str
+    image: np.ndarray
+    label: np.ndarray
+
+
+Predict = Callable[[Any, np.ndarray], np.ndarray]
+Encode = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Validation:
+    """How to validate.
+
+    Attributes:
+      cases: whole images and labels.
+      predict: `(variables, image (z, y, x, c) float32) -> probabilities (z, y, x, k)`.
+      encode: `label -> targets (z, y, x, k), region weights (k,)`; weight 0 is not counted.
+      from_dice: validation starts once an epoch's mean training Dice exceeds this; 0 for at once.
+      every_epochs: and is then made every so many epochs, and at the end of the training.
+      threshold: on the probabilities.
+    """
+
+    cases: Sequence[ValidationCase]
+    predict: Predict
+    encode: Encode
+    from_dice: float = 0.85
+    every_epochs: int = 1
+    threshold: float = 0.5
+
+
+def validate(
+    variables: Any, validation: Validation, should_stop: Callable[[], bool] = lambda: False
+) -> np.ndarray | None:
+    """Mean Dice per region over whole cases, `(k,)`; None if it was stopped half-way.
+
+    A region empty in both truth and prediction scores 1.
+    """
+    totals = Totals()
+    for case in validation.cases:
+        if should_stop():
+            return None
+        try:
+            image = np.asarray(case.image, np.float32)
+            targets, weights = validation.encode(np.asarray(case.label))
+            predicted = np.asarray(validation.predict(variables, image)) > validation.threshold
+            if predicted.shape != targets.shape:
+                raise ValueError(f"predicted {predicted.shape}, expected {targets.shape}")
+        except Exception as error:
+            error.add_note(f"while validating case {case.id}")
+            raise
+        axes = tuple(range(targets.ndim - 1))
+        truth = targets > 0
+        overlap, size = (predicted & truth).sum(axes), predicted.sum(axes) + truth.sum(axes)
+        dice = np.where(size > 0, 2 * overlap / np.maximum(size, 1), 1.0)
+        counted = np.asarray(weights) > 0
+        totals.add({"dice": (dice * counted, counted)})
+    return totals.mean("dice")

@@ -1,0 +1,221 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from crossdim_jax.challenges.brats import BraTS
+from crossdim_jax.errors import ConfigError, DataError, ManyErrors
+
+FOUR = ("flair", "t1", "t1ce", "t2")
+GLI = ("t2f", "t1n", "t1c", "t2w")
+
+
+def ids(cases):
+    return [case.id for case in cases]
+
+
+@pytest.mark.parametrize(
+    ("layout", "name", "endings", "separator", "suffix"),
+    [
+        ("2020", "BraTS20_Training_001", FOUR, "_", ".nii"),
+        ("2020", "BraTS20_Training_001", FOUR, "_", ".nii.gz"),
+        ("2021", "BraTS2021_00000", FOUR, "_", ".nii.gz"),
+        ("2023", "BraTS-GLI-00001-000", GLI, "-", ".nii.gz"),
+    ],
+)
+@pytest.mark.parametrize("named", [False, True])
+def test_every_release_is_found(
+    tmp_path, write_case, layout, name, endings, separator, suffix, named
+):
+    write_case(tmp_path, name, endings, separator=separator, suffix=suffix)
+    convention = "2023" if layout == "2023" else "auto"
+    challenge = BraTS(layout=layout if named else "auto", convention=convention)
+    [case] = challenge.cases(tmp_path, labelled=True)
+    assert case.id == name and challenge.layout == layout
+    assert [path.name for path in case.images] == [f"{name}{separator}{e}{suffix}" for e in endings]
+    assert case.label.name == f"{name}{separator}seg{suffix}"
+    # The network sees the channels in one order, whatever a release calls them.
+    loaded = challenge.load(case)
+    np.testing.assert_array_equal(loaded.image[0, 0, 0], [1, 2, 3, 4])
+    assert challenge.modalities == FOUR
+
+
+def test_the_plain_layout_takes_modalities_and_convention_from_the_user(tmp_path, write_case):
+    write_case(tmp_path, "pat0003", ("flair", "t1ce"), labels=(1, 2, 3, 4))
+    write_case(tmp_path, "pat0004", ("flair", "t1ce"), suffix=".nii", labels=(3,))
+    challenge = BraTS("plain", "2015", ("t1ce", "flair"))
+    cases = challenge.cases(tmp_path, labelled=True)
+    assert ids(cases) == ["pat0003", "pat0004"]
+    np.testing.assert_array_equal(challenge.load(cases[0]).image[0, 0, 0], [2, 1])
+    with pytest.raises(ConfigError, match="set modalities and convention"):
+        BraTS("plain", modalities=("flair",))
+    with pytest.raises(ConfigError, match="set modalities and convention"):
+        BraTS("plain", "2015")
+
+
+def test_the_decathlon(tmp_path, write_msd):
+    write_msd(tmp_path, ["BRATS_002", "BRATS_001"])
+    write_msd(tmp_path, ["BRATS_500"], labels=None, folder="imagesTs")
+    modality = {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"}
+    (tmp_path / "dataset.json").write_text(json.dumps({"modality": modality}))
+    challenge = BraTS()
+    cases = challenge.cases(tmp_path, labelled=True)
+    assert ids(cases) == ["BRATS_001", "BRATS_002"] and challenge.layout == "msd"
+    case = challenge.load(cases[0])
+    assert case.image.shape == (5, 6, 7, 4) and case.label.shape == (5, 6, 7)
+    np.testing.assert_array_equal(case.image[0, 0, 0], [1, 2, 3, 4])
+    # Without labels asked for, the images that the decathlon means to be predicted.
+    [new] = challenge.cases(tmp_path, labelled=False)
+    assert new.id == "BRATS_500" and new.label is None
+    assert challenge.load(new).label is None
+    assert ids(BraTS().cases(tmp_path / "imagesTs", labelled=False)) == ["BRATS_500"]
+
+
+def test_the_decathlons_description_must_agree(tmp_path, write_msd):
+    write_msd(tmp_path, ["BRATS_001"])
+    (tmp_path / "dataset.json").write_text('{"modality": {"0": "T2w", "1": "T1w"}}')
+    with pytest.raises(DataError, match=r"dataset.json: modalities are \['T2w', 'T1w'\]"):
+        BraTS().cases(tmp_path, labelled=True)
+    (tmp_path / "dataset.json").write_text("{")
+    with pytest.raises(DataError, match="dataset.json: cannot be understood"):
+        BraTS().cases(tmp_path, labelled=True)
+
+
+def test_decathlon_faults(tmp_path, write_msd):
+    write_msd(tmp_path, ["BRATS_001"], channels=2)
+    write_msd(tmp_path, ["BRATS_002"], labels=None)
+    challenge, errors = BraTS(), []
+    [case] = challenge.cases(tmp_path, labelled=True, errors=errors)
+    assert [name for name, _ in errors] == ["BRATS_002"] and "labelsTr" in errors[0][1]
+    with pytest.raises(DataError, match="BRATS_001.nii.gz: has 2 channels, expected 4: FLAIR"):
+        challenge.load(case)
+
+
+def test_a_selection_of_modalities(tmp_path, write_case, write_msd):
+    write_case(tmp_path / "a", "BraTS-GLI-00001-000", GLI, separator="-")
+    write_msd(tmp_path / "b", ["BRATS_001"])
+    for root, names in (("a", ("t2", "flair")), ("b", ("T2w", "FLAIR")), ("a", ("t2w", "t2f"))):
+        challenge = BraTS(modalities=names, convention="2023" if root == "a" else "auto")
+        [case] = challenge.cases(tmp_path / root, labelled=True)
+        assert challenge.modalities == ("t2", "flair")
+        np.testing.assert_array_equal(challenge.load(case).image[0, 0, 0], [4, 1])
+    with pytest.raises(ConfigError, match="unknown modalities pd; known: flair"):
+        BraTS(modalities=("pd",))
+    with pytest.raises(ConfigError, match="different names"):
+        BraTS(modalities=("t2", "t2"))
+
+
+def test_a_root_that_is_itself_one_case(tmp_path, write_case):
+    folder = write_case(tmp_path, "BraTS2021_00000", FOUR)
+    (folder / "backup").mkdir()
+    (folder / "backup" / "old_flair.nii.gz").write_bytes(b"x")
+    [case] = BraTS().cases(folder, labelled=True)
+    assert case.id == "BraTS2021_00000"
+    shutil.rmtree(folder / "backup")
+    [case] = BraTS().cases(folder.rename(tmp_path / "renamed"), labelled=True)
+    assert case.id == "BraTS2021_00000" and case.images[0].parent.name == "renamed"
+
+
+def test_files_of_several_cases_in_one_folder_are_refused(tmp_path, write_case):
+    for name in ("pat1", "pat2"):
+        for path in write_case(tmp_path, name, ("flair",)).iterdir():
+            path.rename(tmp_path / path.name)
+        (tmp_path / name).rmdir()
+    with pytest.raises(DataError, match="files of 2 cases .pat1, pat2, .* lie together"):
+        BraTS("plain", "2015", ("flair",)).cases(tmp_path, labelled=True)
+
+
+def test_hidden_and_foreign_files_are_harmless(tmp_path, write_case):
+    folder = write_case(tmp_path, "BraTS2021_00000", FOUR)
+    for place in (tmp_path, folder):
+        (place / ".DS_Store").write_bytes(b"x")
+        (place / "._BraTS2021_00000_flair.nii.gz").write_bytes(b"x")
+        (place / "survival.csv").write_text("x")
+        (place / "BraTS2021_00000_flair.nii.gz.part").write_text("x")
+    (folder / "BraTS2021_00000_mask.nii.gz").write_bytes(b"x")
+    (tmp_path / ".trash").mkdir()
+    (tmp_path / "predictions").mkdir()
+    (tmp_path / "predictions" / "BraTS2021_00000.nii.gz").write_bytes(b"x")
+    assert ids(BraTS().cases(tmp_path, labelled=True)) == ["BraTS2021_00000"]
+
+
+def test_patients_of_several_visits(tmp_path, write_case):
+    for name in ("BraTS-GLI-00001-001", "BraTS-GLI-00001-000", "BraTS-GLI-00002-000"):
+        write_case(tmp_path, name, GLI, separator="-")
+    cases = BraTS("2023").cases(tmp_path, labelled=True)
+    assert ids(cases) == sorted(ids(cases))
+    assert [case.patient[-5:] for case in cases] == ["00001", "00001", "00002"]
+
+
+def test_a_missing_modality_names_case_expectation_and_finding(tmp_path, write_case):
+    write_case(tmp_path, "BraTS2021_00000", FOUR)
+    write_case(tmp_path, "BraTS2021_00001", ("flair", "t1", "t2"))
+    write_case(tmp_path, "BraTS2021_00002", FOUR, labels=None)
+    (tmp_path / "BraTS2021_00003").mkdir()
+    with pytest.raises(ManyErrors) as error:
+        BraTS().cases(tmp_path, labelled=True)
+    found = dict(error.value.failures)
+    assert list(found) == ["BraTS2021_00001", "BraTS2021_00002", "BraTS2021_00003"]
+    first = found["BraTS2021_00001"]
+    assert first.startswith("no modality 't1ce': expected BraTS2021_00001_t1ce.nii.gz (or .nii) in")
+    assert "found: BraTS2021_00001_flair.nii.gz, BraTS2021_00001_seg.nii.gz" in first
+    assert found["BraTS2021_00002"].startswith("no label: expected BraTS2021_00002_seg.nii.gz")
+    assert "found: nothing" in found["BraTS2021_00003"]
+    # To predict, a label is not needed, and the faulty cases do not stop the others.
+    errors = []
+    cases = BraTS().cases(tmp_path, labelled=False, errors=errors)
+    assert ids(cases) == ["BraTS2021_00000", "BraTS2021_00002"]
+    assert [name for name, _ in errors] == ["BraTS2021_00001", "BraTS2021_00003"]
+
+
+def test_a_file_named_after_another_case_is_a_fault(tmp_path, write_case):
+    folder = write_case(tmp_path, "pat1", ("flair", "t1ce"))
+    (folder / "pat1_t1ce.nii.gz").rename(folder / "pat9_t1ce.nii.gz")
+    with pytest.raises(ManyErrors, match="pat1: no modality 't1ce'.*pat9_t1ce.nii.gz"):
+        BraTS("plain", "2015", ("flair", "t1ce")).cases(tmp_path, labelled=True)
+
+
+@pytest.mark.parametrize("layout", ["auto", "2020", "2021", "2023", "msd", "plain"])
+def test_a_root_without_cases(tmp_path, layout):
+    (tmp_path / "readme.txt").write_text("x")
+    challenge = BraTS(layout, "2015", ("flair",))
+    with pytest.raises(DataError, match=f"{tmp_path}: .*found: readme.txt"):
+        challenge.cases(tmp_path, labelled=True)
+    with pytest.raises(DataError, match="there is no such folder"):
+        challenge.cases(tmp_path / "absent", labelled=True)
+    with pytest.raises(DataError, match="readme.txt: is a file"):
+        challenge.cases(tmp_path / "readme.txt", labelled=True)
+
+
+def test_cases_one_folder_down_are_hinted_at(tmp_path, write_case):
+    write_case(tmp_path / "Training", "BraTS2021_00000", FOUR)
+    for layout in ("auto", "2021"):
+        with pytest.raises(DataError, match=f"in {tmp_path}/Training: make that the root"):
+            BraTS(layout).cases(tmp_path, labelled=True)
+
+
+def test_what_names_do_not_tell_is_not_guessed(tmp_path, write_case):
+    write_case(tmp_path / "gli", "BraTS-GLI-00001-000", GLI, separator="-")
+    with pytest.raises(ConfigError, match="set convention to '2023' or '2024'"):
+        BraTS().cases(tmp_path / "gli", labelled=True)
+    assert BraTS("2023").convention == "2023"
+    assert BraTS("2023", "2024").convention == "2024"
+    # BraTS endings, but not a BraTS name: whose labels are these?
+    write_case(tmp_path / "own", "pat1", FOUR)
+    with pytest.raises(DataError, match="set layout to 'plain'"):
+        BraTS().cases(tmp_path / "own", labelled=True)
+    write_case(tmp_path / "gli", "BraTS2021_00000", FOUR)
+    with pytest.raises(ConfigError, match="cases of different layouts"):
+        BraTS().cases(tmp_path / "gli", labelled=True)
+
+
+def test_the_real_folders(shared_data):
+    [case] = BraTS().cases(shared_data / "brats2021", labelled=True)
+    assert case.id == "BraTS2021_06692"
+    [case] = BraTS().cases(shared_data / "brats2021" / case.id, labelled=True)
+    assert case.id == "BraTS2021_06692"
+    plain = BraTS("plain", "2015", ("flair", "t1ce")).cases(
+        shared_data / "brats2015", labelled=True
+    )
+    assert ids(plain) == ["pat0003", "pat0004", "pat0005", "pat0006"]

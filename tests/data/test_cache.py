@@ -1,0 +1,254 @@
+import concurrent.futures
+import dataclasses
+import gzip
+import os
+import threading
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from crossdim_jax import challenges
+from crossdim_jax.data import cache, preprocess
+from crossdim_jax.errors import ConfigError, DataError, ManyErrors
+
+
+def build(challenge, root, cache_root, **kwargs):
+    files = challenge.cases(root, labelled=True)
+    return cache.build(challenge, files, cache_root, progress=False, **kwargs)
+
+
+def test_the_cache_holds_what_preprocessing_gives(challenge, phantom_folder, cached):
+    for files, entry in zip(challenge.cases(phantom_folder, labelled=True), cached, strict=True):
+        prepared = preprocess.preprocess(challenge.load(files))
+        np.testing.assert_array_equal(entry.image, prepared.image)
+        np.testing.assert_array_equal(entry.label, prepared.label)
+        assert entry.id == files.id and entry.patient == files.patient
+        assert entry.bbox == prepared.bbox and entry.full_shape == prepared.full_shape
+        assert entry.spacing_mm == prepared.spacing_mm
+        assert entry.shape == prepared.image.shape[:3]
+        assert isinstance(entry.image, np.memmap) and not entry.image.flags.writeable
+
+
+def test_foreground_is_every_voxel_of_a_region(challenge, cached):
+    for entry in cached:
+        inside = challenge.encode(np.asarray(entry.label))[0].any(axis=-1)
+        np.testing.assert_array_equal(entry.foreground, np.argwhere(inside))
+
+
+def test_a_large_foreground_is_sampled_the_same_way_every_time(
+    challenge, phantom_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(cache, "MAX_FOREGROUND", 50)
+    one = build(challenge, phantom_folder, tmp_path / "a")[0]
+    two = build(challenge, phantom_folder, tmp_path / "b")[0]
+    np.testing.assert_array_equal(one.foreground, two.foreground)
+    assert len(np.unique(one.foreground, axis=0)) == 50
+    assert (np.asarray(one.label)[tuple(one.foreground.T)] > 0).all()
+
+
+def test_a_case_is_decoded_once(challenge, phantom_folder, tmp_path, monkeypatch):
+    first = build(challenge, phantom_folder, tmp_path / "cache")
+
+    def refuse(files):
+        raise AssertionError("decoded again")
+
+    monkeypatch.setattr(challenge, "load", refuse)
+    assert build(challenge, phantom_folder, tmp_path / "cache") == first
+
+
+def test_the_cases_come_in_the_order_asked_for(challenge, phantom_folder, tmp_path):
+    files = challenge.cases(phantom_folder, labelled=True)[::-1]
+    entries = cache.build(challenge, files, tmp_path, progress=False, num_threads=3)
+    assert [entry.id for entry in entries] == [case.id for case in files]
+
+
+def test_the_key_covers_everything_the_content_depends_on(
+    challenge, own_phantoms, tmp_path, monkeypatch
+):
+    files = challenge.cases(own_phantoms, labelled=True)[0]
+    keys = [cache.key(challenge, files, "float32")]
+
+    def changed():
+        keys.append(cache.key(challenge, files, "float32"))
+        return keys[-1] not in keys[:-1]
+
+    assert not changed(), "the key must not change by itself"
+    keys.pop()
+    assert cache.key(challenge, files, "float16") not in keys
+    for path in (files.images[2], files.label):
+        status = path.stat()
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+        assert changed(), path
+        path.write_bytes(path.read_bytes() + b"\0")
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+        assert changed(), path
+    files = dataclasses.replace(files, label=None)
+    assert changed()
+    files = dataclasses.replace(files, patient="someone else")
+    assert changed()
+    files = dataclasses.replace(files, images=files.images[::-1])
+    assert changed()
+    monkeypatch.setattr(challenge, "fingerprint", lambda: {"convention": "another"})
+    assert changed()
+    monkeypatch.setitem(preprocess.PARAMETERS, "margin", 1)
+    assert changed()
+    monkeypatch.setattr(cache, "CACHE_VERSION", 0)
+    assert changed()
+
+
+def test_a_changed_source_is_decoded_again(challenge, own_phantoms, tmp_path):
+    before = build(challenge, own_phantoms, tmp_path / "cache")
+    path = own_phantoms / "Phantom_001" / "Phantom_001_seg.nii.gz"
+    label = nib.load(path)
+    nib.save(nib.Nifti1Image(np.zeros(label.shape, np.uint8), label.affine, label.header), path)
+    after = build(challenge, own_phantoms, tmp_path / "cache")
+    assert [a == b for a, b in zip(before, after, strict=True)] == [True, False, True, True]
+    assert not after[1].label.any() and after[1].foreground.shape == (0, 3)
+
+
+def test_half_precision_is_the_same_rounded(challenge, phantom_folder, cached, tmp_path):
+    half = build(challenge, phantom_folder, tmp_path, dtype="float16")
+    assert half[0].image.dtype == np.float16
+    np.testing.assert_array_equal(half[0].image, cached[0].image.astype(np.float16))
+    with pytest.raises(ConfigError, match="dtype is 'int8'; known: float32, float16"):
+        build(challenge, phantom_folder, tmp_path, dtype="int8")
+
+
+def test_cases_without_label(challenge, own_phantoms, tmp_path):
+    (own_phantoms / "Phantom_000" / "Phantom_000_seg.nii.gz").unlink()
+    files = challenge.cases(own_phantoms, labelled=False)
+    entries = cache.build(challenge, files, tmp_path / "cache", progress=False)
+    assert entries[0].label is None and len(entries[0].foreground) == 0
+    assert entries[1].label is not None
+
+
+def test_all_bad_cases_are_reported_at_once_and_the_good_ones_kept(
+    challenge, own_phantoms, tmp_path, monkeypatch
+):
+    truncated = own_phantoms / "Phantom_000" / "Phantom_000_t1.nii.gz"
+    truncated.write_bytes(truncated.read_bytes()[:500])
+    empty = own_phantoms / "Phantom_003" / "Phantom_003_flair.nii.gz"
+    image = nib.load(empty)
+    nib.save(nib.Nifti1Image(np.zeros(image.shape, np.int16), image.affine, image.header), empty)
+    with pytest.raises(ManyErrors, match="2 of 4 cases cannot be used") as error:
+        build(challenge, own_phantoms, tmp_path / "cache")
+    assert [case for case, _ in error.value.failures] == ["Phantom_000", "Phantom_003"]
+    assert str(truncated) in str(error.value) and str(empty) in str(error.value)
+    good = [case for case in challenge.cases(own_phantoms, labelled=True) if case.id[-1] in "12"]
+    monkeypatch.setattr(challenge, "load", None)
+    assert len(cache.build(challenge, good, tmp_path / "cache", progress=False)) == 2
+
+
+def test_an_unforeseen_error_in_one_case_is_reported_with_its_kind(
+    challenge, phantom_folder, tmp_path, monkeypatch
+):
+    def fail(files):
+        raise ZeroDivisionError("oh")
+
+    monkeypatch.setattr(challenge, "load", fail)
+    with pytest.raises(ManyErrors, match="Phantom_002: ZeroDivisionError: oh"):
+        build(challenge, phantom_folder, tmp_path)
+
+
+def test_a_root_that_cannot_be_made_is_named(challenge, phantom_folder, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DataError, match=f"{tmp_path}/file/cache: the cache cannot be written"):
+        build(challenge, phantom_folder, tmp_path / "file" / "cache")
+
+
+def test_a_full_disk_is_one_error_and_leaves_no_debris(
+    challenge, phantom_folder, tmp_path, monkeypatch
+):
+    def full(path, array, **_):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache.np, "save", full)
+    with pytest.raises(cache.CacheWriteError, match="the cache cannot be .*No space left") as error:
+        build(challenge, phantom_folder, tmp_path)
+    assert str(tmp_path) in str(error.value)
+    assert not isinstance(error.value, ManyErrors)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_build_is_finished_by_the_next(
+    challenge, phantom_folder, tmp_path, monkeypatch
+):
+    load, seen = challenge.load, []
+
+    def interrupted(files):
+        seen.append(files.id)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return load(files)
+
+    monkeypatch.setattr(challenge, "load", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build(challenge, phantom_folder, tmp_path, num_threads=1)
+    assert not list(tmp_path.glob(".*"))
+    monkeypatch.setattr(challenge, "load", load)
+    assert len(build(challenge, phantom_folder, tmp_path)) == 4
+
+
+def test_two_builds_at_once_agree(phantom_folder, tmp_path, monkeypatch):
+    ready = threading.Barrier(2)
+    store = cache._store
+
+    def together(*args):
+        ready.wait(20)
+        store(*args)
+
+    monkeypatch.setattr(cache, "_store", together)
+
+    def run(_):
+        challenge = challenges.get("phantom")
+        return build(challenge, phantom_folder, tmp_path, num_threads=1)
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        one, two = pool.map(run, range(2))
+    assert one == two
+    assert len(list(tmp_path.iterdir())) == 4
+    assert all(np.isfinite(entry.image).all() for entry in one)
+
+
+def test_a_damaged_entry_is_made_again(challenge, phantom_folder, tmp_path, cached):
+    entry = build(challenge, phantom_folder, tmp_path)[0]
+    path = entry.folder / "image.npy"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DataError, match="image.npy: the cached case cannot be read.*remove"):
+        _ = entry.image
+    again = build(challenge, phantom_folder, tmp_path)[0]
+    np.testing.assert_array_equal(again.image, cached[0].image)
+
+
+def test_leftovers_of_killed_runs_are_removed_but_not_those_of_running_ones(
+    challenge, phantom_folder, tmp_path
+):
+    for name, age in ((".old.tmp", 2 * 24 * 3600), (".new.tmp", 60)):
+        folder = tmp_path / name
+        folder.mkdir()
+        then = folder.stat().st_mtime - age
+        os.utime(folder, (then, then))
+    build(challenge, phantom_folder, tmp_path)
+    assert [path.name for path in tmp_path.glob(".*")] == [".new.tmp"]
+
+
+def test_nothing_in_the_cache_is_a_pickle(cached):
+    for path in cached[0].folder.glob("*.npy"):
+        np.load(path, allow_pickle=False)
+
+
+def test_real_cases(shared_data, tmp_path):
+    challenge = challenges.get(
+        "brats", layout="plain", convention="2015", modalities=("flair", "t1ce")
+    )
+    files = challenge.cases(shared_data / "brats2015", labelled=True)[:1]
+    [entry] = cache.build(challenge, files, tmp_path, progress=False)
+    assert entry.image.shape == (*entry.shape, 2) and entry.full_shape == (155, 240, 240)
+    assert np.prod(entry.shape) < 0.5 * np.prod(entry.full_shape)
+    assert 0 < len(entry.foreground) <= cache.MAX_FOREGROUND
+    truth = np.asanyarray(nib.load(files[0].label).dataobj)
+    full = preprocess.uncrop(np.asarray(entry.label), entry.bbox, entry.full_shape)
+    np.testing.assert_array_equal(full.transpose(2, 1, 0), truth)  # stored in LPS
+    assert gzip.open(files[0].label).read(4) == b"\x5c\x01\x00\x00"

@@ -1,0 +1,98 @@
+import nibabel as nib
+import numpy as np
+import pytest
+
+from crossdim_jax import challenges
+from crossdim_jax.data import preprocess
+
+
+@pytest.fixture
+def image(rng):
+    """Two channels; zero outside a box, negatives inside, and one channel a little smaller."""
+    image = np.zeros((9, 10, 11, 2), np.float32)
+    image[2:7, 3:9, 1:5] = rng.normal(40, 20, (5, 6, 4, 2))
+    image[2, 3, 1, 0] = -7
+    image[6, :, :, 1] = 0
+    return image
+
+
+def test_the_crop_is_the_smallest_box_with_everything_in_it(image):
+    assert preprocess.crop_to_brain(image) == ((2, 7), (3, 9), (1, 5))
+    # Each channel counts, and so do negative values.
+    single = np.zeros((5, 5, 5, 2), np.float32)
+    single[1, 2, 3, 1], single[4, 2, 0, 0] = -1, 1
+    assert preprocess.crop_to_brain(single) == ((1, 5), (2, 3), (0, 4))
+
+
+def test_a_margin_stays_inside_the_volume(image):
+    assert preprocess.crop_to_brain(image, margin=2) == ((0, 9), (1, 10), (0, 7))
+
+
+def test_an_empty_image_has_no_crop():
+    with pytest.raises(ValueError, match="every voxel"):
+        preprocess.crop_to_brain(np.zeros((2, 3, 4, 1), np.float32))
+
+
+def test_zscore_is_over_each_channels_own_non_zero_voxels(image):
+    result = preprocess.zscore(image)
+    assert result.dtype == np.float32
+    for channel in range(2):
+        inside = image[..., channel] != 0
+        assert not result[..., channel][~inside].any()
+        values = result[..., channel][inside].astype(np.float64)
+        assert values.mean() == pytest.approx(0, abs=1e-6)
+        assert values.std() == pytest.approx(1, abs=1e-6)
+
+
+def test_zscore_does_not_know_the_scanners_units(image):
+    np.testing.assert_allclose(
+        preprocess.zscore(image * np.float32(12.5)), preprocess.zscore(image), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0, 0.1])
+def test_a_constant_channel_becomes_zero(value):
+    image = np.zeros((3, 4, 5, 1), np.float32)
+    image[1:] = value
+    assert not preprocess.zscore(image).any()
+
+
+def test_uncrop_undoes_the_crop(image, rng):
+    label = np.zeros(image.shape[:3], np.uint8)
+    label[2:7, 3:9, 1:5] = rng.integers(0, 5, (5, 6, 4))
+    case = challenges.Case("a", "a", image, label, (1.0, 2.0, 3.0), geometry=None)
+    prepared = preprocess.preprocess(case)
+    assert prepared.image.shape == (5, 6, 4, 2) and prepared.image.dtype == np.float32
+    assert prepared.full_shape == (9, 10, 11) and prepared.spacing_mm == (1.0, 2.0, 3.0)
+    np.testing.assert_array_equal(
+        preprocess.uncrop(prepared.label, prepared.bbox, prepared.full_shape), label
+    )
+    with pytest.raises(ValueError, match="the crop has shape"):
+        preprocess.uncrop(prepared.label[1:], prepared.bbox, prepared.full_shape)
+
+
+def test_without_a_label_the_image_is_the_same(image):
+    label = np.ones(image.shape[:3], np.uint8)
+    with_label = challenges.Case("a", "a", image, label, (1.0, 1.0, 1.0), geometry=None)
+    without = challenges.Case("a", "a", image, None, (1.0, 1.0, 1.0), geometry=None)
+    np.testing.assert_array_equal(
+        preprocess.preprocess(with_label).image, preprocess.preprocess(without).image
+    )
+    assert preprocess.preprocess(without).label is None
+
+
+def test_a_prediction_on_a_real_case_lands_on_its_own_grid(tmp_path, shared_data):
+    challenge = challenges.get("brats")
+    [files] = challenge.cases(shared_data / "brats2021", labelled=True)
+    case = challenge.load(files)
+    prepared = preprocess.preprocess(case)
+    # int16 with small negatives from resampling: the crop must crop all the same.
+    assert case.image.min() < 0
+    assert np.prod(prepared.image.shape[:3]) < 0.4 * np.prod(case.image.shape[:3])
+    assert prepared.label.any()
+    full = preprocess.uncrop(prepared.label, prepared.bbox, prepared.full_shape)
+    path = challenge.write(tmp_path / "out.nii.gz", full, case.geometry)
+    written, truth, scan = nib.load(path), nib.load(files.label), nib.load(files.images[0])
+    np.testing.assert_array_equal(np.asanyarray(written.dataobj), np.asanyarray(truth.dataobj))
+    np.testing.assert_array_equal(written.affine, scan.affine)
+    assert nib.aff2axcodes(written.affine) == nib.aff2axcodes(scan.affine)

@@ -1,0 +1,106 @@
+import dataclasses
+import random
+
+import pytest
+
+from crossdim_jax.data import splits
+from crossdim_jax.errors import ConfigError, DataError
+
+
+@dataclasses.dataclass
+class Scan:
+    id: str
+    patient: str
+
+
+SCANS = [
+    Scan(f"BraTS-GLI-{p:05d}-{v:03d}", f"BraTS-GLI-{p:05d}") for p in range(11) for v in (0, 1)
+]
+PATIENT = {scan.id: scan.patient for scan in SCANS}
+KINDS = [
+    {"kind": "holdout", "fraction": 0.2, "seed": 3},
+    *({"kind": "kfold", "folds": 4, "fold": fold, "seed": 3} for fold in range(4)),
+]
+
+
+@pytest.mark.parametrize("settings", KINDS)
+def test_a_split_is_complete_disjoint_and_by_patient(settings):
+    split = splits.make(SCANS, **settings)
+    assert sorted(split.train + split.validation) == sorted(PATIENT)
+    assert not {PATIENT[i] for i in split.train} & {PATIENT[i] for i in split.validation}
+    assert split.train and split.validation
+
+
+@pytest.mark.parametrize("settings", KINDS)
+def test_the_order_of_the_input_does_not_matter(settings):
+    mixed = random.Random(0).sample(SCANS, len(SCANS))
+    assert splits.make(mixed, **settings) == splits.make(SCANS, **settings)
+
+
+def test_every_patient_validates_in_exactly_one_fold_and_folds_are_even():
+    folds = [splits.make(SCANS, kind="kfold", folds=4, fold=f).validation for f in range(4)]
+    assert sorted(sum(folds, [])) == sorted(PATIENT)
+    patients = [len({PATIENT[i] for i in fold}) for fold in folds]
+    assert max(patients) - min(patients) <= 1
+
+
+def test_a_hold_out_has_the_fraction_asked_for_and_at_least_one_patient():
+    names = [f"p{i}" for i in range(10)]
+    assert len(splits.holdout(names, 0.3, seed=0)[1]) == 3
+    assert len(splits.holdout(names, 0.01, seed=0)[1]) == 1
+    assert splits.holdout(names, 0, seed=0) == (sorted(names), [])
+    assert splits.make(SCANS, kind="all").validation == []
+
+
+def test_seeds_differ_and_the_choice_is_pinned():
+    names = [f"p{i}" for i in range(10)]
+    assert len({tuple(splits.holdout(names, 0.3, seed)[1]) for seed in range(5)}) > 1
+    # Written down here: a split must not change with a library or a Python version.
+    assert splits.holdout(names, 0.3, seed=0)[1] == PINNED
+
+
+PINNED = ["p2", "p4", "p7"]
+
+
+def test_an_explicit_validation_set():
+    wanted = ["BraTS-GLI-00003-001", "BraTS-GLI-00003-000"]
+    split = splits.make(SCANS, kind="fixed", validation=wanted)
+    assert split.validation == sorted(wanted) and len(split.train) == 20
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"kind": "nosuch"}, "split.kind is 'nosuch'; known: all, fixed, holdout, kfold"),
+        ({"fraction": 1.0}, "split.fraction is 1.0"),
+        ({"fraction": 0.99}, "none of 11 patients to train on"),
+        ({"kind": "kfold", "folds": 12}, "split.folds is 12; expected 2 to 11"),
+        ({"kind": "kfold", "folds": 1}, "split.folds is 1"),
+        ({"kind": "kfold", "fold": 5}, "split.fold is 5; expected 0 to 4"),
+        ({"kind": "fixed"}, "names no case"),
+        ({"kind": "fixed", "validation": ["x", "BraTS-GLI-00003-001"]}, "not there: x;"),
+        ({"kind": "fixed", "validation": list(PATIENT)}, "none is left to train on"),
+        ({"kind": "fixed", "validation": ["BraTS-GLI-00003-001"]}, "one patient: BraTS-GLI-00003"),
+    ],
+)
+def test_settings_that_cannot_be_met(settings, says):
+    with pytest.raises(ConfigError, match=says):
+        splits.make(SCANS, **settings)
+
+
+def test_ids_must_be_unique():
+    with pytest.raises(DataError, match="more than once: a"):
+        splits.make([Scan("a", "a"), Scan("a", "b"), Scan("c", "c")])
+
+
+def test_a_split_is_written_and_read_back(tmp_path):
+    split = splits.make(SCANS, seed=4)
+    path = split.write(tmp_path / "run" / "split.json")
+    assert splits.Split.read(path) == split
+    assert [p.name for p in path.parent.iterdir()] == ["split.json"]
+    (tmp_path / "bad.json").write_text('{"train": ["a"]}')
+    for name in ("bad.json", "absent.json"):
+        with pytest.raises(DataError, match=f"{name}: is not a split"):
+            splits.Split.read(tmp_path / name)
+    with pytest.raises(DataError, match="bad.json/split.json: cannot be written"):
+        split.write(tmp_path / "bad.json" / "split.json")

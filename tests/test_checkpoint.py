@@ -1,0 +1,143 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from crossdim_jax import checkpoint, optim, sharding, train
+from crossdim_jax.checkpoint import Checkpointer
+from crossdim_jax.errors import DataError
+from tests import toy
+
+SHAPE = (1, 8, 6, 4, 1)
+
+
+@pytest.fixture(scope="module")
+def first():
+    """A state with a batch norm, lookahead and a frozen part, on the host."""
+    optimizer = optim.make(freeze=["encoder/.*"])
+    mesh = sharding.make_mesh(1, 1)
+    state = train.init_state(toy.ToyNet(norm=True), optimizer, SHAPE, mesh, seed=0, say=None)
+    return jax.device_get(state)
+
+
+def at_step(state, step, mesh=None):
+    """The state of another step, its slow weights unlike the fast ones."""
+    slow = jax.tree.map(lambda x: x + step, state.params.slow)
+    state = state._replace(step=np.int32(step), params=state.params._replace(slow=slow))
+    return jax.device_put(state, sharding.replicated(mesh or sharding.make_mesh(1, 1)))
+
+
+def assert_equal(one, other):
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@pytest.mark.parametrize(("written_on", "read_on"), [((1, 1), (2, 2)), ((4, 1), (1, 1))])
+def test_a_state_comes_back_whole_on_any_devices(tmp_path, first, written_on, read_on):
+    state = at_step(first, 3, sharding.make_mesh(*written_on))
+    with Checkpointer(tmp_path) as checkpoints:
+        checkpoints.save(state, {"data": {"position": 3}, "score": 0.1})
+    mesh = sharding.make_mesh(*read_on)
+    with Checkpointer(tmp_path) as checkpoints:
+        restored, meta = checkpoints.restore_latest(at_step(first, 0, mesh))
+    assert_equal(restored, state)
+    assert meta == {"data": {"position": 3}, "score": 0.1}
+    for leaf in jax.tree.leaves(restored):
+        assert leaf.sharding == sharding.replicated(mesh)
+
+
+def test_a_state_without_lookahead_comes_back_too(tmp_path):
+    optimizer = optim.make(sync_period=None)
+    mesh = sharding.make_mesh(1, 1)
+    state = train.init_state(toy.ToyNet(), optimizer, SHAPE, mesh, seed=0, say=None)
+    with Checkpointer(tmp_path) as checkpoints:
+        checkpoints.save(state, {})
+        checkpoints.wait()
+        restored, _ = checkpoints.restore_latest(state)
+    assert not isinstance(restored.params, optax.LookaheadParams)
+    assert_equal(restored, state)
+
+
+def test_the_latest_are_kept_and_the_best(tmp_path, first):
+    with Checkpointer(tmp_path, keep=2) as checkpoints:
+        assert checkpoints.restore_latest(at_step(first, 0)) is None
+        for step in range(1, 6):
+            if step in (1, 2):
+                checkpoints.save_best(at_step(first, step), {"step": step})
+            checkpoints.save(at_step(first, step), {"step": step})
+        checkpoints.wait()
+        assert checkpoints.steps == [4, 5]
+        assert checkpoints.restore_latest(at_step(first, 0))[1] == {"step": 5}
+    best, meta = checkpoint.load_variables(tmp_path)
+    assert meta == {"step": 2}
+    assert_equal(best["params"], at_step(first, 2).params.slow)
+    assert_equal(best["batch_stats"], first.batch_stats)
+
+
+def test_evaluation_takes_the_slow_weights_of_the_latest_where_none_is_best(tmp_path, first):
+    with Checkpointer(tmp_path) as checkpoints:
+        checkpoints.save(at_step(first, 7), {"step": 7})
+    everywhere = sharding.replicated(sharding.make_mesh(4, 1))
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
+        {"params": first.params.slow, "batch_stats": first.batch_stats},
+    )
+    variables, meta = checkpoint.load_variables(tmp_path, abstract=abstract)
+    assert meta == {"step": 7}
+    assert_equal(variables["params"], at_step(first, 7).params.slow)
+    assert variables["params"]["head"]["kernel"].sharding == everywhere
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path, first):
+    with Checkpointer(tmp_path) as checkpoints:
+        checkpoints.save(at_step(first, 1), {})
+    other = {"params": {"head": {"kernel": jax.ShapeDtypeStruct((3,), jnp.float32)}}}
+    with pytest.raises(DataError, match="of another model.*encoder"):
+        checkpoint.load_variables(tmp_path, abstract=other)
+
+
+def test_no_checkpoint_is_a_clear_error(tmp_path):
+    with pytest.raises(DataError, match=f"{tmp_path}/checkpoints: no checkpoint found"):
+        checkpoint.load_variables(tmp_path)
+
+
+def test_a_torn_checkpoint_is_reported_and_the_one_before_it_used(tmp_path, first, capsys):
+    with Checkpointer(tmp_path) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(at_step(first, step), {"step": step})
+    torn = tmp_path / "checkpoints" / "2" / "training"
+    for file in torn.rglob("*"):
+        if file.is_file() and file.stat().st_size > 300:
+            file.write_bytes(file.read_bytes()[:100])
+    with Checkpointer(tmp_path) as checkpoints:
+        restored, meta = checkpoints.restore_latest(at_step(first, 0))
+        assert meta == {"step": 1} and int(restored.step) == 1
+        assert "checkpoints/2: this checkpoint cannot be read" in capsys.readouterr().err
+        checkpoints.save(at_step(first, 2), {"step": "again"})
+        checkpoints.wait()
+        assert checkpoints.restore_latest(at_step(first, 0))[1] == {"step": "again"}
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "checkpoints").write_text("")
+    with pytest.raises(DataError, match=f"{tmp_path}/checkpoints: opening"):
+        Checkpointer(tmp_path)
+
+
+def test_what_is_saved_is_the_state_at_the_call(tmp_path):
+    # Writing goes on while the donated buffers are used for the next steps.
+    state, step, mesh = toy.make_run(mesh=sharding.make_mesh(1, 1))
+    batches = toy.Batches()
+    arrays = next(batches)
+    arrays.pop("id")
+    batch = sharding.shard_batch(arrays, mesh)
+    with Checkpointer(tmp_path) as checkpoints:
+        for _ in range(3):
+            expected = jax.tree.map(lambda x: np.array(x, copy=True), state)
+            checkpoints.save(state, {})
+            for _ in range(20):
+                state, _ = step(state, batch)
+            checkpoints.wait()
+            restored, _ = checkpoints.restore_latest(state)
+            jax.tree.map(np.testing.assert_array_equal, restored, expected)

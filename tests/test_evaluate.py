@@ -1,0 +1,228 @@
+import csv
+import dataclasses
+import errno
+import gzip
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from crossdim_jax import challenges, evaluate
+from crossdim_jax.challenges import brats
+from crossdim_jax.errors import DataError, ManyErrors
+
+SHAPE = (12, 14, 10)  # as on disk
+AFFINE = np.array([[1.2, 0, 0, -5], [0, 1, 0, 7], [0, 0, 2, 3], [0, 0, 0, 1.0]])  # RAS
+LABELS = np.array([0, 1, 2, 4])
+
+
+def make_case(root, name, seed):
+    """A 2021 case whose every modality is 10 + the rank of the label inside a box, 0 outside."""
+    rng = np.random.default_rng(seed)
+    ranks = np.zeros(SHAPE, int)
+    ranks[3:9, 4:11, 2:8] = rng.integers(0, 4, (6, 7, 6))
+    ranks[3, 4, 2:6] = range(4)  # all four occur
+    inside = np.zeros(SHAPE, bool)
+    inside[1:11, 2:13, 1:9] = True
+    folder = root / name
+    folder.mkdir(parents=True)
+    for modality in ("flair", "t1", "t1ce", "t2"):
+        image = np.where(inside, 10 + ranks, 0).astype(np.int16)
+        nib.save(nib.Nifti1Image(image, AFFINE), folder / f"{name}_{modality}.nii.gz")
+    label = nib.Nifti1Image(LABELS[ranks].astype(np.uint8), AFFINE)
+    nib.save(label, folder / f"{name}_seg.nii.gz")
+
+
+def oracle(image):
+    """Region probabilities from the intensities of `make_case`, whatever their scale."""
+    values = np.unique(image[..., 0][image[..., 0] != 0])
+    ranks = np.searchsorted(values, image[..., 0]) * (image[..., 0] != 0)
+    assert len(values) == 4
+    return np.stack([ranks > 0, np.isin(ranks, (1, 3)), ranks == 3], -1).astype(np.float32)
+
+
+@pytest.fixture
+def challenge():
+    return brats.BraTS(layout="2021", et_min_mm3=0.0)
+
+
+@pytest.fixture
+def data(tmp_path):
+    root = tmp_path / "data"
+    for i in range(3):
+        make_case(root, f"BraTS2021_{i:05}", seed=i)
+    return root
+
+
+@pytest.fixture
+def files(challenge, data):
+    return challenge.cases(data, labelled=True)
+
+
+def predict(challenge, files, folder, fn=oracle, **kwargs):
+    return evaluate.predict_folder(challenge, files, fn, folder, progress=False, **kwargs)
+
+
+def score(challenge, files, folder):
+    return evaluate.evaluate_cases(
+        challenge, files, folder, folder.parent / "evaluation", progress=False
+    )
+
+
+def strict_json(path):
+    def refuse(text):
+        raise AssertionError(f"{text} is no JSON")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def test_a_perfect_network_scores_perfectly_on_the_files_own_grid(challenge, files, tmp_path):
+    result = predict(challenge, files, tmp_path / "predictions")
+    assert not result.failed and len(result.written) == 3
+    for case, path in zip(files, result.written, strict=True):
+        truth, found = nib.load(case.label), nib.load(path)
+        np.testing.assert_array_equal(np.asarray(found.dataobj), np.asarray(truth.dataobj))
+        np.testing.assert_array_equal(found.affine, truth.affine)
+    summary = score(challenge, files, tmp_path / "predictions")
+    assert summary == strict_json(tmp_path / "evaluation/summary.json")
+    assert summary["n_cases"] == 3
+    assert not (summary["mismatched"] or summary["failed"] or summary["missing"])
+    for region in ("WT", "TC", "ET"):
+        assert summary["statistics"][f"dice_{region}"]["mean"] == 1
+        assert summary["statistics"][f"hd95_{region}"]["q75"] == 0
+    with (tmp_path / "evaluation/cases.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["id"] for row in rows] == [case.id for case in files]
+    assert list(rows[0])[:2] == ["id", "dice_WT"] and float(rows[2]["sensitivity_ET"]) == 1
+
+
+def test_labels_are_not_read_for_predicting(challenge, files, tmp_path):
+    files[0].label.write_bytes(b"nonsense")
+    assert not predict(challenge, files[:1], tmp_path / "predictions").failed
+
+
+def test_existing_predictions_are_kept_unless_told_otherwise(challenge, files, tmp_path):
+    folder = tmp_path / "predictions"
+    folder.mkdir()
+    kept = folder / f"{files[1].id}.nii.gz"
+    kept.write_bytes(b"mine")
+    result = predict(challenge, files, folder)
+    assert result.skipped == [kept] and len(result.written) == 2
+    assert kept.read_bytes() == b"mine"
+    result = predict(challenge, files, folder, overwrite=True)
+    assert not result.skipped and len(result.written) == 3
+    assert nib.load(kept).shape == SHAPE
+
+
+def test_failures_are_collected_with_type_and_message(challenge, files, tmp_path, caplog):
+    whole = gzip.compress(bytes(100_000))
+    files[0].images[2].write_bytes(whole[: len(whole) // 2])
+    calls = []
+
+    def fails_once(image):
+        calls.append(image.shape)
+        if len(calls) == 1:
+            raise RuntimeError("out of memory")
+        return oracle(image)
+
+    before = [("other", "DataError: no t1")]
+    result = predict(challenge, files, tmp_path / "p", fails_once, errors=before)
+    assert [case for case, _ in result.failed] == ["other", files[0].id, files[1].id]
+    assert str(files[0].images[2]) in result.failed[1][1]
+    assert result.failed[1][1].startswith("DataError: ")
+    assert result.failed[2][1] == "RuntimeError: out of memory"
+    assert [path.name for path in result.written] == [f"{files[2].id}.nii.gz"]
+    assert "fails_once" in caplog.text  # the traceback of what nobody expected
+    with pytest.raises(ManyErrors, match="(?s)1 cases are predicted.*no t1.*out of memory"):
+        result.raise_if_failed()
+
+
+def test_output_that_is_no_probability_map_is_a_failure_of_its_case(challenge, files, tmp_path):
+    outputs = [
+        lambda image: oracle(image)[..., :2],
+        lambda image: np.full_like(oracle(image), np.nan),
+    ]
+    for fn, message in zip(outputs, ("expected", "not finite"), strict=True):
+        result = predict(challenge, files[:1], tmp_path / "p", fn)
+        assert message in result.failed[0][1] and not list((tmp_path / "p").iterdir())
+
+
+def test_an_interrupt_is_no_failure(challenge, files, tmp_path):
+    def interrupted(image):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predict(challenge, files, tmp_path / "p", interrupted)
+
+
+def test_an_unwritable_folder_stops_at_once(challenge, files, tmp_path):
+    (tmp_path / "file").write_text("")
+    folder = tmp_path / "file" / "predictions"
+    with pytest.raises(DataError, match=str(folder)):
+        predict(challenge, files, folder, lambda image: pytest.fail("predicted nevertheless"))
+
+
+def test_a_disk_that_fills_up_stops_at_once(challenge, files, tmp_path, monkeypatch):
+    tried = []
+
+    def full(path, *_):
+        tried.append(path)
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as error:
+            raise DataError(f"{path}: cannot be written") from error
+
+    monkeypatch.setattr(challenge, "write", full)
+    with pytest.raises(DataError, match=f"{tmp_path / 'p'}: .*No space left"):
+        predict(challenge, files, tmp_path / "p")
+    assert len(tried) == 1
+
+
+@pytest.mark.parametrize("what", ["shape", "affine"])
+def test_a_prediction_on_another_grid_scores_as_a_mismatch(challenge, files, tmp_path, what):
+    folder = tmp_path / "predictions"
+    predict(challenge, files, folder)
+    path = folder / f"{files[1].id}.nii.gz"
+    label = np.asarray(nib.load(path).dataobj)
+    moved = AFFINE + np.eye(4, k=3) * (what == "affine")
+    path.unlink()
+    nib.save(nib.Nifti1Image(label[what == "shape" :], moved), path)
+    summary = score(challenge, files, folder)
+    assert [case for case, _ in summary["mismatched"]] == [files[1].id]
+    assert summary["statistics"]["dice_WT"]["mean"] == pytest.approx(2 / 3)
+    assert summary["statistics"]["hd95_ET"]["mean"] == pytest.approx(374 / 3)
+    table = (tmp_path / "evaluation/table.md").read_text()
+    assert "mismatch" in table and what in table and files[1].id in table
+    with (tmp_path / "evaluation/cases.csv").open() as file:
+        assert what in list(csv.DictReader(file))[1]["note"]
+
+
+def test_missing_and_damaged_predictions_are_named_and_not_scored(challenge, files, tmp_path):
+    folder = tmp_path / "predictions"
+    predict(challenge, files[:2], folder)
+    (folder / f"{files[1].id}.nii.gz").write_bytes(b"nonsense")
+    summary = score(challenge, files, folder)
+    assert summary["n_cases"] == 1
+    assert summary["missing"][0][0] == files[2].id
+    assert summary["failed"][0][0] == files[1].id and "DataError" in summary["failed"][0][1]
+    assert summary["statistics"]["dice_WT"]["sd"] is None  # one case has none
+    assert strict_json(tmp_path / "evaluation/summary.json") == summary
+    assert f"- {files[2].id}: " in (tmp_path / "evaluation/table.md").read_text()
+
+
+def test_nothing_to_evaluate_is_an_error(challenge, files, tmp_path):
+    with pytest.raises(DataError, match="predict them first"):
+        score(challenge, files, tmp_path / "predictions")
+    unlabelled = [dataclasses.replace(case, label=None) for case in files]
+    predict(challenge, files, tmp_path / "predictions")
+    with pytest.raises(ManyErrors, match="no label"):
+        score(challenge, unlabelled, tmp_path / "predictions")
+
+
+def test_the_table_states_the_aggregation(files, tmp_path):
+    challenge = challenges.get("brats", layout="2021", aggregate="synapse2022", et_min_mm3=0.0)
+    predict(challenge, files, tmp_path / "predictions")
+    assert score(challenge, files, tmp_path / "predictions")["aggregation"] == "synapse2022"
+    table = (tmp_path / "evaluation/table.md").read_text()
+    assert "Aggregation: synapse2022" in table and "373.128664" in table and "Cases: 3" in table

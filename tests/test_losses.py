@@ -1,0 +1,112 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from crossdim_jax import losses
+
+
+@pytest.fixture
+def pair(rng):
+    logits = rng.normal(size=(3, 4, 5, 6, 2)).astype(np.float32) * 3
+    target = (rng.random((3, 4, 5, 6, 2)) < 0.3).astype(np.uint8)
+    return logits, target
+
+
+def mean(sums, name="loss"):
+    return float(sums[name][0] / sums[name][1])
+
+
+def test_dice_bce_is_its_formula_in_float64(pair):
+    logits, target = pair
+    p = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    axes = (1, 2, 3)
+    dice = 1 - 2 * (p * target).sum(axes) / (p.sum(axes) + target.sum(axes) + 1e-5)
+    entropy = -(target * np.log(p) + (1 - target) * np.log(1 - p)).mean(axes)
+    sums = losses.dice_bce(jnp.asarray(logits), jnp.asarray(target))
+    np.testing.assert_allclose(mean(sums), (dice + entropy).mean(), rtol=1e-5)
+    np.testing.assert_allclose(mean(sums, "dice_loss"), dice.mean(), rtol=1e-5)
+    np.testing.assert_allclose(mean(sums, "cross_entropy"), entropy.mean(), rtol=1e-5)
+
+
+def test_a_perfect_prediction_costs_nothing_and_its_opposite_much(pair):
+    target = jnp.asarray(pair[1])
+    right = 200.0 * (target.astype(jnp.float32) - 0.5)
+    assert mean(losses.dice_bce(right, target)) < 1e-5
+    assert mean(losses.dice_bce(-right, target)) > 100  # and finite: 100 nats a voxel
+    assert np.isfinite(mean(losses.dice_bce(1e4 * right, target)))
+
+
+@pytest.mark.parametrize("level", [-8.0, 0.0, 8.0, 100.0])
+def test_an_empty_region_pushes_every_prediction_down(level):
+    logits = jnp.full((1, 4, 4, 4, 1), level)
+    empty = jnp.zeros((1, 4, 4, 4, 1), jnp.uint8)
+
+    def dice_only(x):
+        return losses.soft_dice(jax.nn.sigmoid(x), empty).sum()
+
+    for loss in (dice_only, lambda x: losses.dice_bce(x, empty)["loss"][0]):
+        value, gradient = jax.value_and_grad(loss)(logits)
+        assert np.isfinite(value) and np.isfinite(gradient).all()
+        if level < 100:  # beyond, the sigmoid's own slope is 0 in float32
+            assert (gradient > 0).all()
+    assert 0 <= dice_only(logits) <= 1
+
+
+def test_sums_and_counts_of_parts_add_up_to_the_whole(pair):
+    logits, target = map(jnp.asarray, pair)
+    for function in (losses.dice_bce, losses.hard_dice):
+        whole = function(logits, target)
+        parts = [function(logits[i:j], target[i:j]) for i, j in ((0, 1), (1, 3))]
+        added = jax.tree.map(lambda a, b: a + b, *parts)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), added, whole)
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_a_region_of_weight_zero_neither_costs_nor_counts(pair, per_sample):
+    logits, target = map(jnp.asarray, pair)
+    weights = jnp.array([1.0, 0.0])
+    weights = jnp.tile(weights, (3, 1)) if per_sample else weights
+    alone = losses.dice_bce(logits[..., :1], target[..., :1])
+    both = losses.dice_bce(logits, target, weights)
+    np.testing.assert_allclose(both["loss"], alone["loss"], rtol=1e-6)
+    assert losses.hard_dice(logits, target, weights)["dice"][1].tolist() == [3.0, 0.0]
+    gradient = jax.grad(lambda x: losses.dice_bce(x, target, weights)["loss"][0])(logits)
+    assert not gradient[..., 1].any() and gradient[..., 0].any()
+
+
+def test_arithmetic_is_float32_whatever_the_logits(pair):
+    logits, target = map(jnp.asarray, pair)
+    rounded = logits.astype(jnp.bfloat16)
+    low = losses.dice_bce(rounded, target)
+    assert low["loss"][0].dtype == jnp.float32
+    # Equal to the loss of the rounded logits, which bfloat16 sums would miss by a percent.
+    high = losses.dice_bce(rounded.astype(jnp.float32), target)
+    np.testing.assert_array_equal(low["loss"], high["loss"])
+
+
+def test_hard_dice_counts_voxels(pair):
+    logits, target = pair
+    predicted = logits > 0
+    both = 2 * (predicted & (target > 0)).sum((1, 2, 3))
+    expected = both / (predicted.sum((1, 2, 3)) + target.sum((1, 2, 3)))
+    total, count = losses.hard_dice(jnp.asarray(logits), jnp.asarray(target))["dice"]
+    np.testing.assert_allclose(total / count, expected.mean(0), rtol=1e-6)
+
+
+def test_hard_dice_of_nothing_in_nothing_is_one():
+    empty = jnp.zeros((2, 3, 3, 1))
+    assert losses.hard_dice(empty - 1, empty)["dice"][0].tolist() == [2.0]
+    assert losses.hard_dice(empty + 1, empty)["dice"][0].tolist() == [0.0]
+
+
+def test_two_and_three_dimensions_share_the_code(pair):
+    logits, target = map(jnp.asarray, pair)
+    flat = losses.dice_bce(logits.reshape(3, 20, 6, 2), target.reshape(3, 20, 6, 2))
+    np.testing.assert_allclose(flat["loss"], losses.dice_bce(logits, target)["loss"], rtol=1e-6)
+
+
+def test_an_unknown_loss_lists_the_known():
+    assert losses.get("dice_bce") is losses.dice_bce
+    with pytest.raises(ValueError, match="known: dice_bce"):
+        losses.get("dice")

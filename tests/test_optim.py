@@ -1,0 +1,165 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from crossdim_jax import optim
+from crossdim_jax.errors import ConfigError
+
+PARAMS = {
+    "encoder": {"conv": {"kernel": jnp.arange(1.0, 5.0), "bias": jnp.ones(2)}},
+    "head": {"kernel": jnp.full(3, -2.0)},
+}
+
+
+def gradient(params, step):
+    """Some gradient that depends on the parameters and on time."""
+    return jax.tree.map(lambda p: 0.1 * p + np.sin(step + 1.0).astype(np.float32), params)
+
+
+def run(optimizer, steps, params=PARAMS):
+    params = optimizer.wrap(params)
+    state = optimizer.tx.init(params)
+    update = jax.jit(optimizer.tx.update)
+    history = []
+    for step in range(steps):
+        grads = gradient(optim.fast(params), step)
+        updates, state = update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        history.append(params)
+    return history
+
+
+def numpy_nadam(p, steps, *, lr, b1, b2, eps, schedule_decay=None, sync=None, alpha=0.5):
+    """Fast and slow weights after each step, written as in the papers, in float64."""
+    p = np.asarray(p, np.float64)
+    slow, m, v, product = p.copy(), 0 * p, 0 * p, 1.0
+    for step in range(steps):
+        t = step + 1
+        g = 0.1 * p + np.sin(step + 1.0)
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+        if schedule_decay is None:
+            look_ahead = b1 * m / (1 - b1 ** (t + 1)) + (1 - b1) * g / (1 - b1**t)
+        else:
+            now, then = (b1 * (1 - 0.5 * 0.96 ** (i * schedule_decay)) for i in (t, t + 1))
+            product *= now
+            look_ahead = (1 - now) * g / (1 - product) + then * m / (1 - product * then)
+        p = p - lr * look_ahead / (np.sqrt(v / (1 - b2**t)) + eps)
+        if sync and t % sync == 0:
+            slow = slow + alpha * (p - slow)
+            p = slow.copy()
+        yield p, slow
+
+
+@pytest.mark.parametrize("schedule_decay", [None, 0.004, 1.0])
+@pytest.mark.parametrize("sync", [None, 6])
+def test_nadam_and_lookahead_follow_the_papers(schedule_decay, sync):
+    rule = dict(b1=0.95, b2=0.99, eps=1e-5, schedule_decay=schedule_decay)
+    optimizer = optim.make("nadam", 0.01, sync_period=sync, slow_step_size=0.5, **rule)
+    history = run(optimizer, 20)
+    leaf = PARAMS["encoder"]["conv"]["kernel"]
+    for params, (fast, slow) in zip(
+        history, numpy_nadam(leaf, 20, lr=0.01, sync=sync, **rule), strict=True
+    ):
+        ours = optim.fast(params)["encoder"]["conv"]["kernel"]
+        np.testing.assert_allclose(ours, fast, rtol=1e-5)
+        if sync:
+            np.testing.assert_allclose(
+                optim.slow(params)["encoder"]["conv"]["kernel"], slow, rtol=1e-5
+            )
+
+
+def test_slow_weights_move_only_at_a_sync_and_then_equal_the_fast():
+    history = run(optim.make(learning_rate=0.01, sync_period=6), 12)
+    for step, params in enumerate(history, 1):
+        fast, slow = params.fast["head"]["kernel"], params.slow["head"]["kernel"]
+        if step % 6 == 0:
+            np.testing.assert_allclose(fast, slow, rtol=1e-6)
+        else:
+            assert (jnp.abs(fast - slow) > 1e-4).all()
+    np.testing.assert_array_equal(history[4].slow["head"]["kernel"], PARAMS["head"]["kernel"])
+    np.testing.assert_array_equal(
+        history[5].slow["head"]["kernel"], history[10].slow["head"]["kernel"]
+    )
+
+
+def test_without_lookahead_fast_and_slow_are_the_parameters():
+    optimizer = optim.make(sync_period=0)
+    params = optimizer.wrap(PARAMS)
+    assert optim.fast(params) is params and optim.slow(params) is params
+
+
+def test_fast_and_slow_share_no_buffer():
+    params = optim.make().wrap(PARAMS)  # or the donation of one would take the other with it
+    for a, b in zip(jax.tree.leaves(params.fast), jax.tree.leaves(params.slow), strict=True):
+        assert a.unsafe_buffer_pointer() != b.unsafe_buffer_pointer()
+
+
+def test_schedule_is_flat_then_half_a_cosine():
+    schedule = optim.constant_then_cosine(
+        1e-3, 1e-5, constant_epochs=40, epochs=90, steps_per_epoch=10
+    )
+    values = [float(schedule(step)) for step in (0, 399, 400, 650, 900, 5000)]
+    middle = (1e-3 + 1e-5) / 2
+    np.testing.assert_allclose(values, [1e-3, 1e-3, 1e-3, middle, 1e-5, 1e-5], rtol=1e-5)
+    rates = [float(schedule(step)) for step in range(400, 901, 25)]
+    assert (np.diff(rates) < 0).all()
+
+
+def test_schedule_may_be_constant_throughout():
+    schedule = optim.constant_then_cosine(1e-3, 0, constant_epochs=5, epochs=5, steps_per_epoch=3)
+    assert float(schedule(0)) == float(schedule(100)) == pytest.approx(1e-3)
+    with pytest.raises(ConfigError, match="end <= start"):
+        optim.constant_then_cosine(1e-3, 1, constant_epochs=1, epochs=2, steps_per_epoch=3)
+
+
+def test_the_learning_rate_follows_the_schedule():
+    schedule = optim.constant_then_cosine(0.1, 0.0, constant_epochs=1, epochs=2, steps_per_epoch=2)
+    history = run(optim.make(learning_rate=schedule, sync_period=None), 6)
+    kernels = [np.asarray(p["head"]["kernel"]) for p in history]
+    np.testing.assert_array_equal(kernels[-1], kernels[-2])  # at 0 from step 4 on
+    assert (kernels[0] != kernels[1]).all()
+
+
+def test_frozen_parameters_keep_their_value_and_others_do_not():
+    optimizer = optim.make(freeze=["encoder/.*"], weight_decay=0.1, sync_period=2)
+    params = run(optimizer, 5)[-1]
+    jax.tree.map(np.testing.assert_array_equal, params.fast["encoder"], PARAMS["encoder"])
+    jax.tree.map(np.testing.assert_array_equal, params.slow["encoder"], PARAMS["encoder"])
+    assert (params.fast["head"]["kernel"] != PARAMS["head"]["kernel"]).all()
+
+
+def test_weight_decay_reaches_what_matches():
+    plain = run(optim.make(learning_rate=0.1, sync_period=None), 1)[-1]
+    optimizer = optim.make(learning_rate=0.1, sync_period=None, weight_decay=0.5)
+    decayed = run(optimizer, 1)[-1]
+    difference = jax.tree.map(lambda a, b: np.asarray(a - b), plain, decayed)
+    np.testing.assert_allclose(  # learning rate x decay x parameter
+        difference["head"]["kernel"], 0.05 * PARAMS["head"]["kernel"], rtol=1e-4
+    )
+    assert not difference["encoder"]["conv"]["bias"].any()
+
+
+def test_clipping_limits_the_gradient_norm():
+    # The first Nadam step forgets the scale of the gradient, so look at the moments instead.
+    optimizer = optim.make(clip_norm=0.5, sync_period=None)
+    state = optimizer.tx.init(PARAMS)
+    _, state = optimizer.tx.update(gradient(PARAMS, 0), state, PARAMS)
+    mu = next(s.mu for s in state if hasattr(s, "mu"))
+    np.testing.assert_allclose(optax.tree.norm(mu) / (1 - 0.95), 0.5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("field", ["freeze", "decay"])
+def test_a_pattern_that_matches_nothing_is_an_error(field):
+    optimizer = optim.make(weight_decay=0.1, sync_period=None, **{field: ["encodr/.*"]})
+    with pytest.raises(ConfigError, match="encodr"):
+        params = optimizer.wrap(PARAMS)
+        optimizer.tx.update(gradient(params, 0), optimizer.tx.init(params), params)
+
+
+def test_unknown_names_list_the_known():
+    with pytest.raises(ConfigError, match="known: adam, nadam"):
+        optim.make("sgdd")
+    with pytest.raises(ConfigError, match="belongs to nadam"):
+        optim.make("adam", schedule_decay=0.004)

@@ -1,0 +1,95 @@
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from crossdim_jax import sharding
+from crossdim_jax.errors import ConfigError
+from tests import toy
+
+
+@pytest.mark.parametrize(
+    ("data", "depth", "shape"), [(-1, 1, (4, 1)), (-1, 2, (2, 2)), (1, 3, (1, 3))]
+)
+def test_mesh_shapes(data, depth, shape):
+    mesh = sharding.make_mesh(data, depth)
+    assert mesh.axis_names == ("data", "depth") and mesh.devices.shape == shape
+
+
+@pytest.mark.parametrize(
+    ("data", "depth", "says"),
+    [
+        (-1, 3, "fits: 1, 2, 4"),
+        (4, 2, "needs 8 devices, found 4"),
+        (0, 1, "data=-1"),
+        (1, 0, "depth"),
+    ],
+)
+def test_impossible_meshes_are_refused(data, depth, says):
+    with pytest.raises(ConfigError, match=says):
+        sharding.make_mesh(data, depth)
+
+
+def test_a_batch_is_cut_along_batch_and_depth():
+    array = np.arange(4 * 8 * 3 * 3 * 1, dtype=np.float32).reshape(4, 8, 3, 3, 1)
+    placed = sharding.shard_batch({"image": array}, sharding.make_mesh(2, 2))["image"]
+    np.testing.assert_array_equal(placed, array)
+    assert {shard.data.shape for shard in placed.addressable_shards} == {(2, 4, 3, 3, 1)}
+
+
+@pytest.mark.parametrize(
+    ("batch", "depth", "accumulate", "says"),
+    [
+        (3, 8, 1, "fits: 2 or 4"),
+        (4, 9, 1, "fits: 8 or 10"),
+        (6, 8, 2, "fits: 4 or 8"),
+        (1, 8, 1, "fits: 2$"),
+    ],
+)
+def test_sizes_that_do_not_divide_are_refused_with_those_that_do(batch, depth, accumulate, says):
+    mesh = sharding.make_mesh(2, 2)
+    with pytest.raises(ConfigError, match=says):
+        sharding.check_batch(mesh, batch, (depth, 8, 8), accumulate=accumulate)
+
+
+@functools.cache
+def two_updates(model, data=1, depth=1, accumulate=1):
+    """State and metrics after two steps, a sync of slow and fast weights at the second."""
+    mesh = sharding.make_mesh(data, depth)
+    state, step, mesh = toy.make_run(model, mesh=mesh, accumulate=accumulate, sync_period=2)
+    for seed in range(2):
+        image, target = toy.make_arrays(seed, 4)
+        state, metrics = step(state, sharding.shard_batch({"image": image, "target": target}, mesh))
+    return jax.device_get((state, metrics))
+
+
+def assert_same(one, other):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6), one, other)
+
+
+# A batch norm's statistics are of the global batch, and dropout draws the same masks.
+@pytest.mark.parametrize(("data", "depth", "norm"), [(4, 1, False), (1, 4, True), (2, 2, True)])
+def test_many_devices_make_the_update_of_one(data, depth, norm):
+    model = toy.ToyNet(norm=norm, rate=0.3)
+    assert_same(two_updates(model, data, depth), two_updates(model))
+
+
+@pytest.mark.parametrize(("data", "depth"), [(1, 1), (2, 2)])
+def test_accumulated_micro_batches_make_the_update_of_the_whole(data, depth):
+    whole = two_updates(toy.ToyNet())
+    assert_same(two_updates(toy.ToyNet(), data, depth, accumulate=2), whole)
+
+
+def test_accumulation_updates_the_batch_statistics_by_each_micro_batch():
+    (parts, _), (whole, _) = (two_updates(toy.ToyNet(norm=True), 1, 1, n) for n in (2, 1))
+    means = [state.batch_stats["norm"]["mean"] for state in (parts, whole)]
+    assert np.abs(means[0] - means[1]).max() > 1e-4
+
+
+def test_parameters_are_on_every_device():
+    state, step, mesh = toy.make_run(mesh=sharding.make_mesh(2, 2))
+    image, target = toy.make_arrays(0, 4)
+    state, _ = step(state, sharding.shard_batch({"image": image, "target": target}, mesh))
+    for leaf in jax.tree.leaves(state):
+        assert leaf.sharding.is_fully_replicated and len(leaf.sharding.device_set) == 4

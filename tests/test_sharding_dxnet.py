@@ -1,0 +1,33 @@
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from crossdim_jax import losses, models, optim, sharding, train
+from tests import toy
+
+
+@functools.cache
+def first_update(data, depth):
+    """Loss and gradient (as the first moment) of DX-Net, float32, on a mesh."""
+    mesh = sharding.make_mesh(data, depth)
+    model = models.build("dxnet", out_channels=2, drop_path_rate=0.2)
+    optimizer = optim.make(sync_period=None)
+    state = train.init_state(model, optimizer, (1, 32, 32, 32, 1), mesh, seed=0, say=None)
+    step = train.jit_step(train.make_train_step(model, optimizer, losses.dice_bce, seed=0), mesh)
+    image, target = toy.make_arrays(0, 4, (32, 32, 32))
+    state, metrics = step(state, sharding.shard_batch({"image": image, "target": target}, mesh))
+    return jax.device_get((metrics["loss"], metrics["grad_norm"], state.opt_state[0].mu))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("data", "depth"), [(4, 1), (1, 4), (2, 2)])
+def test_dxnet_on_four_devices_has_the_gradient_of_one(data, depth):
+    loss, norm, one = first_update(1, 1)
+    other_loss, other_norm, many = first_update(data, depth)
+    np.testing.assert_allclose(other_loss, loss, rtol=1e-5)
+    np.testing.assert_allclose(other_norm, norm, rtol=1e-4)
+    scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(one))
+    for a, b in zip(jax.tree.leaves(many), jax.tree.leaves(one), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * scale)

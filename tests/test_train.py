@@ -1,0 +1,160 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from crossdim_jax import losses, optim, sharding, train
+from crossdim_jax.errors import ConfigError, WeightsError
+from crossdim_jax.params import Weights, flatten
+from crossdim_jax.train_state import step_key
+from tests import toy
+
+SHAPE = (1, 8, 6, 4, 1)
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return sharding.make_mesh(1, 1)
+
+
+def batch_of(mesh, seed=0, n=2):
+    image, target = toy.make_arrays(seed, n)
+    return sharding.shard_batch({"image": image, "target": target}, mesh)
+
+
+def ported(scale=0.5):
+    return Weights(
+        {
+            "params/encoder/kernel": np.full((3, 3, 3, 1, 4), scale, np.float32),
+            "params/encoder/bias": np.full(4, scale, np.float32),
+        }
+    )
+
+
+def test_ported_weights_are_in_before_the_optimiser_starts(mesh, capsys):
+    state = train.init_state(
+        toy.ToyNet(), optim.make(), SHAPE, mesh, seed=0, weights=ported(), skip=["encoder/bias"]
+    )
+    for params in (state.params.fast, state.params.slow):
+        assert (params["encoder"]["kernel"] == 0.5).all() and not params["encoder"]["bias"].any()
+        assert jnp.std(params["head"]["kernel"]) > 0
+    shown = capsys.readouterr().out
+    assert "encoder" in shown and f"{112 + 218:,}" in shown and "1 tensors from the file" in shown
+
+
+def test_weights_of_another_shape_are_refused(mesh):
+    wrong = Weights({**ported().arrays, "params/encoder/bias": np.zeros(5, np.float32)})
+    with pytest.raises(WeightsError, match="encoder/bias"):
+        train.init_state(toy.ToyNet(), optim.make(), SHAPE, mesh, seed=0, weights=wrong, say=None)
+
+
+def test_a_misspelt_pattern_stops_the_start(mesh):
+    optimizer = optim.make(freeze=["encodr/.*"])
+    with pytest.raises(ConfigError, match="encodr"):
+        train.init_state(toy.ToyNet(), optimizer, SHAPE, mesh, seed=0, say=None)
+
+
+def test_the_seed_decides_the_parameters(mesh):
+    kernels = [
+        train.init_state(
+            toy.ToyNet(), optim.make(sync_period=None), SHAPE, mesh, seed=seed, say=None
+        ).params["head"]["kernel"]
+        for seed in (0, 0, 1)
+    ]
+    np.testing.assert_array_equal(kernels[0], kernels[1])
+    assert (kernels[0] != kernels[2]).any()
+
+
+def test_no_two_arrays_of_the_state_share_a_buffer(mesh):
+    state, _, _ = toy.make_run(mesh=mesh)
+    pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state)]
+    assert len(set(pointers)) == len(pointers)
+
+
+def test_the_state_holds_arrays_only_and_no_key(mesh):
+    state, _, _ = toy.make_run(mesh=mesh)
+    for leaf in jax.tree.leaves(state):
+        assert isinstance(leaf, jax.Array)
+        assert not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def test_randomness_depends_on_the_step_and_nothing_else():
+    data = [jax.random.key_data(step_key(7, step)) for step in (3, jnp.int32(3), 4)]
+    np.testing.assert_array_equal(data[0], data[1])
+    assert (data[0] != data[2]).any()
+
+
+def test_dropout_draws_anew_at_every_step_and_alike_at_the_same(mesh):
+    state, step, _ = toy.make_run(toy.ToyNet(rate=0.5), mesh=mesh, learning_rate=0.0)
+    host = jax.device_get(state)
+    seen = []
+    for number in (0, 1, 1):
+        state = jax.device_put(host._replace(step=np.int32(number)), sharding.replicated(mesh))
+        seen.append(float(step(state, batch_of(mesh))[1]["loss"][0]))
+    assert seen[0] != seen[1] == seen[2]
+
+
+def test_dropout_draws_anew_for_every_micro_batch(mesh):
+    image, target = (np.repeat(array, 2, 0) for array in toy.make_arrays(0, 1))
+    sums = []
+    for samples in (1, 2):  # alike, one in each micro-batch
+        state, step, _ = toy.make_run(toy.ToyNet(rate=0.5), mesh=mesh, accumulate=samples)
+        batch = {"image": image[:samples], "target": target[:samples]}
+        sums.append(float(step(state, sharding.shard_batch(batch, mesh))[1]["loss"][0]))
+    assert abs(sums[1] - 2 * sums[0]) > 1e-3 * sums[0]
+
+
+def test_the_loss_falls_and_the_state_is_donated(mesh):
+    state, step, _ = toy.make_run(mesh=mesh, learning_rate=0.05)
+    seen = []
+    for _ in range(25):
+        before = state
+        state, metrics = step(state, batch_of(mesh))
+        seen.append(float(metrics["loss"][0] / metrics["loss"][1]))
+    assert seen[-1] < 0.7 * seen[0] and int(state.step) == 25
+    assert before.params.fast["head"]["kernel"].is_deleted()
+    assert metrics["dice"][0].shape == metrics["dice"][1].shape == (2,)
+    assert float(metrics["learning_rate"][0]) == pytest.approx(0.05)
+
+
+def test_the_gradient_is_that_of_the_mean_loss_at_the_fast_weights(mesh):
+    model = toy.ToyNet()
+    optimizer = optim.make(learning_rate=0.0, sync_period=4)
+    state = train.init_state(model, optimizer, SHAPE, mesh, seed=0, say=None)
+    fast = jax.tree.map(lambda x: x + 0.1, state.params.fast)
+    state = state._replace(params=state.params._replace(fast=fast))
+    image, target = toy.make_arrays(0, 2)
+
+    def mean_loss(params):
+        logits = model.apply({"params": params}, image)
+        total, count = losses.dice_bce(logits, target)["loss"]
+        return total / count
+
+    gradient = flatten(jax.grad(mean_loss)(fast))
+    step = train.jit_step(train.make_train_step(model, optimizer, losses.dice_bce, seed=0), mesh)
+    state, metrics = step(state, batch_of(mesh))
+    moments = flatten(state.opt_state.fast_state[0].mu)
+    for path, value in gradient.items():
+        np.testing.assert_allclose(moments[path] / (1 - 0.95), value, rtol=1e-3, atol=1e-6)
+    norm = np.sqrt(sum((np.asarray(g) ** 2).sum() for g in gradient.values()))
+    np.testing.assert_allclose(metrics["grad_norm"][0], norm, rtol=1e-4)
+
+
+def test_bfloat16_compute_keeps_float32_parameters(mesh):
+    model = toy.ToyNet(dtype=jnp.bfloat16)
+    state, step, _ = toy.make_run(model, mesh=mesh)
+    state, metrics = step(state, batch_of(mesh))
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype(jnp.float32)}
+    assert metrics["loss"][0].dtype == jnp.float32
+
+
+def test_a_batch_with_nothing_labelled_changes_nothing_but_the_clock(mesh):
+    model, optimizer = toy.ToyNet(), optim.make(sync_period=None)
+    state = train.init_state(model, optimizer, SHAPE, mesh, seed=0, say=None)
+    before = jax.device_get(state.params)
+    step = train.make_train_step(
+        model, optimizer, losses.dice_bce, seed=0, region_weights=np.zeros(2, np.float32)
+    )
+    state, metrics = train.jit_step(step, mesh)(state, batch_of(mesh))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), before)
+    assert int(state.step) == 1 and float(metrics["loss"][1]) == 0

@@ -1,0 +1,107 @@
+"""A network, batches and cases small enough to train in a test."""
+
+import dataclasses
+import time
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from crossdim_jax import losses, optim, sharding, train
+
+REGIONS = ("WT", "TC")
+
+
+class ToyNet(nn.Module):
+    """Two convolutions; with `norm` a batch norm between them, with `rate` dropout."""
+
+    norm: bool = False
+    rate: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, *, train: bool = False):
+        nd = x.ndim - 2
+        # No bias before the norm: its gradient is pure rounding, which Nadam would blow up.
+        x = nn.Conv(4, (3,) * nd, use_bias=not self.norm, dtype=self.dtype, name="encoder")(x)
+        if self.norm:
+            x = nn.BatchNorm(use_running_average=not train, dtype=self.dtype, name="norm")(x)
+        x = nn.silu(x)
+        x = nn.Dropout(self.rate, deterministic=not train)(x)
+        return nn.Conv(len(REGIONS), (3,) * nd, dtype=self.dtype, name="head")(x)
+
+
+def make_arrays(seed: int, batch: int, shape=(8, 6, 4)):
+    """A batch whose regions can be seen in its image."""
+    rng = np.random.default_rng(seed)
+    image = rng.normal(size=(batch, *shape, 1)).astype(np.float32)
+    target = np.concatenate([image > 0.3, image > 0.9], -1).astype(np.uint8)
+    return image, target
+
+
+class Batches:
+    """The contract of the data pipeline: batches by position, `get_state`, `set_state`."""
+
+    def __init__(self, batch: int = 4, spoil_at: int | None = None, on_batch=None):
+        self.batch, self.spoil_at, self.on_batch = batch, spoil_at, on_batch
+        self.position = 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self.on_batch is not None:
+            self.on_batch(self.position)
+        image, target = make_arrays(self.position, self.batch)
+        if self.position == self.spoil_at:
+            image[0, 0, 0, 0, 0] = np.nan
+        ids = np.array([f"case_{self.position}_{i}" for i in range(self.batch)])
+        self.position += 1
+        return {"image": image, "target": target, "id": ids}
+
+    def get_state(self):
+        return {"position": self.position}
+
+    def set_state(self, state):
+        self.position = state["position"]
+
+
+@dataclasses.dataclass
+class Case:
+    id: str
+    image: np.ndarray
+    label: np.ndarray
+
+
+def make_cases(n: int = 2):
+    image, target = make_arrays(1000, n)
+    return [Case(f"val_{i}", image[i], target[i].sum(-1)) for i in range(n)]
+
+
+def encode(label):
+    return np.stack([label > 0, label > 1], -1), np.ones(2, np.float32)
+
+
+def make_predict(model):
+    def predict(variables, image):
+        logits = model.apply(variables, jnp.asarray(image)[None], train=False)
+        return np.asarray(1 / (1 + jnp.exp(-logits[0])))
+
+    return predict
+
+
+def make_run(model=None, *, mesh=None, accumulate=1, seed=0, batch=4, **optimizer):
+    """`(state, jitted step, mesh)`."""
+    model = model or ToyNet()
+    mesh = mesh or sharding.make_mesh(1)
+    optimizer = optim.make(**({"learning_rate": 1e-2} | optimizer))
+    state = train.init_state(model, optimizer, (1, 8, 6, 4, 1), mesh, seed=seed, say=None)
+    step = train.make_train_step(
+        model, optimizer, losses.dice_bce, seed=seed, accumulate=accumulate
+    )
+    return state, train.jit_step(step, mesh), mesh
+
+
+def slowly(position):
+    """For `Batches(on_batch=)`: leaves the time to send a signal."""
+    time.sleep(0.05)

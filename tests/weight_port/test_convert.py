@@ -1,0 +1,151 @@
+"""Every tensor of both sides is accounted for, and ends where it belongs."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from crossdim_jax.errors import WeightsError
+from weight_port.convert import STEM, Recipe, convert, target_shapes
+from weight_port.rename import UNUSED, flax_path
+
+NAME = "tf_efficientnet_b0"
+FLAT = Recipe(ndim=2, in_channels=3, norm="batch", inflate=None, stem="tile")
+DEEP = Recipe(ndim=3, in_channels=16, norm="instance", inflate="mean", stem="tile")
+
+
+@pytest.fixture
+def source(make_source):
+    return make_source(NAME)
+
+
+def altered(source, **changes):
+    """The source with tensors replaced (by dotted name), or removed where None."""
+    arrays = {**source.arrays, **{k.replace("/", "."): v for k, v in changes.items()}}
+    return dataclasses.replace(source, arrays={k: v for k, v in arrays.items() if v is not None})
+
+
+@pytest.mark.parametrize(
+    ("torch_name", "path"),
+    [
+        ("conv_stem.weight", "params/encoder/conv_stem/kernel"),
+        ("bn1.weight", "params/encoder/bn1/scale"),
+        ("bn1.running_var", "batch_stats/encoder/bn1/var"),
+        ("blocks.3.12.conv_pwl.weight", "params/encoder/blocks_3_12/conv_pwl/kernel"),
+        ("blocks.0.0.se.conv_reduce.bias", "params/encoder/blocks_0_0/se/conv_reduce/bias"),
+        ("blocks.0.0.bn2.running_mean", "batch_stats/encoder/blocks_0_0/bn2/mean"),
+        ("attention.weight", None),
+        ("conv_stem.gamma", None),
+    ],
+)
+def test_names(torch_name, path):
+    assert flax_path(torch_name) == path
+
+
+def test_only_the_heads_bn2_is_unused():
+    assert UNUSED.fullmatch("bn2.weight") and not UNUSED.fullmatch("blocks.0.0.bn2.weight")
+
+
+@pytest.mark.parametrize("recipe", [FLAT, DEEP, dataclasses.replace(DEEP, norm="batch")])
+def test_accounts_are_complete(source, recipe):
+    done = convert(source, recipe)
+    assert set(done.used) | set(done.unused) == set(source.arrays)
+    assert not set(done.used) & set(done.unused)
+    shapes = {path: array.shape for path, array in done.arrays.items()}
+    assert shapes == target_shapes("efficientnet_b0", recipe)
+    assert all(array.dtype == np.float32 for array in done.arrays.values())
+    statistics = [n for n in done.unused if n.rsplit(".", 1)[1] in ("running_mean", "running_var")]
+    assert len(statistics) == (2 if recipe.norm == "batch" else 98)  # the head's own, or all
+    assert "classifier.weight" in done.unused and "conv_head.weight" in done.unused
+
+
+@pytest.mark.parametrize("norm", ["instance", "group"])
+def test_scale_and_bias_carry_over_to_other_norms(source, norm):
+    done = convert(source, dataclasses.replace(DEEP, norm=norm))
+    assert not any(path.startswith("batch_stats") for path in done.arrays)
+    inner = "params/encoder/blocks_2_1/bn3"
+    np.testing.assert_array_equal(
+        done.arrays[f"{inner}/scale"], source.arrays["blocks.2.1.bn3.weight"]
+    )
+    np.testing.assert_array_equal(
+        done.arrays[f"{inner}/bias"], source.arrays["blocks.2.1.bn3.bias"]
+    )
+
+
+def test_kernels_end_in_the_right_layout(source):
+    done = convert(source, DEEP)
+    depthwise = source.arrays["blocks.2.0.conv_dw.weight"]  # (c, 1, 5, 5)
+    found = done.arrays["params/encoder/blocks_2_0/conv_dw/kernel"]
+    assert found.shape == (5, 5, 5, 1, depthwise.shape[0])
+    np.testing.assert_allclose(found[2, 1, 3, 0, 7], depthwise[7, 0, 1, 3] / 5, rtol=1e-6)
+    pointwise = source.arrays["blocks.2.0.conv_pw.weight"]  # (out, in, 1, 1)
+    found = done.arrays["params/encoder/blocks_2_0/conv_pw/kernel"]
+    np.testing.assert_array_equal(found[0, 0, 0], pointwise[:, :, 0, 0].T)
+
+
+def test_the_stem_is_adapted_then_inflated(source):
+    found = convert(source, DEEP).arrays[STEM]
+    stem = source.arrays["conv_stem.weight"]  # (32, 3, 3, 3)
+    assert found.shape == (3, 3, 3, 16, 32)
+    np.testing.assert_allclose(
+        found[1, 0, 2, 4, 5], stem[5, 1, 0, 2] * 3 / 16 / 3, rtol=1e-6
+    )  # channel 4 is green again
+
+
+@pytest.mark.parametrize("policy", ["reinit", "released"])
+def test_a_drawn_stem_is_listed_as_fresh(source, policy):
+    recipe = dataclasses.replace(DEEP, stem=policy, seed=3)
+    done = convert(source, recipe)
+    assert done.fresh == (STEM,) and "conv_stem.weight" in done.unused
+    other = convert(source, dataclasses.replace(recipe, seed=4))
+    assert not np.array_equal(done.arrays[STEM], other.arrays[STEM])
+
+
+def test_everything_wrong_is_listed_at_once(source):
+    faulty = altered(
+        source,
+        **{
+            "surprise.weight": np.zeros(3, np.float32),
+            "bn1.bias": None,
+            "blocks.1.0.conv_pw.weight": np.zeros((4, 4, 1, 1), np.float32),
+            "blocks.1.0.bn1.weight": np.full(96, np.nan, np.float32),
+        },
+    )
+    with pytest.raises(WeightsError) as caught:
+        convert(faulty, DEEP)
+    text = str(caught.value)
+    assert "4 problems" in text and "x.safetensors" in text
+    assert "unknown in the source: surprise.weight (3,)" in text
+    assert "missing in the source: params/encoder/bn1/bias" in text
+    assert "blocks.1.0.conv_pw.weight: found (1, 1, 4, 4), expected (1, 1, 16, 96)" in text
+    assert "blocks.1.0.bn1.weight: holds NaN" in text
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(make_source, source):
+    wrong = dataclasses.replace(source, name=make_source("tf_efficientnet_b4").name)
+    with pytest.raises(WeightsError, match="another architecture"):
+        convert(wrong, FLAT)
+
+
+def test_repeat_with_running_statistics_is_refused():
+    with pytest.raises(WeightsError, match="repeat.*running statistics"):
+        dataclasses.replace(DEEP, norm="batch", inflate="repeat")
+    dataclasses.replace(DEEP, norm="instance", inflate="repeat")  # measures its own
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"ndim": 4}, "expected 2 or 3"),
+        ({"inflate": None}, "need an inflation mode"),
+        ({"inflate": "cubic"}, "repeat, mean, center"),
+        ({"ndim": 2}, "is for 3D"),
+        ({"norm": "layer"}, "batch, instance, group"),
+        ({"stem": "sum"}, "1 input channel, found 16"),
+        ({"stem": "grey"}, "tile, gray"),
+        ({"in_channels": 0}, "found 0"),
+    ],
+)
+def test_recipes_that_make_no_sense(change, match):
+    with pytest.raises(WeightsError, match=match):
+        dataclasses.replace(DEEP, **change)

@@ -1,0 +1,126 @@
+"""The laws of inflation, each on the convolution it is about."""
+
+import jax
+import numpy as np
+import pytest
+
+from crossdim_jax.errors import WeightsError
+from weight_port.inflate import INFLATE, inflate
+
+MODES = sorted(INFLATE)
+SHAPES = {"full": (3, 3, 4, 6), "depthwise": (5, 5, 1, 4), "even": (4, 4, 4, 2)}
+
+
+@pytest.fixture(params=SHAPES)
+def kernel(request, rng):
+    return rng.normal(size=SHAPES[request.param]).astype(np.float32)
+
+
+def conv(image, kernel, *, depth_padding="VALID", strides=None):
+    """(b, *spatial, c) by (*k, in/groups, out), 'same' in the plane."""
+    nd = image.ndim - 2
+    letters = "DHW"[-nd:]
+    plane = [(k // 2, k // 2) for k in kernel.shape[:nd]]
+    if nd == 3 and depth_padding == "VALID":
+        plane[0] = (0, 0)
+    return np.asarray(
+        jax.lax.conv_general_dilated(
+            image,
+            kernel,
+            strides or (1,) * nd,
+            plane,
+            dimension_numbers=(f"N{letters}C", f"{letters}IO", f"N{letters}C"),
+            feature_group_count=image.shape[-1] // kernel.shape[nd],
+            precision="highest",
+        )
+    )
+
+
+def close(found, expected):
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_shape_dtype_and_orientation(mode, kernel):
+    """Depth comes first; every tap is a multiple of the 2D kernel, neither turned nor mirrored."""
+    inflated = inflate(kernel, 3, mode)
+    assert inflated.shape == (3, *kernel.shape)
+    assert inflated.dtype == kernel.dtype
+    for tap in inflated:
+        ratio = tap.sum() / kernel.sum()
+        np.testing.assert_allclose(tap, ratio * kernel, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_one_by_one_kernels_are_untouched(mode, rng):
+    kernel = rng.normal(size=(1, 1, 8, 4)).astype(np.float32)
+    np.testing.assert_array_equal(inflate(kernel, 1, mode)[0], kernel)
+    with pytest.raises(ValueError, match="one depth tap"):
+        inflate(kernel, 3, mode)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4, 5, 7])
+@pytest.mark.parametrize("mode", ["mean", "center"])
+def test_sum_over_depth_gives_the_2d_kernel_back(mode, depth, kernel):
+    np.testing.assert_allclose(inflate(kernel, depth, mode).sum(0), kernel, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("depth", [1, 3, 5])
+def test_repeat_over_depth_is_mean(depth, kernel):
+    repeated = inflate(kernel, depth, "repeat")
+    np.testing.assert_array_equal(repeated, np.stack([kernel] * depth))
+    np.testing.assert_allclose(repeated / depth, inflate(kernel, depth, "mean"), rtol=1e-6)
+
+
+@pytest.mark.parametrize("depth", [3, 5])
+@pytest.mark.parametrize("mode", ["mean", "center"])
+def test_depth_constant_volume_equals_2d_in_the_interior(mode, depth, kernel, rng):
+    image = rng.normal(size=(2, 9, 11, 4)).astype(np.float32)
+    volume = np.repeat(image[:, None], depth + 3, axis=1)
+    expected = conv(image, kernel)
+    found = conv(volume, inflate(kernel, depth, mode))
+    assert found.shape[1] == 4  # depth - taps + 1: no slice saw the border
+    for z in range(found.shape[1]):
+        close(found[:, z], expected)
+
+
+def test_repeat_responds_depth_times_as_strongly(kernel, rng):
+    image = rng.normal(size=(1, 9, 11, 4)).astype(np.float32)
+    volume = np.repeat(image[:, None], 5, axis=1)
+    close(conv(volume, inflate(kernel, 3, "repeat"))[:, 0], 3 * conv(image, kernel))
+
+
+def test_mean_departs_from_2d_at_the_zero_padded_border(kernel, rng):
+    """The law above is about the interior: a test that would pass everywhere proves nothing."""
+    image = rng.normal(size=(1, 9, 11, 4)).astype(np.float32)
+    volume = np.repeat(image[:, None], 5, axis=1)
+    found = conv(volume, inflate(kernel, 3, "mean"), depth_padding="zero")
+    close(found[:, 0], conv(image, kernel) * 2 / 3)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("depth", [3, 5])
+def test_center_equals_2d_slice_by_slice_on_any_volume(depth, stride, kernel, rng):
+    """Any volume, its borders too, at any stride in the plane; depth stride 1."""
+    volume = rng.normal(size=(1, 6, 9, 11, 4)).astype(np.float32)
+    inflated = inflate(kernel, depth, "center")
+    found = conv(volume, inflated, depth_padding="zero", strides=(1, stride, stride))
+    assert found.shape[1] == 6
+    for z in range(6):
+        close(found[:, z], conv(volume[:, z], kernel, strides=(stride, stride)))
+
+
+def test_center_of_an_even_depth_is_shared_by_the_two_middle_taps(kernel):
+    taps = inflate(kernel, 4, "center")
+    np.testing.assert_array_equal(taps[1:3], np.stack([kernel / 2] * 2))
+    assert not taps[0].any() and not taps[3].any()
+
+
+def test_unknown_mode_lists_the_known_ones(kernel):
+    with pytest.raises(WeightsError, match="'median'.*repeat, mean, center"):
+        inflate(kernel, 3, "median")
+
+
+def test_wrong_rank_is_refused(kernel):
+    with pytest.raises(ValueError, match="kernel"):
+        inflate(kernel[0], 3, "mean")

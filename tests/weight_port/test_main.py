@@ -1,0 +1,275 @@
+"""The command, from a name or a config to a file that the network loads."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from crossdim_jax import models, params
+from crossdim_jax.errors import ConfigError
+from weight_port import plan
+from weight_port.__main__ import main
+
+pytest.importorskip("torch")
+pytest.importorskip("timm")
+save_file = pytest.importorskip("safetensors.torch").save_file
+
+ROOT = Path(__file__).resolve().parents[2]
+# ml_collections 1.1 reads config files in a way that Python will drop.
+pytestmark = pytest.mark.filterwarnings(
+    r"ignore:the load_module\(\) method is deprecated:DeprecationWarning"
+)
+NAME = "tf_efficientnet_b0.ns_jft_in1k"
+DEEP = ["--ndim=3", "--inflate=repeat", "--in-channels=16", "--stem=tile", "--norm=instance"]
+
+CONFIG = """
+from ml_collections import ConfigDict
+
+
+def get_config(arg=""):
+    return ConfigDict({
+        "data": {"patch": (64, 64, 64)},
+        "model": {
+            "name": "dxnet", "encoder": "efficientnet_b0", "norm": "instance",
+            "padding": "same", "encoder_eps": 1e-3,
+        },
+        "weights": {
+            "source": "tf_efficientnet_b0.ns_jft_in1k", "inflate": arg or "repeat",
+            "stem": "tile", "file": "FOLDER/ported.safetensors", "skip": (), "ignore": (),
+        },
+    })
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "experiment.py"
+    path.write_text(CONFIG.replace("FOLDER", str(tmp_path)))
+    return path
+
+
+@pytest.fixture
+def checkpoint(tmp_path, timm_model):
+    path = tmp_path / "model.safetensors"
+    save_file(timm_model("tf_efficientnet_b0").state_dict(), path)
+    return path
+
+
+def test_by_hand_from_a_file(tmp_path, checkpoint, capsys):
+    out = tmp_path / "new" / "folder"
+    assert main([NAME, f"--checkpoint={checkpoint}", *DEEP, f"--out={out}", "--license=mit"]) == 0
+    (path,) = out.iterdir()
+    assert path.name == f"{NAME}-3d-repeat-16ch-tile-instance.safetensors"
+    weights = params.load_weights(path)
+    assert weights.arrays["params/encoder/conv_stem/kernel"].shape == (3, 3, 3, 16, 32)
+    record = dict(weights.metadata)
+    assert (
+        len(record.pop("sha256")) == 64 and record.pop("date") and len(record.pop("unused")) == 152
+    )
+    assert record.pop("versions").keys() == {
+        "crossdim_jax",
+        "jax",
+        "flax",
+        "numpy",
+        "torch",
+        "timm",
+    }
+    assert record == {
+        "source": "file",
+        "id": NAME,
+        "url": None,
+        "file": "model.safetensors",
+        "licence": "mit",
+        "architecture": "efficientnet_b0",
+        "padding": "same",
+        "eps": 1e-3,
+        "ndim": 3,
+        "inflate": "repeat",
+        "in_channels": 16,
+        "stem": "tile",
+        "norm": "instance",
+        "seed": 0,
+        "tensors": 208,
+        "values": 4_289_180,  # the paper's 3D B0 with 16 input channels
+        "fresh": [],
+    }
+    told = capsys.readouterr().out
+    for fact in ("4,289,180 parameters", "208 used of 360", "running statistics 96", str(path)):
+        assert fact in told
+    assert told.rstrip().splitlines()[-1].startswith("next     python launch.py")
+
+
+def test_existing_files_are_kept_unless_told_otherwise(tmp_path, capsys):
+    out = tmp_path / "x.safetensors"
+    command = ["tf_efficientnet_b0", "--random", f"--out={out}"]
+    assert main(command) == 0
+    before = out.read_bytes()
+    assert main([*command, "--seed=1"]) == 1
+    assert f"error: {out} exists" in capsys.readouterr().err
+    assert out.read_bytes() == before
+    assert main([*command, "--seed=1", "--overwrite"]) == 0
+    assert out.read_bytes() != before
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_random_file_says_so_in_name_and_record(tmp_path):
+    assert main([NAME, "--random", f"--out={tmp_path}"]) == 0
+    (path,) = tmp_path.iterdir()
+    assert path.name == "tf_efficientnet_b0.random-2d-3ch-tile-batch.safetensors"
+    assert params.load_weights(path).metadata["source"] == "random"
+
+
+def test_by_config_the_network_loads_it(config, checkpoint, tmp_path, capsys):
+    assert main([f"--config={config}", f"--checkpoint={checkpoint}"]) == 0
+    assert f"--config={config}" in capsys.readouterr().out
+    weights = params.load_weights(tmp_path / "ported.safetensors")
+    model = models.build("dxnet")
+    image = jax.ShapeDtypeStruct((1, 32, 32, 32, 4), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    params.check(weights.metadata, params.requirements(model, variables))
+    _, report = params.merge(variables, weights)
+    assert len(report.filled) == 208 and not report.fresh and not report.unused
+
+
+def test_by_config_with_argument_and_override(config, checkpoint, tmp_path, capsys):
+    command = [f"--config={config}:center", "--config.model.norm=batch"]
+    out = tmp_path / "other.safetensors"
+    assert main([*command, f"--checkpoint={checkpoint}", f"--out={out}"]) == 0
+    record = params.load_weights(out).metadata
+    assert record["inflate"] == "center" and record["norm"] == "batch"
+    following = capsys.readouterr().out.rstrip().splitlines()[-1]  # loads just this file
+    for flag in (*command, f"--config.weights.file={out}"):
+        assert f" {flag} " in following
+
+
+@pytest.mark.parametrize(
+    ("override", "match"),
+    [
+        ("--config.model.encoder=efficientnet_b4", "architecture: found 'efficientnet_b0'"),
+        ("--config.model.padding=symmetric", "padding: found 'same', expected 'symmetric'"),
+        ("--config.model.encoder_eps=1e-5", "eps: found 0.001, expected 1e-05"),
+        ("--config.model.norm=batch", "'repeat' cannot keep BatchNorm"),
+        ("--config.weights.inflate=cubic", "'cubic'; the known ones"),
+        ("--config.weights.source=resnet50", "not a supported timm name"),
+        ("--config.weights.source=", "nothing to port"),
+        ("--config.weights.inflatte=mean", "inflatte"),
+        ("--config.model.encoder=resnet", "efficientnet_b0"),
+    ],
+)
+def test_configs_that_would_not_load_are_refused_before_writing(
+    override, match, config, checkpoint, tmp_path, capsys
+):
+    assert main([f"--config={config}", override, f"--checkpoint={checkpoint}"]) == 1
+    assert match in capsys.readouterr().err
+    assert not (tmp_path / "ported.safetensors").exists()
+
+
+def test_a_mismatch_the_config_accepts_is_ported(config, checkpoint, tmp_path):
+    text = config.read_text()
+    text = text.replace('"ignore": ()', '"ignore": ("padding", "eps")')
+    config.write_text(text.replace('"same"', '"symmetric"').replace("1e-3", "1e-5"))
+    assert main([f"--config={config}", f"--checkpoint={checkpoint}"]) == 0
+    record = params.load_weights(tmp_path / "ported.safetensors").metadata
+    assert record["padding"] == "same"  # the weights' own: the config does not rewrite history
+
+
+def test_faulty_configs_are_named(tmp_path):
+    with pytest.raises(ConfigError, match="gone.py: no such config"):
+        plan.read_config(str(tmp_path / "gone.py:demo"))
+    (tmp_path / "bad.py").write_text("def get_config(arg):\n    raise KeyError(arg)\n")
+    with pytest.raises(ConfigError, match="bad.py:demo: cannot read the config: KeyError: 'demo'"):
+        plan.read_config(f"{tmp_path}/bad.py:demo")
+    (tmp_path / "bare.py").write_text(
+        "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict()\n"
+    )
+    with pytest.raises(ConfigError, match="bare.py: found no field config.model.name"):
+        plan.from_config(str(tmp_path / "bare.py"))
+
+
+def test_the_experiment_that_comes_with_the_project(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))  # its config imports its neighbours
+    config = str(ROOT / "configs" / "brats_dxnet.py")
+    out = tmp_path / "w.safetensors"
+    assert main([f"--config={config}", f"--checkpoint={checkpoint}", f"--out={out}"]) == 0
+    record = params.load_weights(out).metadata
+    found = {
+        key: record[key] for key in ("id", "ndim", "in_channels", "inflate", "norm", "padding")
+    }
+    assert found == {
+        "id": NAME,
+        "ndim": 3,
+        "in_channels": 16,
+        "inflate": "repeat",
+        "norm": "instance",
+        "padding": "same",
+    }
+
+
+@pytest.mark.parametrize(
+    ("command", "match"),
+    [
+        ([], "either a timm name or --config"),
+        ([NAME, "--config=x.py"], "either a timm name or --config"),
+        (["--config=x.py", "--norm=batch"], "--norm: the config says this"),
+        ([NAME, "--config.model.norm=batch"], "overrides need --config"),
+        ([NAME, "--inflat=mean"], "unknown arguments: --inflat=mean"),
+        ([NAME, "--random", "--license=mit"], "--license goes with --checkpoint"),
+        ([NAME, "--random", "--checkpoint=x"], "not allowed with"),
+    ],
+)
+def test_flags_that_make_no_sense(command, match, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(command)
+    assert caught.value.code == 2
+    assert match in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    assert main([NAME, "--random", f"--out={tmp_path}/file/x.safetensors"]) == 1
+    assert "cannot write the weight file" in capsys.readouterr().err
+
+
+def run(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-W", "error", *arguments],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_the_real_command_offline(tmp_path):
+    """No network: one clear error, exit 1, no traceback, nothing written."""
+    done = run(
+        *("-m", "weight_port", NAME, f"--out={tmp_path / 'weights'}"),
+        HF_HUB_OFFLINE="1",
+        HF_HOME=str(tmp_path / "empty"),
+    )
+    assert done.returncode == 1
+    assert "cannot download" in done.stderr and "--checkpoint=FILE" in done.stderr
+    assert f"fetch https://huggingface.co/timm/{NAME}/resolve/main/model.safetensors" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "weights").exists()
+
+
+def test_safetensors_need_neither_torch_nor_timm(tmp_path, checkpoint):
+    """The same bytes go in and come out as with them installed."""
+    program = (
+        "import sys; sys.modules['torch'] = sys.modules['timm'] = None\n"
+        "from weight_port.__main__ import main\n"
+        f"sys.exit(main([{NAME!r}, '--checkpoint={checkpoint}', '--out={tmp_path}/a.safetensors']))"
+    )
+    done = run("-c", program)
+    assert done.returncode == 0, done.stderr
+    assert main([NAME, f"--checkpoint={checkpoint}", f"--out={tmp_path}/b.safetensors"]) == 0
+    ours, theirs = (params.load_weights(tmp_path / f"{x}.safetensors").arrays for x in "ab")
+    assert ours.keys() == theirs.keys()
+    assert all(np.array_equal(ours[key], theirs[key]) for key in ours)

@@ -1,0 +1,107 @@
+"""A stem trained on 3 input channels -> n channels. Pure numpy.
+
+`adapt` changes the 2D kernel, before it is inflated. `reinit` and `released` have nothing to carry
+over: they draw the whole kernel in its final shape (`draw`).
+
+Three channels are left as they are by every policy but `reinit`, which is an explicit wish to
+redraw.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from crossdim_jax.errors import WeightsError
+
+SOURCE_CHANNELS = 3
+
+
+def tile(kernel: np.ndarray, channels: int) -> np.ndarray:
+    """The three channels in turn, times 3/n: timm's rule; exact on grey input if 3 divides n."""
+    cycle = np.arange(channels) % SOURCE_CHANNELS
+    return kernel[:, :, cycle] * (SOURCE_CHANNELS / channels)
+
+
+def gray(kernel: np.ndarray, channels: int) -> np.ndarray:
+    """The channels' sum over n, in every channel: exact on grey input for every n."""
+    return np.repeat(kernel.sum(axis=2, keepdims=True) / channels, channels, axis=2)
+
+
+def total(kernel: np.ndarray, channels: int) -> np.ndarray:
+    """The channels' sum, for a single channel: exact on grey input."""
+    return kernel.sum(axis=2, keepdims=True)
+
+
+def he_normal(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """N(0, 2 / fan_in), fan_in of the final kernel (*k, in, out). He et al. 2015."""
+    return rng.normal(size=shape) * np.sqrt(2 / np.prod(shape[:-1]))
+
+
+def unscaled_normal(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """N(0, 1), as the paper's released code draws it."""
+    return rng.normal(size=shape)
+
+
+ADAPT: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
+    "tile": tile,
+    "gray": gray,
+    "sum": total,
+}
+DRAW: dict[str, Callable[[tuple[int, ...], np.random.Generator], np.ndarray]] = {
+    "reinit": he_normal,
+    "released": unscaled_normal,
+}
+POLICIES = (*ADAPT, *DRAW)
+
+
+def check(policy: str, channels: int) -> None:
+    """Raises WeightsError if the policy is unknown or not for that number of channels."""
+    if policy not in POLICIES:
+        raise WeightsError(
+            f"Unknown stem policy {policy!r}; the known ones: {', '.join(POLICIES)}."
+        )
+    if channels < 1:
+        raise WeightsError(f"Input channels: found {channels}, expected 1 or more.")
+    if policy == "sum" and channels not in (1, SOURCE_CHANNELS):
+        raise WeightsError(
+            f"Stem policy 'sum' is for 1 input channel, found {channels}; use 'gray', which is "
+            "the same for any number."
+        )
+
+
+def draws(policy: str, channels: int) -> bool:
+    """Whether the stem is drawn anew rather than carried over.
+
+    The released code redraws whenever the number of channels is neither 1 nor 3.
+    """
+    check(policy, channels)
+    return policy == "reinit" or (policy == "released" and channels not in (1, SOURCE_CHANNELS))
+
+
+def adapt(kernel: np.ndarray, channels: int, policy: str) -> np.ndarray:
+    """Carries a stem kernel over to another number of input channels.
+
+    Args:
+      kernel: (k, k, 3, out), before inflation.
+      channels: n, the number of input channels.
+      policy: a key of `ADAPT`, or "released" with 1 or 3 channels.
+
+    Returns:
+      (k, k, n, out), of the kernel's dtype.
+    """
+    if draws(policy, channels):
+        raise ValueError(f"stem policy {policy!r} draws {channels} channels; see draw()")
+    if kernel.shape[2] != SOURCE_CHANNELS:
+        raise WeightsError(
+            f"The source's stem has {kernel.shape[2]} input channels, expected {SOURCE_CHANNELS}; "
+            "use a checkpoint trained on colour images, or stem policy 'reinit'."
+        )
+    if channels == SOURCE_CHANNELS:
+        return kernel
+    rule = total if policy == "released" else ADAPT[policy]
+    return rule(kernel, channels).astype(kernel.dtype, copy=False)
+
+
+def draw(shape: tuple[int, ...], policy: str, seed: int) -> np.ndarray:
+    """A new stem kernel (*k, n, out) in float32, the same for the same seed."""
+    return DRAW[policy](shape, np.random.default_rng(seed)).astype(np.float32)

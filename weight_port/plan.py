@@ -1,0 +1,146 @@
+"""What to port, to where: said by hand, or read from an experiment's config."""
+
+import dataclasses
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from crossdim_jax import config as config_lib
+from crossdim_jax import models, params
+from crossdim_jax.errors import ConfigError
+from weight_port.convert import Recipe
+from weight_port.source import parse_name
+
+REQUIRED_FIELDS = (
+    *("model.name", "data.patch"),
+    *("weights.source", "weights.inflate", "weights.stem", "weights.file"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """One port.
+
+    Attributes:
+      name: the timm name.
+      recipe: how it is converted.
+      out: the file to write.
+      config: the flags with which launch.py loads the result; None if said by hand.
+      variables: of the config's network, abstract; None if said by hand.
+      expected: what that network needs, see `params.requirements`.
+      ignore: fields of `expected` that may differ.
+      skip: patterns for `params.merge`.
+    """
+
+    name: str
+    recipe: Recipe
+    out: Path
+    config: str | None = None
+    variables: Any = None
+    expected: dict[str, Any] | None = None
+    ignore: Sequence[str] = ()
+    skip: Sequence[str] = ()
+
+    def check(self, weights: params.Weights) -> None:
+        """Does what training will do with the weights; raises WeightsError if it would fail."""
+        if self.expected is not None:
+            name = f"{self.name} (config.weights.source)"
+            params.check(weights.metadata, self.expected, name=name, ignore=self.ignore)
+            params.merge(self.variables, weights, skip=self.skip)
+
+
+def by_hand(name: str, recipe: Recipe, out: str, *, random: bool = False) -> Plan:
+    """A plan from flags.
+
+    Args:
+      name: the timm name.
+      recipe: how it is converted.
+      out: a .safetensors file, or a folder in which the file is named after its content.
+      random: whether the weights will be random numbers, so that the name can say so.
+    """
+    path = Path(out)
+    if path.suffix != ".safetensors":
+        source = f"{parse_name(name).model}.random" if random else name
+        mode = f"-{recipe.inflate}" if recipe.inflate else ""
+        path /= (
+            f"{source}-{recipe.ndim}d{mode}-{recipe.in_channels}ch-{recipe.stem}-{recipe.norm}"
+            ".safetensors"
+        )
+    return Plan(name, recipe, path)
+
+
+def from_config(
+    path: str,
+    overrides: Sequence[str] = (),
+    *,
+    out: str | None = None,
+    seed: int = 0,
+    random: bool = False,
+) -> Plan:
+    """The plan for exactly what an experiment will load.
+
+    Reads `config.model` (the network and its attributes), the rank of `config.data.patch`, and
+    `config.weights`: source (a timm name), inflate, stem, file; optionally skip (patterns for
+    `params.merge`) and ignore (fields that may differ from the weights' record, such as
+    "padding").
+
+    Args:
+      path: of the config file, with ":argument" if it takes one.
+      overrides: "--config.model.norm=group" and the like, as launch.py takes them.
+      out: another file or folder than `config.weights.file`.
+      seed: of a stem that is drawn anew.
+      random: whether the weights will be random numbers.
+
+    Raises:
+      ConfigError: naming the config and the field.
+    """
+    config = config_lib.read(path, overrides)
+    for field in (
+        "model.name",
+        "weights.source",
+        "weights.inflate",
+        "weights.stem",
+        "weights.file",
+    ):
+        section, key = field.split(".")
+        if section not in config or key not in config[section]:
+            raise ConfigError(f"{path}: found no field config.{field}, which porting needs.")
+    weights, attributes = config.weights, config.model.to_dict()
+    if not weights.source or not (weights.file or out):
+        raise ConfigError(
+            f"{path}: config.weights.source={weights.source!r} and .file={weights.file!r}; this "
+            "experiment starts from random weights, so there is nothing to port."
+        )
+    model = models.build(attributes.pop("name"), **attributes)
+    # The number of image channels does not reach the encoder, and any size will do for shapes.
+    ndim = len(config.data.patch)
+    image = jax.ShapeDtypeStruct((1, *(32,) * ndim, 1), jnp.float32)
+    try:
+        variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: config.model: {error}") from error
+    needs = params.requirements(model, variables)
+    recipe = Recipe(
+        ndim=needs["ndim"],
+        in_channels=needs["in_channels"],
+        norm=needs["norm"],
+        inflate=(weights.inflate or None) if needs["ndim"] == 3 else None,
+        stem=weights.stem,
+        seed=seed,
+    )
+    target = by_hand(weights.source, recipe, out or weights.file, random=random).out
+    return Plan(
+        weights.source,
+        recipe,
+        target,
+        config=" ".join([f"--config={path}", *map(shlex.quote, overrides)])
+        + (f" --config.weights.file={target}" if out else ""),
+        variables=variables,
+        expected=needs,
+        ignore=tuple(weights.get("ignore") or ()),
+        skip=tuple(weights.get("skip") or ()),
+    )

@@ -1,0 +1,256 @@
+"""Where weights come from: a timm name, a checkpoint file or a random initialisation.
+
+Each gives the same: torch-named numpy arrays, and a record of their origin. Pickled checkpoints are
+opened with `weights_only=True` and in no other way, so no code in them is ever run.
+"""
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from crossdim_jax.errors import WeightsError
+
+SUPPORTED = (
+    "efficientnet_b0 ... b8, efficientnet_l2",
+    "tf_efficientnet_b0 ... b8, tf_efficientnet_l2",
+)
+_NAME = re.compile(r"(?P<tf>tf_)?(?P<architecture>efficientnet_(b[0-8]|l2))(\.(?P<tag>.+))?")
+
+TORCH_SUFFIXES = (".pth", ".pt", ".bin")
+NESTED_UNDER = ("state_dict", "model", "model_state")
+PREFIXES = ("module.", "_orig_mod.")  # left by DataParallel and by torch.compile
+
+
+@dataclasses.dataclass(frozen=True)
+class Name:
+    """What a timm name says.
+
+    Attributes:
+      timm: the name as given, "tf_efficientnet_b0.ns_jft_in1k".
+      model: without the tag of the training run, "tf_efficientnet_b0".
+      architecture: ours, "efficientnet_b0": the two families differ in no tensor.
+      padding: "same" or "symmetric".
+      eps: of BatchNorm.
+    """
+
+    timm: str
+    model: str
+    architecture: str
+    padding: str
+    eps: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A network's tensors and where they come from.
+
+    Attributes:
+      name: what the name says.
+      arrays: torch name -> array, (out, in/groups, k, k) for kernels.
+      origin: JSON-able: source, id, url, file, sha256, licence.
+    """
+
+    name: Name
+    arrays: Mapping[str, np.ndarray]
+    origin: Mapping[str, Any]
+
+
+def parse_name(name: str) -> Name:
+    """Reads a timm name, with or without tag.
+
+    Raises:
+      WeightsError: another family, listing the supported ones.
+    """
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise WeightsError(
+            f"{name!r}: not a supported timm name. Supported, with any tag: "
+            + "; ".join(SUPPORTED)
+            + "."
+        )
+    # Padding and eps: TensorFlow-trained networks, ported by timm, keep their framework's ways.
+    padding, eps = ("same", 1e-3) if match["tf"] else ("symmetric", 1e-5)
+    return Name(name, name.partition(".")[0], match["architecture"], padding, eps)
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --------------------------------------------------------------------------- three sources
+
+
+def from_file(path: str | Path, name: str, *, licence: str = "unknown") -> Source:
+    """A local checkpoint: .safetensors, or .pth/.pt/.bin holding nothing but tensors.
+
+    Args:
+      path: the file.
+      name: the timm name of its architecture; the tag is only recorded.
+      licence: of the weights, recorded.
+
+    Raises:
+      WeightsError: naming the file, what was found and what was expected.
+    """
+    path, parsed = Path(path), parse_name(name)
+    arrays = read_checkpoint(path)
+    origin = {"source": "file", "id": name, "url": None, "file": path.name}
+    return Source(parsed, arrays, {**origin, "sha256": sha256(path), "licence": licence})
+
+
+def from_timm(name: str) -> Source:
+    """A pre-trained network by timm's name, from timm's download cache or the network.
+
+    Raises:
+      WeightsError: timm is not installed, has no such weights, or they cannot be downloaded.
+    """
+    parsed = parse_name(name)
+    timm = _import("timm")
+    try:
+        config = timm.models.get_pretrained_cfg(name)
+    except RuntimeError:  # timm's word for an unknown tag
+        config = None
+    if config is None or not (config.hf_hub_id or config.url):
+        tags = timm.list_pretrained(parsed.model)
+        known = f"timm has: {', '.join(tags)}" if tags else "timm has none for this architecture"
+        raise WeightsError(
+            f"{name}: timm has no pre-trained weights of this name; {known}. A checkpoint of "
+            "your own goes in with --checkpoint=FILE."
+        )
+    path, url = _download(name, config)
+    full_name = f"{config.architecture}.{config.tag}" if config.tag else config.architecture
+    origin = {"source": "timm", "id": full_name, "url": url, "file": path.name}
+    licence = config.license or "unknown"
+    return Source(
+        parsed, read_checkpoint(path), {**origin, "sha256": sha256(path), "licence": licence}
+    )
+
+
+def random(name: str, *, seed: int = 0) -> Source:
+    """timm's random initialisation of the named architecture: for tests and for trying things."""
+    parsed = parse_name(name)
+    timm, torch = _import("timm"), _import("torch")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = timm.create_model(parsed.model, pretrained=False)
+    arrays = {key: value.numpy() for key, value in model.state_dict().items()}
+    origin = {"source": "random", "id": parsed.model, "url": None, "file": None, "sha256": None}
+    return Source(parsed, arrays, {**origin, "licence": "none: random numbers"})
+
+
+def _import(module: str) -> Any:
+    """The named optional module, or an error that says how to install it."""
+    try:
+        return __import__(module)
+    except ImportError as error:
+        raise WeightsError(
+            f"{module} is not installed, and this needs it: pip install 'crossdim_jax[port]'. "
+            "Only .safetensors checkpoints can be ported without it."
+        ) from error
+
+
+def _download(name: str, config: Any) -> tuple[Path, str]:
+    """The weights' local file, fetched if it is not in timm's cache, and their address."""
+    from huggingface_hub import hf_hub_download  # comes with timm, which downloads with it
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    from timm.models import _hub
+
+    url = config.url
+    try:
+        if not config.hf_hub_id:
+            return Path(_hub.download_cached_file(url, check_hash=True)), url
+        repository, revision = _hub.hf_split(config.hf_hub_id)
+        names = [config.hf_hub_filename] if config.hf_hub_filename else ["model.safetensors"]
+        for file in [*names, _hub.HF_WEIGHTS_NAME]:
+            url = f"https://huggingface.co/{repository}/resolve/{revision or 'main'}/{file}"
+            try:
+                return Path(hf_hub_download(repository, file, revision=revision)), url
+            except LocalEntryNotFoundError:  # not reachable, which is not "there is no such file"
+                raise
+            except EntryNotFoundError:
+                continue
+        raise FileNotFoundError(f"none of its weight files is at {repository}")
+    except Exception as error:  # whatever an HTTP client may raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise WeightsError(
+            f"{name}: cannot download the weights ({reason}). Without a network, fetch {url} "
+            "elsewhere and give the file: --checkpoint=FILE"
+        ) from error
+
+
+# --------------------------------------------------------------------------- files
+
+
+def read_checkpoint(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a checkpoint file by their torch names, without wrappers' prefixes."""
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such checkpoint file.")
+    if path.suffix == ".safetensors":
+        arrays = _read_safetensors(path)
+    elif path.suffix in TORCH_SUFFIXES:
+        arrays = _read_torch(path)
+    else:
+        raise WeightsError(
+            f"{path}: found suffix {path.suffix!r}, expected .safetensors or one of "
+            f"{', '.join(TORCH_SUFFIXES)} (a PyTorch state dict)."
+        )
+    for prefix in PREFIXES:
+        if arrays and all(key.startswith(prefix) for key in arrays):
+            arrays = {key.removeprefix(prefix): value for key, value in arrays.items()}
+    return arrays
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(
+            f"{path}: not a readable safetensors file ({error}); it is damaged or cut short. "
+            "Download it again."
+        ) from error
+
+
+def _read_torch(path: Path) -> dict[str, np.ndarray]:
+    import pickle
+
+    torch = _import("torch")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # torch's own text proposes to run the code after all, so it is not repeated here.
+        raise WeightsError(
+            f"{path}: holds something other than tensors (pickled code or objects) or is not a "
+            "PyTorch file; nothing in it was run. Save the bare state dict, better as "
+            ".safetensors, where you trust the file."
+        ) from error
+    except Exception as error:  # a damaged archive may raise nearly anything
+        raise WeightsError(
+            f"{path}: cannot be read as a PyTorch checkpoint "
+            f"({type(error).__name__}); it is damaged or cut short. Download it again."
+        ) from error
+    for key in NESTED_UNDER:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    if not isinstance(content, Mapping) or not all(
+        isinstance(value, torch.Tensor) for value in content.values()
+    ):
+        found = sorted(map(str, content))[:5] if isinstance(content, Mapping) else type(content)
+        raise WeightsError(
+            f"{path}: found {found}, expected a state dict (names -> tensors), plain or under one "
+            f"of {', '.join(NESTED_UNDER)}."
+        )
+    return {key: _to_numpy(torch, value) for key, value in content.items()}
+
+
+def _to_numpy(torch: Any, tensor: Any) -> np.ndarray:
+    tensor = tensor.detach()
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
