@@ -7,7 +7,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from crossdim_jax import config, experiment
+from crossdim_jax import config, experiment, modes
 from crossdim_jax.errors import ConfigError, CrossdimError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: FILE[:argument].")
@@ -29,9 +29,11 @@ PROCESS = flags.DEFINE_integer("process", None, "Index of this process, with --c
 def start_distributed() -> None:
     """Joins the other processes, when flags or a launcher's environment say there are some."""
     if COORDINATOR.value:
+        if PROCESSES.value is None or PROCESS.value is None:
+            raise ConfigError("--coordinator needs --processes and --process as well")
         jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
     elif any(
-        int(os.environ.get(name, "1")) > 1 for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+        int(os.environ.get(name) or 1) > 1 for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
     ) or "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
         jax.distributed.initialize()
 
@@ -46,12 +48,12 @@ def main(argv: list[str]) -> None:
     start_distributed()
     job = experiment.build(CONFIG.value, WORKDIR.value)
     if MODE.value == "predict":
-        path = experiment.run_prediction(job, INPUT.value, OUTPUT.value, overwrite=OVERWRITE.value)
+        path = modes.run_prediction(job, INPUT.value, OUTPUT.value, overwrite=OVERWRITE.value)
     else:
         run = {
-            "train": experiment.run_training,
-            "evaluate": experiment.run_evaluation,
-            "report": experiment.run_report,
+            "train": modes.run_training,
+            "evaluate": modes.run_evaluation,
+            "report": modes.run_report,
         }[MODE.value]
         path = run(job)
     experiment.say(str(path))

@@ -8,9 +8,11 @@
     :debug   two steps of it
 
 The released code's network instead: BatchNorm, which `repeat` would break (its statistics are not
-re-estimated), and padding and eps other than those its weights were trained with:
+re-estimated), and padding and eps other than those its weights were trained with. To port and to
+train:
 
     --config.model.variant=released --config.weights.inflate=mean \\
+        --config.weights.file=weights/dxnet_b0_released.safetensors \\
         "--config.weights.ignore=('padding', 'eps')"
 
 Published (BraTS 2022 validation, mean Dice): WT .9122, TC .8477, ET .8388; 1.5 s per training image
@@ -69,7 +71,7 @@ def demo(config: ConfigDict) -> None:
     config.data.foreground = 0.5
     config.weights.file = ""
     config.model.drop_path_rate = 0.0
-    config.train.epochs = 10
+    config.train.epochs = 9
     config.train.log_every_steps = 4
     config.train.validate_every_epochs = 2
     config.train.validate_from_dice = 0.5

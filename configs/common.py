@@ -13,7 +13,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.root = ""  # folder of cases
     config.data.cache = "runs/cache"  # decoded cases; runs share it; about 60 MB a BraTS case
     config.data.cache_dtype = "float32"  # or float16: half the disk
-    config.data.patch = (128, 128, 128)  # (z, y, x) voxels; multiples of 32
+    config.data.patch = (128, 128, 128)  # (z, y, x) voxels; multiples of 32, better not 32 itself
     config.data.foreground = 0.0  # probability that a patch is centred on a tumour voxel
     config.data.num_threads = 2  # that prepare cases and read patches
     config.data.split = ConfigDict()
@@ -59,11 +59,11 @@ def get_config(arg: str = "") -> ConfigDict:
     config.train.keep = 2  # latest checkpoints; the best is kept besides
 
     config.mesh = ConfigDict()
-    config.mesh.data = -1  # devices that share a batch; -1: all that depth leaves
+    config.mesh.data = -1  # devices that share a batch; -1: as many as share it evenly
     config.mesh.depth = 1  # devices that share the depth of a volume
 
     config.inference = ConfigDict()
     config.inference.overlap = 0.5  # of neighbouring windows
     config.inference.flips = False  # True: mean over the 8 mirrored predictions
-    config.inference.window_batch = 1  # windows at a time
+    config.inference.window_batch = 1  # windows at a time; spread over mesh.data if it divides
     return config

@@ -1,7 +1,8 @@
 """Checkpoints of a run, on disk; the only module that knows Orbax.
 
     checkpoints/<step>/         everything that resuming needs; the latest `keep`
-    checkpoints/best/<step>/    what evaluating needs, of the best validation so far
+    checkpoints/best/<step>/    what evaluating needs, of the best validation so far, and of the
+                                best before it, in case the steps since the latest are lost
 
 A checkpoint has three items: `variables` (what to evaluate: the slow parameters and the running
 statistics), `training` (the step, the fast parameters, the optimiser's state) and `meta`, a JSON
@@ -45,7 +46,7 @@ class Checkpointer:
         with _naming(self.folder, "opening the checkpoints"):
             (self.folder / BEST).mkdir(parents=True, exist_ok=True)
             self._latest = _manager(self.folder, keep)
-            self._best = _manager(self.folder / BEST, 1)
+            self._best = _manager(self.folder / BEST, 2)
 
     def __enter__(self) -> "Checkpointer":
         return self
@@ -63,8 +64,15 @@ class Checkpointer:
         """The steps of the complete checkpoints, oldest first."""
         return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
 
+    @property
+    def best_steps(self) -> list[int]:
+        """The steps whose variables are kept as the best, the best last."""
+        return sorted(self._best.all_steps())
+
     def save(self, state: TrainState, meta: Mapping[str, Any]) -> None:
         """Starts writing a checkpoint of `state.step`; returns once the arrays are copied.
+
+        Waits for the best first: no record on disk names a best score without its weights.
 
         Args:
           state: may be donated as soon as this returns.
@@ -74,9 +82,11 @@ class Checkpointer:
         """
         with _naming(self.folder, f"writing the checkpoint of step {self._writing}", self):
             self._latest.wait_until_finished()  # so that a late failure is not put down to this
+        with _naming(self.folder / BEST, "writing the best checkpoint", self):
+            self._best.wait_until_finished()
         self._writing = step = int(state.step)
         with _naming(self.folder, f"writing the checkpoint of step {step}", self):
-            self._latest.save(
+            saved = self._latest.save(
                 step,
                 args=ocp.args.Composite(
                     variables=ocp.args.StandardSave(variables(state)),
@@ -84,20 +94,22 @@ class Checkpointer:
                     meta=ocp.args.JsonSave(dict(meta)),
                 ),
             )
+        _check_saved(saved, self.folder, step)
 
     def save_best(self, state: TrainState, meta: Mapping[str, Any]) -> None:
         """Starts writing the variables of `state` as the best so far; see `save`."""
         step = int(state.step)
-        if step in self._best.all_steps():  # the same step, trained again after a resume
+        if step in self._best.all_steps():  # the step of the resume, validated again
             return
         with _naming(self.folder / BEST, f"writing the best checkpoint, of step {step}", self):
-            self._best.save(
+            saved = self._best.save(
                 step,
                 args=ocp.args.Composite(
                     variables=ocp.args.StandardSave(variables(state)),
                     meta=ocp.args.JsonSave(dict(meta)),
                 ),
             )
+        _check_saved(saved, self.folder / BEST, step)
 
     def wait(self) -> None:
         """Returns once everything is on disk. Raises DataError if it could not be written."""
@@ -121,7 +133,8 @@ class Checkpointer:
         """The newest checkpoint that can be read, as a training state and its record.
 
         A checkpoint that cannot be read is reported on stderr, set aside as
-        `checkpoints/unreadable-<step>`, and the one before it taken.
+        `checkpoints/unreadable-<step>`, and the one before it taken. Best checkpoints of later
+        steps are removed: those steps will be made again.
 
         Args:
           state: a state of the same structure, arrays or `jax.ShapeDtypeStruct` with shardings:
@@ -146,6 +159,7 @@ class Checkpointer:
                 failures.append((step, f"{type(error).__name__}: {error}"))
                 continue
             self._set_aside(failures)
+            self._forget_best_after(step)
             return _state(restored.variables, restored.training), restored.meta
         if failures:
             lines = "\n".join(f"  step {step}: {why}" for step, why in failures)
@@ -153,7 +167,14 @@ class Checkpointer:
                 f"{self.folder}: none of the checkpoints can be read for this model:\n{lines}\n"
                 "Start in a new run folder, or put back the config that wrote them."
             )
+        self._forget_best_after(0)
         return None
+
+    def _forget_best_after(self, step: int) -> None:
+        with _naming(self.folder / BEST, f"removing best checkpoints of steps after {step}"):
+            for lost in self.best_steps:
+                if lost > step:
+                    self._best.delete(lost)
 
     def _set_aside(self, failures: list[tuple[int, str]]) -> None:
         for step, why in failures:
@@ -239,6 +260,16 @@ def _manager(folder: Path, keep: int | None, *, read_only: bool = False) -> ocp.
         read_only=read_only,
     )
     return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
+
+
+def _check_saved(saved: bool, folder: Path, step: int) -> None:
+    """Orbax declines, without an error, a step at or below the latest it has."""
+    if not saved:
+        raise DataError(
+            f"{folder}: the checkpoint of step {step} was not written, because the folder holds "
+            "one of a later step; is another process training in this run folder? See to it that "
+            "there is one only, then run the same command to go on"
+        )
 
 
 def _not_orbax(record: logging.LogRecord) -> bool:

@@ -28,18 +28,34 @@ def read(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
     try:
         values(arguments)
-        return values.config
+        config = values.config
+        if not hasattr(config, "to_dict"):  # asking also raises what kept the file from loading
+            raise TypeError(f"get_config() returned {config!r}, expected a ConfigDict")
+        return config
     except Exception as error:  # a config is a program: it may raise anything
         raise ConfigError(f"{path}: {problem(error)}") from error
 
 
 def problem(error: Exception) -> str:
     """What went wrong while flags and a config were read, in one line."""
-    text = str(error.args[0] if isinstance(error, KeyError) else error).replace("\\n", "\n")
-    lines = [line.replace("\\'", "'").strip("\"' ") for line in text.strip().splitlines()]
-    if "Traceback" in text:  # quoted by ml_collections; its last line says what is wrong
-        return lines[-1]
-    told = " ".join(line for line in lines if line)
-    if isinstance(error, AttributeError | KeyError):
-        return f"the config has no such field: {told}"
+    while isinstance(error, OSError) and isinstance(error.__cause__, OSError):
+        error = error.__cause__  # ml_collections reports a file that it could not load only on use
+    field = isinstance(error, AttributeError) and isinstance(error.__context__, KeyError)
+    source = error.__context__ if field else error  # the other is the same in quotes
+    text = str(source)
+    if isinstance(source, KeyError) and source.args and (field or r"\n" in text):
+        text = str(source.args[0])  # str() puts its text in quotes, with line breaks as \n
+    lines = text.strip().splitlines()
+    if "Traceback" in text:  # quoted by ml_collections: what is wrong follows the indented lines
+        last = max(i for i, line in enumerate(lines) if line.startswith("  "))
+        return _one_line(lines[last + 1 :] or lines[-1:])
+    if text.startswith("Failed loading config file"):  # its last line says which and why
+        return f"cannot read the config: {lines[-1].strip()}"
+    if field:
+        return f"the config has no such field: {_one_line(lines)}"
+    told = _one_line(lines)
     return told if isinstance(error, flags.Error) else f"{type(error).__name__}: {told}"
+
+
+def _one_line(lines: Sequence[str]) -> str:
+    return " ".join(line.strip() for line in lines if line.strip())

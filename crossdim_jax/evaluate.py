@@ -7,13 +7,14 @@ that fails never stops the others; a folder that cannot be written stops everyth
 import csv
 import dataclasses
 import errno
+import io
 import json
 import logging
 import math
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from crossdim_jax import metrics
 from crossdim_jax.challenges import CaseFiles, Challenge
 from crossdim_jax.data import images, preprocess
 from crossdim_jax.errors import CrossdimError, DataError, ManyErrors
+from crossdim_jax.files import write_text
 from crossdim_jax.report import tables
 
 logger = logging.getLogger(__name__)
@@ -60,16 +62,22 @@ def predict_case(
     files: CaseFiles,
     predict_fn: PredictFn,
     out_folder: str | Path,
+    *,
     overwrite: bool = False,
+    write: bool = True,
 ) -> Path:
     """Predicts one case and writes its label map on the case's own grid; returns the path.
 
     The case's label, if it has one, is not read. An existing file is left alone and its path
-    returned, unless `overwrite`.
+    returned, unless `overwrite`: then it is removed first. write: see `predict_folder`.
+
+    Raises DataError if the prediction's path is one of the case's own files.
     """
-    path = prediction_path(out_folder, files.id)
+    path = _output_path(out_folder, files)
     if path.exists() and not overwrite:
         return path
+    if write:  # if what follows fails, no older prediction may pass for this one
+        path.unlink(missing_ok=True)
     case = challenge.load(dataclasses.replace(files, label=None))
     prepared = preprocess.preprocess(case)
     probabilities = np.asarray(predict_fn(prepared.image))
@@ -78,9 +86,23 @@ def predict_case(
         raise ValueError(f"{files.id}: predict_fn gave {probabilities.shape}, expected {expected}")
     if not np.isfinite(probabilities).all():
         raise ValueError(f"{files.id}: the network's output is not finite")
+    if not write:
+        return path
     label = challenge.decode(probabilities, case.spacing_mm)
     label = preprocess.uncrop(label, prepared.bbox, prepared.full_shape)
     return challenge.write(path, label, case.geometry)
+
+
+def _output_path(folder: str | Path, files: CaseFiles) -> Path:
+    """`prediction_path`, unless that is a file the case is made of."""
+    path = prediction_path(folder, files.id)
+    for own in (*files.images, files.label):
+        if own is not None and own.exists() and path.exists() and path.samefile(own):
+            raise DataError(
+                f"{path}: is an image or label of the case itself, expected a prediction or "
+                "nothing there; choose another folder for the predictions"
+            )
+    return path
 
 
 def predict_folder(
@@ -90,29 +112,37 @@ def predict_folder(
     out_folder: str | Path,
     *,
     overwrite: bool = False,
+    write: bool = True,
     errors: Iterable[tuple[str, str]] = (),
     progress: bool = True,
 ) -> Result:
     """Predicts every case, going on after one that fails.
 
+    overwrite: predict again what is already there; what fails is there no more.
+    write: False runs `predict_fn` on the same cases and touches no file: on all processes but the
+      first, where the network spans several. All must see the same `out_folder`.
     errors: (case id, message) of cases that already failed, put first among the result's failures.
     Raises DataError at once if `out_folder` cannot be written or is full.
     """
     out_folder = Path(out_folder)
-    check_writable(out_folder)
+    if write:
+        check_writable(out_folder)
     result = Result(failed=list(errors))
+    # Looked up before the first file is written, so that all processes leave out the same.
+    there = {case.id for case in files if prediction_path(out_folder, case.id).exists()}
     with _bar(files, "predict", progress) as bar:
         for case in bar:
             bar.set_postfix_str(case.id)
-            path = prediction_path(out_folder, case.id)
-            if path.exists() and not overwrite:
-                result.skipped.append(path)
-                continue
             try:
-                written = predict_case(challenge, case, predict_fn, out_folder, overwrite)
-                result.written.append(written)
+                path = _output_path(out_folder, case)
+                if case.id in there and not overwrite:
+                    result.skipped.append(path)
+                    continue
+                predict_case(challenge, case, predict_fn, out_folder, overwrite=True, write=write)
+                result.written.append(path)
             except Exception as error:  # the next case may well succeed
-                _raise_if_folder_is_the_fault(error, out_folder)
+                if write:
+                    _raise_if_folder_is_the_fault(error, out_folder)
                 result.failed.append((case.id, _describe(error, case.id)))
     return result
 
@@ -123,27 +153,41 @@ def evaluate_cases(
     predictions_folder: str | Path,
     out_folder: str | Path,
     *,
+    failed: Iterable[tuple[str, str]] = (),
+    provenance: Mapping[str, Any] | None = None,
     num_threads: int | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Scores every prediction against its truth; writes cases.csv, summary.json and table.md.
 
-    files: cases with labels. predictions_folder: what `predict_folder` wrote. A prediction on
-    another grid gets the profile's row for a mismatch; one that is missing or cannot be read is
-    left out. Both are named in the result and in table.md.
+    Runs no network: of several processes one suffices. A prediction on another grid gets the
+    profile's row for a mismatch; one that is missing or cannot be read is left out. Both are named
+    in the result and in table.md.
+
+    files: cases with labels. predictions_folder: what `predict_folder` wrote.
+    failed: (case id, message) of cases that could not be predicted; not scored, whatever file is
+      there.
+    provenance: how the predictions were made, such as {"checkpoint_step": 100, "flips": True};
+      plain values, recorded and printed as they are.
 
     Returns the summary: `challenge`, `profile`, `aggregation`, `definitions`, `regions`, `n_cases`,
-    `statistics` ({"dice_WT": {"mean", ...}}, None for an undefined value), `mismatched`, `failed`
-    and `missing` ([case id, message] each).
+    `statistics` ({"dice_WT": {"mean", ...}}, None for an undefined value), `provenance`,
+    `mismatched`, `failed` and `missing` ([case id, message] each).
 
-    Raises DataError if no prediction exists, ManyErrors if none could be scored.
+    Raises DataError if no prediction exists, ManyErrors if none could be made or scored.
     """
     predictions_folder, out_folder = Path(predictions_folder), Path(out_folder)
+    failed = list(failed)
+    without = {case for case, _ in failed}
+    files = [case for case in files if case.id not in without]
     paths = {case.id: prediction_path(predictions_folder, case.id) for case in files}
     present = [case for case in files if paths[case.id].exists()]
     missing = [
         (name, f"{path} does not exist") for name, path in paths.items() if not path.exists()
     ]
+    nothing = "no case could be predicted and scored; correct the cases below and run again"
+    if not present and failed:
+        raise ManyErrors(nothing, [*failed, *missing])
     if not present:
         raise DataError(
             f"{predictions_folder}: found no prediction of the {len(files)} cases to evaluate, "
@@ -168,19 +212,20 @@ def evaluate_cases(
         pool.shutdown(cancel_futures=True)
 
     rows = [(case, row, note) for case, row, note in scored if row is not None]
-    failed = [(case, note) for case, row, note in scored if row is None]
+    failed += [(case, note) for case, row, note in scored if row is None]
     if not rows:
-        raise ManyErrors("no prediction could be scored", failed)
-    profile = _profile(challenge)
+        raise ManyErrors(nothing, failed)
+    profile = metrics.PROFILES[challenge.profile]
     statistics = challenge.summarise([row for _, row, _ in rows])
     summary = {
         "challenge": challenge.name,
         "profile": profile.name,
-        "aggregation": _aggregation(challenge),
+        "aggregation": challenge.aggregate,
         "definitions": dict(profile.definitions),
         "regions": list(challenge.regions),
         "n_cases": len(rows),
         "statistics": statistics,
+        "provenance": dict(provenance or {}),
         "mismatched": [[case, note] for case, _, note in rows if note],
         "failed": [list(pair) for pair in failed],
         "missing": [list(pair) for pair in missing],
@@ -206,7 +251,8 @@ def _score_case(challenge: Challenge, files: CaseFiles, path: Path) -> tuple[dic
         raise DataError(f"{files.id}: there is no label to evaluate against")
     predicted, geometry = images.read_label(path)
     if why := _grid_mismatch(case.geometry, geometry):
-        return _profile(challenge).mismatch(regions=challenge.regions), f"{path}: {why}"
+        profile = metrics.PROFILES[challenge.profile]
+        return profile.mismatch(regions=challenge.regions), f"{path}: {why}"
     return challenge.score(case.label, predicted, case.spacing_mm), ""
 
 
@@ -218,14 +264,6 @@ def _grid_mismatch(truth: images.Geometry, prediction: images.Geometry) -> str:
         apart = float(np.abs(np.subtract(truth.affine, prediction.affine)).max())
         return f"affine differs from the image's by up to {apart:.4g} mm; scored as a mismatch"
     return ""
-
-
-def _profile(challenge: Challenge) -> metrics.Profile:
-    return metrics.PROFILES[getattr(challenge, "profile", "brats2022")]
-
-
-def _aggregation(challenge: Challenge) -> str:
-    return getattr(challenge, "aggregate", "clean")
 
 
 def check_writable(folder: Path) -> None:
@@ -285,18 +323,10 @@ def json_safe(value: Any) -> Any:
 
 def _write_csv(path: Path, rows: Sequence[tuple[str, dict[str, float], str]]) -> None:
     columns = list(rows[0][1])
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["id", *columns, "note"])
-        for case, row, note in rows:
-            cells = ["" if math.isnan(row[c]) else f"{row[c]:.9g}" for c in columns]
-            writer.writerow([case, *cells, note])
-    temporary.replace(path)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["id", *columns, "note"])
+    for case, row, note in rows:
+        cells = ["" if math.isnan(row[c]) else f"{row[c]:.9g}" for c in columns]
+        writer.writerow([case, *cells, note])
+    write_text(path, text.getvalue())

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from crossdim_jax.errors import ConfigError
+from crossdim_jax.sharding import replicated
 
 Variables = Any  # a Flax variable tree
 
@@ -63,7 +64,8 @@ class SlidingWindow:
       overlap: fraction of a window shared with its neighbour, in [0, 1).
       flips: test-time flips, see `flip_axes`.
       window_batch: windows per call of the network.
-      sharding: of a window batch, to spread it over devices.
+      sharding: of a window batch, to spread it over devices; if they are of several processes,
+        each calls with the same image and gets the whole result.
 
     Raises:
       ConfigError: `overlap`, `window_batch` or a flip axis is out of range.
@@ -74,7 +76,7 @@ class SlidingWindow:
     overlap: float = 0.5
     flips: bool | Sequence[int] = False
     window_batch: int = 1
-    sharding: jax.sharding.Sharding | None = None
+    sharding: jax.sharding.NamedSharding | None = None
 
     def __post_init__(self):
         if not 0.0 <= self.overlap < 1.0:
@@ -87,11 +89,13 @@ class SlidingWindow:
 
     @functools.cached_property
     def _probabilities(self):
-        @jax.jit
         def probabilities(variables, windows):
             return jax.nn.sigmoid(self.logits(variables, windows).astype(jnp.float32))
 
-        return probabilities
+        if self.sharding is None:
+            return jax.jit(probabilities)
+        # A copy on every device: the host reads the result, and only its own devices.
+        return jax.jit(probabilities, out_shardings=replicated(self.sharding.mesh))
 
     def __call__(self, variables: Variables, image: np.ndarray) -> np.ndarray:
         """Probabilities `(*spatial, k)` float32 of an image `(*spatial, c)`.
@@ -137,7 +141,9 @@ class SlidingWindow:
             batch_axes = tuple(a + 1 for a in axes)
             flipped = np.ascontiguousarray(np.flip(windows, batch_axes))
             if self.sharding is not None:
-                flipped = jax.device_put(flipped, self.sharding)
+                flipped = jax.make_array_from_callback(
+                    flipped.shape, self.sharding, flipped.__getitem__
+                )
             result = np.flip(np.asarray(self._probabilities(variables, flipped)), batch_axes)
             total = result if total is None else total + result
         return total / len(combinations)

@@ -102,6 +102,8 @@ def fit(
             jax.tree.map(lambda array: array.delete(), state)  # makes room
             state, meta = restored
             record.restore(meta)
+            if record.best_step not in checkpoints.best_steps:  # removed by hand, or lost
+                record.best_score = record.best_step = None
             batches.set_state(meta["data"])
         first = jax.process_index() == 0
         redo = record.validation_pending
@@ -193,13 +195,15 @@ class _Run:
         self.shown, self.stop, self.validation = shown, stop, validation
         self._in_flight: tuple | None = None
         self._clock = time.monotonic()
-        self._images, self._images_since = 0, self._clock
+        self._images, self._images_since = 0, None
         self._rate = math.nan
 
     def dispatched(self, metrics, ids: list[str], images: int) -> None:
         """Notes a step that has been dispatched; takes in the one before it."""
         self.receive()
         self.record.step += 1
+        if self._images_since is None:  # by now the step is compiled, which is no part of a rate
+            self._images_since = time.monotonic()
         self._in_flight = (self.record.step, metrics, ids, images)
 
     def receive(self) -> None:
@@ -288,7 +292,8 @@ class _Run:
         named = ", ".join(f"{r} {d:.3f}" for r, d in zip(self.regions, dice, strict=True))
         best = " (best so far)" if record.best_step == record.step else ""
         self.shown.say(f"validation after step {record.step}: Dice {score:.3f}: {named}{best}")
-        self._images_since += time.monotonic() - started  # no part of the training's images/s
+        if self._images_since is not None:  # no part of the training's images/s
+            self._images_since += time.monotonic() - started
 
     def save(self, state: TrainState, data_state: Any) -> None:
         """Checkpoints the step that was dispatched last, once its metrics are known good."""

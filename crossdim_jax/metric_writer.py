@@ -14,6 +14,7 @@ import numpy as np
 import tqdm
 
 from crossdim_jax.errors import DataError
+from crossdim_jax.files import duration, write_text
 
 FILE = "metrics.jsonl"
 
@@ -59,7 +60,7 @@ class MetricWriter:
                 continue  # torn by a crash while it was written; its step is made again
             if keep:
                 kept.append(line + "\n")
-        write_atomically(self.path, "".join(kept))
+        write_text(self.path, "".join(kept))
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Appends one line; numbers that are not finite become null."""
@@ -84,27 +85,6 @@ class MetricWriter:
         if self._file is not None:
             self._file.close()
             self._file = None
-
-
-def read(workdir: str | os.PathLike) -> list[dict[str, Any]]:
-    """The lines of a run's metrics file; empty if there is none."""
-    path = Path(workdir) / FILE
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces a file so that a reader, or a crash, sees the old text or the new."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class Totals:
@@ -172,6 +152,7 @@ class Progress:
         self._total, self._first, self._step = total, step, step
         self._every_seconds, self._enabled = every_seconds, enabled
         self._started = self._shown = time.monotonic()
+        self._running = False
         self._bar = None
         if enabled and self._stream.isatty():
             self._bar = tqdm.tqdm(
@@ -195,8 +176,10 @@ class Progress:
         """
         if not self._enabled:
             return
-        values = {key: metrics[key] for key in ("loss", "dice", "images_per_s") if key in metrics}
         names = {"loss": "loss", "dice": "Dice", "images_per_s": "images/s"}
+        values = {k: metrics[k] for k in names if math.isfinite(metrics.get(k, math.nan))}
+        if not self._running:
+            self._start_clock(step)
         if self._bar is not None:
             self._bar.set_description(f"epoch {epoch:.1f}", refresh=False)
             self._bar.set_postfix({names[k]: f"{v:.3g}" for k, v in values.items()}, refresh=False)
@@ -207,9 +190,15 @@ class Progress:
             self._shown = now
             text = ", ".join(f"{names[k]} {v:.3g}" for k, v in values.items())
             left = (now - self._started) / max(step - self._first, 1) * (self._total - step)
-            self.say(
-                f"step {step}/{self._total}, epoch {epoch:.1f}, {text}, {_duration(left)} left"
-            )
+            self.say(f"step {step}/{self._total}, epoch {epoch:.1f}, {text}, {duration(left)} left")
+
+    def _start_clock(self, step: int) -> None:
+        """The first step was mostly compilation: the time left is told from the others."""
+        self._running, now = True, time.monotonic()
+        self.say(f"compiled, first step done after {duration(now - self._started)}")
+        self._first, self._started = step, now
+        if self._bar is not None:
+            self._bar.unpause()
 
     def say(self, text: str) -> None:
         """Prints a line without tearing the bar."""
@@ -224,12 +213,6 @@ class Progress:
         """Leaves the bar as it stands."""
         if self._bar is not None:
             self._bar.close()
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Parameters by path: one naming, one pattern language, one weight file format.
+"""Parameters by path: one naming, one pattern language, and ported weights into a model.
 
 A parameter's path is its place in the variables, joined with "/": `params/encoder/bn1/scale`,
 `batch_stats/encoder/bn1/mean`. The first part is the *collection*, the second the *module*.
@@ -7,51 +7,46 @@ Patterns are Python regular expressions that must match the whole path (`re.full
 without its collection: `encoder/conv_stem/kernel`, `encoder/.*`, `.*/(scale|bias)`. A pattern that
 matches nothing is an error, because it is a misspelling.
 
-A weight file is one safetensors file; its keys are paths, its header holds a JSON record of where
-the numbers come from (`weight_port` writes both).
+The names of `weights`, which reads and writes the files, can be had from here too.
 """
 
 import dataclasses
-import json
-import math
-import os
 import re
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save as to_safetensors
 
 from crossdim_jax.errors import WeightsError
+from crossdim_jax.models import encoders
+from crossdim_jax.weights import (
+    CLAIMS,
+    COLLECTIONS,
+    FORMAT,
+    Weights,
+    check,
+    describe,
+    load_weights,
+    save_weights,
+)
 
-FORMAT = "crossdim_jax weights 1"  # raise the number when an older reader would misread a file
-COLLECTIONS = ("params", "batch_stats")
-PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
-
-
-@dataclasses.dataclass(frozen=True)
-class Weights:
-    """The content of a weight file.
-
-    Attributes:
-      arrays: path -> float32 array; paths start with a collection.
-      metadata: the record: source, licence, architecture, inflation, versions, ...
-      path: the file, or None if the weights were made in memory; used in messages only.
-    """
-
-    arrays: Mapping[str, np.ndarray]
-    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    path: Path | None = None
-
-    @property
-    def name(self) -> str:
-        """The file's path, for messages."""
-        return str(self.path) if self.path is not None else "the given weights"
+__all__ = [
+    "CLAIMS",
+    "FORMAT",
+    "MergeReport",
+    "Weights",
+    "check",
+    "describe",
+    "flatten",
+    "load_weights",
+    "merge",
+    "requirements",
+    "save_weights",
+    "select",
+    "unflatten",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,124 +141,19 @@ def _inner(path: str) -> str:
     return rest if collection in COLLECTIONS and rest else path
 
 
-# --------------------------------------------------------------------------- files
-
-
-def load_weights(path: str | os.PathLike) -> Weights:
-    """Reads a weight file that `save_weights` wrote.
-
-    Raises:
-      WeightsError: the file is missing, unreadable, truncated, a pickle, or a safetensors file
-        that is not in this format.
-    """
-    path = Path(path)
-    if path.suffix.lower() in PICKLE_SUFFIXES:
-        raise WeightsError(
-            f"{path}: a PyTorch checkpoint, expected a .safetensors file written by weight_port. "
-            f"Convert it first: python -m weight_port NAME --checkpoint={path}"
-        )
-    if not path.is_file():
-        raise WeightsError(
-            f"{path}: no such weight file. Make it with: python -m weight_port "
-            "--config=CONFIG (or see python -m weight_port --help)."
-        )
-    try:
-        with safe_open(path, framework="numpy") as file:
-            header = file.metadata() or {}
-            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(
-            f"{path}: not a readable safetensors file ({error}); it is damaged, cut short, or of "
-            "another kind. Make or copy it again."
-        ) from error
-    if header.get("format") != FORMAT:
-        raise WeightsError(
-            f"{path}: found format {header.get('format')!r}, expected {FORMAT!r}. If this is a "
-            f"timm checkpoint, convert it: python -m weight_port NAME --checkpoint={path}"
-        )
-    try:
-        record = json.loads(header["record"])
-    except (KeyError, ValueError) as error:
-        raise WeightsError(
-            f"{path}: the record in its header is missing or not JSON. Make the file again with "
-            "python -m weight_port."
-        ) from error
-    return Weights(arrays, record, path)
-
-
-def save_weights(
-    path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]
-) -> Path:
-    """Writes a weight file atomically: readers see the old file or the whole new one.
-
-    Args:
-      path: ends with ".safetensors"; its folder is created.
-      arrays: path -> array; paths start with a collection.
-      metadata: the record, anything JSON can hold.
-
-    Raises:
-      WeightsError: another suffix, a path outside the known collections, or a folder that cannot
-        be written.
-    """
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise WeightsError(f"{path}: weight files end with .safetensors; choose such a name.")
-    foreign = [key for key in arrays if key.split("/")[0] not in COLLECTIONS]
-    if foreign:
-        raise WeightsError(
-            f"{path}: found keys {', '.join(foreign[:5])}; expected paths that start with one of "
-            f"{', '.join(COLLECTIONS)}."
-        )
-    content = to_safetensors(
-        {key: np.ascontiguousarray(value) for key, value in arrays.items()},
-        {"format": FORMAT, "record": json.dumps(metadata, sort_keys=True)},
-    )
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.stem}.", suffix=".tmp", delete=False
-        ) as file:
-            temporary = Path(file.name)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # temporary files are private; weights are not
-        temporary.replace(path)
-    except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        raise WeightsError(
-            f"{path}: cannot write the weight file ({error.strerror or error}). Choose a folder "
-            "that can be written and has room."
-        ) from error
-    return path
-
-
-def describe(metadata: Mapping[str, Any]) -> str:
-    """A weight file's record in one line, for a log."""
-    get = metadata.get
-    inflation = f" by {get('inflate')}" if get("inflate") else ""
-    return (
-        f"{get('id')} ({get('source')}, licence {get('licence')}) as {get('architecture')}, "
-        f"{get('ndim')}D{inflation}, {get('in_channels')} input channels by {get('stem')}, "
-        f"{get('norm')} norm, {get('padding')} padding, eps {get('eps'):g}"
-    )
-
-
 # --------------------------------------------------------------------------- into a model
 
 
 def requirements(model: Any, variables: Mapping[str, Any]) -> dict[str, Any]:
     """What a network needs of its encoder's weights, in the terms of `check`.
 
+    A config's own words are added so: `| {field: config.weights[field] for field in CLAIMS}`.
+
     Args:
       model: a network with the attributes `encoder`, `norm`, `padding` and `encoder_eps`.
       variables: its variables, concrete or abstract.
     """
-    kernel = flatten(variables)["params/encoder/conv_stem/kernel"]  # (*k, in, out)
+    kernel = flatten(variables)[f"params/encoder/{encoders.stem(model.encoder)}"]  # (*k, in, out)
     return {
         "architecture": model.encoder,
         "ndim": len(kernel.shape) - 2,
@@ -272,66 +162,6 @@ def requirements(model: Any, variables: Mapping[str, Any]) -> dict[str, Any]:
         "eps": model.encoder_eps,
         "norm": model.norm,
     }
-
-
-def check(
-    metadata: Mapping[str, Any],
-    expected: Mapping[str, Any],
-    *,
-    name: str = "the weight file",
-    ignore: Sequence[str] = (),
-) -> None:
-    """Compares a weight file's record with what a model needs; call before `merge`.
-
-    Args:
-      metadata: the record, `Weights.metadata`.
-      expected: what the model says, any of: architecture ("efficientnet_b0"), ndim, in_channels,
-        padding ("same", "symmetric"), eps, norm ("batch", "instance", "group").
-      name: the file, for the message.
-      ignore: fields of `expected` that may differ; for reproducing code that uses weights
-        with another padding or eps than they were trained with.
-
-    Raises:
-      WeightsError: listing every field that differs: file, found, expected, what to do.
-    """
-    unknown = [field for field in ignore if field not in expected]
-    if unknown:
-        raise WeightsError(
-            f"Cannot ignore {', '.join(unknown)} in {name}: the compared fields are "
-            f"{', '.join(expected)}."
-        )
-    problems = []
-    for field, wanted in expected.items():
-        if field in ignore:
-            continue
-        found = metadata.get(field)
-        if not _agree(field, found, wanted):
-            what = "nothing" if found is None else repr(found)
-            problems.append(f"{field}: found {what}, expected {wanted!r}. {_ADVICE.get(field, '')}")
-    if problems:
-        raise WeightsError(
-            f"{name} does not fit this model:\n  "
-            + "\n  ".join(p.rstrip() for p in problems)
-            + "\nMake the file that this model needs with: python -m weight_port --config=CONFIG"
-        )
-
-
-_ADVICE = {
-    "architecture": "Choose the encoder that the weights were made for, or port its weights.",
-    "ndim": "2D and 3D weights are separate files: port again with --ndim.",
-    "in_channels": "Port again with --in-channels and a --stem policy.",
-    "padding": "The convention belongs to the weights: change the model's padding.",
-    "eps": "The eps belongs to the weights: change the model's eps.",
-    "norm": "Port again with --norm.",
-}
-
-
-def _agree(field: str, found: Any, wanted: Any) -> bool:
-    if field == "norm":  # instance and group norm hold the same tensors: scale and bias
-        return found == wanted or {found, wanted} == {"instance", "group"}
-    if field == "eps" and found is not None:
-        return math.isclose(found, wanted, rel_tol=1e-6)
-    return found == wanted
 
 
 def merge(

@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from crossdim_jax.errors import ConfigError, DataError
-from crossdim_jax.metric_writer import write_atomically
+from crossdim_jax.files import write_text
 
+# What lies in it, besides `metric_writer.FILE` and `checkpoint.FOLDER`.
 CONFIG = "config.json"
+SPLITS = "splits.json"
+PREDICTIONS = "predictions"
+EVALUATION = "evaluation"
 
 # Fields, as patterns for the whole dotted name, that change neither the batches nor the updates.
 HARMLESS = (
@@ -19,7 +23,8 @@ HARMLESS = (
     r"(.*\.)?keep",
     r"(.*\.)?num_threads",
     r"(.*\.)?workdir",
-    r"data\.cache",
+    r"data\.(root|cache)",  # the split knows the cases by name
+    r"weights\.file",  # read at the first start only
     r"(inference|evaluate|predict|report|mesh)(\..*)?",
 )
 
@@ -32,6 +37,8 @@ def claim(
     write: bool = True,
 ) -> Path:
     """Makes the folder of a run, or checks that it is the folder of this run.
+
+    A folder without a checkpoint is nobody's: there is nothing in it to go on with.
 
     Args:
       workdir: made if it does not exist.
@@ -51,16 +58,37 @@ def claim(
     config = json.loads(json.dumps(config))  # tuples become lists, as they will be when read
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if path.exists():
+        if has_checkpoint(workdir) and path.exists():
             _refuse_other(path, config, harmless)
         if write:
-            write_atomically(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
+            write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
     except OSError as error:
         raise DataError(
             f"{workdir}: the run folder cannot be written ({error.strerror or error}); choose "
             "another --workdir or make room"
         ) from error
     return path
+
+
+def has_checkpoint(workdir: str | os.PathLike) -> bool:
+    """Whether a training has got as far as its first checkpoint there."""
+    return any((Path(workdir) / "checkpoints").glob("[0-9]*"))
+
+
+def require_same_network(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
+    """Raises ConfigError if a config describes another network than the run was trained with.
+
+    Weights of the same shapes would load all the same, and segment wrongly.
+
+    Raises DataError if the folder is not of a run.
+    """
+    path = Path(workdir) / CONFIG
+    if not path.exists():
+        raise DataError(f"{path}: not found; give the --workdir of a run that was trained")
+    fields = ("model", "challenge.name", "challenge.modalities")
+    config = json.loads(json.dumps(config))
+    free = [rf"(?!({'|'.join(map(re.escape, fields))})(\.|$)).*", r"model\.(ops|dtype)"]
+    _refuse_other(path, config, free)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -26,7 +26,8 @@ def make_mesh(
       depth: devices that share the depth (first spatial axis) of each volume.
       devices: default all; only the first `data * depth` are used.
 
-    Raises ConfigError if there are not enough devices or they do not divide.
+    Raises ConfigError if there are not enough devices, they do not divide, or the depth would be
+    cut between processes.
     """
     devices = list(jax.devices() if devices is None else devices)
     count = len(devices)
@@ -45,9 +46,20 @@ def make_mesh(
             f"mesh data={data} x depth={depth} needs {data * depth} devices, found {count}; "
             "lower one of them, or use data=-1 for all remaining devices"
         )
-    return jax.make_mesh(
+    mesh = jax.make_mesh(
         (data, depth), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices[: data * depth]
     )
+    # A process feeds whole volumes: were a row of two processes, each one's volumes would be taken
+    # for half of volumes twice as deep.
+    for row in mesh.devices:
+        if len(processes := sorted({device.process_index for device in row})) > 1:
+            local = sum(device.process_index == processes[0] for device in devices)
+            fits = ", ".join(str(d) for d in _divisors(local))
+            raise ConfigError(
+                f"mesh depth={depth} would cut a volume between processes {processes}; the depth "
+                f"can be shared by the devices of one process only, which has {local}; fits: {fits}"
+            )
+    return mesh
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -75,6 +75,54 @@ def test_the_latest_are_kept_and_the_best(tmp_path, first):
     assert_equal(best["batch_stats"], first.batch_stats)
 
 
+def test_a_resume_forgets_the_best_of_the_steps_it_lost(tmp_path, first):
+    with Checkpointer(tmp_path) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save_best(at_step(first, step), {"step": step})
+        checkpoints.save(at_step(first, 2), {})
+        checkpoints.save_best(at_step(first, 6), {"step": 6})
+    with Checkpointer(tmp_path) as checkpoints:  # killed in step 7
+        assert checkpoints.restore_latest(at_step(first, 0)) is not None
+        assert checkpoints.best_steps == [2]  # what the record of step 2 speaks of
+        checkpoints.save_best(at_step(first, 4), {"step": 4})  # another device, other rounding
+        checkpoints.wait()
+        assert checkpoint.load_variables(tmp_path)[1] == {"step": 4}
+
+
+def test_a_run_that_starts_over_forgets_every_best(tmp_path, first):
+    with Checkpointer(tmp_path) as checkpoints:
+        checkpoints.save_best(at_step(first, 6), {})
+    with Checkpointer(tmp_path) as checkpoints:
+        assert checkpoints.restore_latest(at_step(first, 0)) is None
+        assert checkpoints.best_steps == []
+
+
+def test_a_checkpoint_that_is_declined_is_an_error(tmp_path, first):
+    with Checkpointer(tmp_path) as checkpoints:
+        checkpoints.save_best(at_step(first, 5), {})
+        with pytest.raises(DataError, match="best: the checkpoint of step 3 was not written"):
+            checkpoints.save_best(at_step(first, 3), {})
+        checkpoints.save(at_step(first, 5), {})
+        with pytest.raises(DataError, match="checkpoints: the checkpoint of step 3 was not"):
+            checkpoints.save(at_step(first, 3), {})
+
+
+def test_the_best_is_on_disk_before_the_record_that_speaks_of_it(tmp_path, first, monkeypatch):
+    events = []
+    with Checkpointer(tmp_path) as checkpoints:
+        wait, save = checkpoints._best.wait_until_finished, checkpoints._latest.save
+        monkeypatch.setattr(
+            checkpoints._best, "wait_until_finished", lambda: (wait(), events.append("best"))
+        )
+        monkeypatch.setattr(
+            checkpoints._latest, "save", lambda *a, **k: (events.append("latest"), save(*a, **k))[1]
+        )
+        checkpoints.save_best(at_step(first, 2), {})
+        events.clear()
+        checkpoints.save(at_step(first, 2), {"best_step": 2})
+        assert events == ["best", "latest"]
+
+
 def test_evaluation_takes_the_slow_weights_of_the_latest_where_none_is_best(tmp_path, first):
     with Checkpointer(tmp_path) as checkpoints:
         checkpoints.save(at_step(first, 7), {"step": 7})

@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from crossdim_jax import challenges, evaluate
+from crossdim_jax import challenges, evaluate, metrics
 from crossdim_jax.challenges import brats
 from crossdim_jax.errors import DataError, ManyErrors
 
@@ -64,9 +64,9 @@ def predict(challenge, files, folder, fn=oracle, **kwargs):
     return evaluate.predict_folder(challenge, files, fn, folder, progress=False, **kwargs)
 
 
-def score(challenge, files, folder):
+def score(challenge, files, folder, **kwargs):
     return evaluate.evaluate_cases(
-        challenge, files, folder, folder.parent / "evaluation", progress=False
+        challenge, files, folder, folder.parent / "evaluation", progress=False, **kwargs
     )
 
 
@@ -226,3 +226,107 @@ def test_the_table_states_the_aggregation(files, tmp_path):
     assert score(challenge, files, tmp_path / "predictions")["aggregation"] == "synapse2022"
     table = (tmp_path / "evaluation/table.md").read_text()
     assert "Aggregation: synapse2022" in table and "373.128664" in table and "Cases: 3" in table
+
+
+def test_what_fails_to_be_predicted_again_is_not_scored_by_its_old_prediction(
+    challenge, files, tmp_path
+):
+    folder = tmp_path / "predictions"
+    predict(challenge, files, folder)
+    calls = []
+
+    def fails_once(image):
+        calls.append(image)
+        if len(calls) == 1:
+            raise RuntimeError("out of memory")
+        return oracle(image)
+
+    result = predict(challenge, files, folder, fails_once, overwrite=True)
+    assert not (folder / f"{files[0].id}.nii.gz").exists()
+    summary = score(challenge, files, folder, failed=result.failed)
+    assert summary["n_cases"] == 2 and not summary["missing"]
+    assert summary["failed"] == [[files[0].id, "RuntimeError: out of memory"]]
+    assert "RuntimeError: out of memory" in (tmp_path / "evaluation/table.md").read_text()
+
+
+def test_a_failed_case_is_not_scored_whatever_file_is_there(challenge, files, tmp_path):
+    predict(challenge, files, tmp_path / "predictions")
+    failed = [(files[0].id, "cannot be read")]
+    assert score(challenge, files, tmp_path / "predictions", failed=failed)["n_cases"] == 2
+
+
+def test_why_nothing_could_be_predicted_is_what_is_raised(challenge, files, tmp_path):
+    def fails(image):
+        raise RuntimeError("out of memory")
+
+    result = predict(challenge, files, tmp_path / "predictions", fails)
+    with pytest.raises(ManyErrors, match="out of memory") as caught:
+        score(challenge, files, tmp_path / "predictions", failed=result.failed)
+    assert len(caught.value.failures) == 3 and "predict them first" not in str(caught.value)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("what", ["image", "label", "link"])
+def test_a_cases_own_files_are_neither_overwritten_nor_taken_for_predictions(
+    challenge, files, tmp_path, overwrite, what
+):
+    folder = tmp_path / "decathlon"
+    folder.mkdir()
+    own = folder / f"{files[0].id}.nii.gz"
+    own.write_bytes(b"the only copy")
+    listed = own
+    if what == "link":  # the data root is often another name of the same folder
+        (tmp_path / "link").symlink_to(folder)
+        listed = tmp_path / "link" / own.name
+    case = dataclasses.replace(files[0], images=(listed,), label=None)
+    if what == "label":
+        case = dataclasses.replace(files[0], label=own)
+    result = predict(challenge, [case, files[1]], folder, overwrite=overwrite)
+    assert own.read_bytes() == b"the only copy"
+    assert not result.skipped and len(result.written) == 1
+    assert result.failed[0][0] == case.id and f"{own}: is an image or label" in result.failed[0][1]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_process_that_does_not_write_runs_the_network_in_step(
+    challenge, files, tmp_path, overwrite
+):
+    """Both start before the first has written anything, as the network's collectives make them."""
+    folder = tmp_path / "predictions"
+    predict(challenge, files[:1], folder)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    seen = []
+
+    def other(image):
+        seen.append(image)
+        for case in files:  # what the first process writes meanwhile
+            (folder / f"{case.id}.nii.gz").touch()
+        return oracle(image)
+
+    result = predict(challenge, files, folder, other, overwrite=overwrite, write=False)
+    assert len(seen) == len(result.written) == (3 if overwrite else 2)
+    assert {path: path.read_bytes() for path in before} == before
+    assert all(not (folder / f"{case.id}.nii.gz").read_bytes() for case in files[1:])
+    predict(challenge, files, tmp_path / "new", write=False)
+    assert not (tmp_path / "new").exists()
+
+
+def test_where_the_numbers_come_from_is_recorded_and_printed(challenge, files, tmp_path):
+    predict(challenge, files, tmp_path / "predictions")
+    provenance = {"checkpoint_step": np.int64(120), "flips": (0, 1), "overlap": 0.5}
+    summary = score(challenge, files, tmp_path / "predictions", provenance=provenance)
+    expected = {"checkpoint_step": 120, "flips": [0, 1], "overlap": 0.5}
+    assert summary["provenance"] == expected
+    assert strict_json(tmp_path / "evaluation/summary.json")["provenance"] == expected
+    table = (tmp_path / "evaluation/table.md").read_text()
+    assert "- Checkpoint step: 120\n- Flips: [0, 1]\n- Overlap: 0.5\n" in table
+
+
+def test_the_challenge_says_what_it_scores_by(challenge, files, tmp_path, monkeypatch):
+    assert {"profile", "aggregate"} <= set(challenges.Challenge.__annotations__)
+    predict(challenge, files, tmp_path / "predictions")
+    other = dataclasses.replace(metrics.PROFILES["brats2022"], name="other")
+    monkeypatch.setitem(metrics.PROFILES, "other", other)
+    monkeypatch.setattr(challenge, "profile", "other")
+    assert score(challenge, files, tmp_path / "predictions")["profile"] == "other"
+    assert brats.BraTS.profile == "brats2022"  # not by default: the class says so

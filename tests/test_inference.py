@@ -2,11 +2,12 @@
 
 import itertools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crossdim_jax import inference
+from crossdim_jax import inference, sharding
 from crossdim_jax.errors import ConfigError
 
 
@@ -77,6 +78,19 @@ def test_network_is_compiled_once_for_images_of_any_size(rng):
     for shape in [(8, 8, 8, 1), (21, 9, 8, 1), (4, 30, 9, 1)]:
         predict(None, rng.normal(size=shape))
     assert traces == [(2, 8, 8, 8, 1)]
+
+
+def test_every_process_gets_the_whole_result_of_a_sharded_batch(rng):
+    """Replicated, a host can read it from its own devices; cut, it spans other hosts' as well."""
+    mesh = sharding.make_mesh(2, 2)
+    predict = inference.SlidingWindow(
+        pointwise, (8, 8, 8), window_batch=2, flips=True, sharding=sharding.batched(mesh)
+    )
+    image = rng.uniform(0.1, 0.9, (20, 9, 8, 1)).astype(np.float32)
+    np.testing.assert_allclose(predict(1.0, image), image, rtol=1e-5)
+    windows = jax.device_put(np.ones((2, 8, 8, 8, 1), np.float32), predict.sharding)
+    assert not windows.is_fully_replicated
+    assert predict._probabilities(1.0, windows).is_fully_replicated
 
 
 @pytest.mark.parametrize("wrong", [{"overlap": 1.0}, {"window_batch": 0}, {"flips": (3,)}])

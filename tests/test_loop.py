@@ -1,5 +1,6 @@
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,6 @@ from crossdim_jax import checkpoint, loop, losses, optim, sharding, train
 from crossdim_jax.checkpoint import Checkpointer
 from crossdim_jax.errors import ConfigError, DataError
 from crossdim_jax.loop import TrainingError, fit
-from crossdim_jax.metric_writer import read
 from crossdim_jax.stop import Interrupted
 from crossdim_jax.validation import Validation, validate
 from tests import toy
@@ -67,7 +67,7 @@ def lines(workdir, *kinds):
     """The metrics file without what depends on the clock."""
     return [
         {k: v for k, v in record.items() if k not in ("seconds", "images_per_s")}
-        for record in read(workdir)
+        for record in toy.read_metrics(workdir)
         if not kinds or record["kind"] in kinds
     ]
 
@@ -109,7 +109,7 @@ def test_a_run_that_lost_its_last_steps_makes_them_again(start, tmp_path):
 
     with pytest.raises(OSError, match="is gone"):
         run(start, tmp_path / "lost", toy.Batches(on_batch=die), total_steps=5)
-    assert [r["step"] for r in read(tmp_path / "lost")] == [4]
+    assert [r["step"] for r in toy.read_metrics(tmp_path / "lost")] == [4]
     resumed = run(start, tmp_path / "lost", total_steps=5)
     assert_equal(resumed.state, straight.state)
     assert lines(tmp_path / "lost") == lines(tmp_path / "straight")
@@ -158,6 +158,19 @@ def test_a_signal_during_validation_saves_and_validates_later(start, cases, tmp_
     assert resumed.best_score == straight.best_score
 
 
+def test_a_best_whose_weights_are_lost_is_no_longer_to_be_beaten(start, cases, tmp_path):
+    def perfect(variables, image):
+        return np.concatenate([image > 0.3, image > 0.9], -1).astype(np.float32)
+
+    oracle = Validation(cases, perfect, toy.encode, from_dice=0.0)
+    with pytest.raises(Interrupted):
+        run(start, tmp_path, stop_at(3), validation=oracle)
+    shutil.rmtree(tmp_path / "checkpoints" / "best")
+    result = run(start, tmp_path, validation=checking(cases, from_dice=0.0))
+    assert result.best_step == 6 and result.best_score < 1
+    assert checkpoint.load_variables(tmp_path)[1]["score"] == result.best_score
+
+
 def test_signal_handlers_are_put_back(start, tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     run(start, tmp_path, total_steps=1)
@@ -173,7 +186,7 @@ def test_logged_numbers_are_means_over_their_steps(start, tmp_path):
     for key in ("loss", "dice_WT", "dice_TC", "dice"):
         np.testing.assert_allclose(three[1][key], np.mean([r[key] for r in each[3:]]), rtol=1e-6)
     assert three[1]["learning_rate"] == pytest.approx(1e-2)
-    record = read(tmp_path / "three")[0]
+    record = toy.read_metrics(tmp_path / "three")[0]
     assert record["images_per_s"] > 0 and record["seconds"] > 0
 
 
@@ -364,7 +377,7 @@ def go_on(workdir, total):
 def test_a_process_told_to_terminate_saves_and_asks_to_be_run_again(tmp_path, capsys):
     first = process(tmp_path, "slow")
     assert first.stdout.readline() == "ready\n"
-    while not read(tmp_path):  # until it is in the middle of training
+    while not toy.read_metrics(tmp_path):  # until it is in the middle of training
         assert first.poll() is None, first.stderr.read()
     first.send_signal(signal.SIGTERM)
     _, stderr = first.communicate(timeout=60)
@@ -372,7 +385,7 @@ def test_a_process_told_to_terminate_saves_and_asks_to_be_run_again(tmp_path, ca
     stopped = int(re.search(r"stopped and saved after step (\d+)", stderr)[1])
     go_on(tmp_path, stopped + 2)
     assert f"going on after step {stopped} of {stopped + 2}" in capsys.readouterr().err
-    assert [record["step"] for record in read(tmp_path)] == list(range(1, stopped + 3))
+    assert [record["step"] for record in toy.read_metrics(tmp_path)] == list(range(1, stopped + 3))
 
 
 def test_a_full_disk_is_named_and_the_last_checkpoint_intact(tmp_path, capsys):
@@ -384,7 +397,7 @@ def test_a_full_disk_is_named_and_the_last_checkpoint_intact(tmp_path, capsys):
     assert "too large" in message and "The last complete checkpoint is step 2." in message
     go_on(tmp_path, 6)
     assert "going on after step 2 of 6" in capsys.readouterr().err
-    assert [record["step"] for record in read(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    assert [record["step"] for record in toy.read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_run_folder_that_cannot_be_written_is_named(start, tmp_path):

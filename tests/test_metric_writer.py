@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from crossdim_jax.errors import DataError
-from crossdim_jax.metric_writer import MetricWriter, Progress, Totals, mean_known, read
+from crossdim_jax.metric_writer import MetricWriter, Progress, Totals, mean_known
+from tests import toy
 
 
 def write(folder, *records, **options):
@@ -17,7 +18,7 @@ def write(folder, *records, **options):
 
 
 def lines(folder):
-    return [(record["kind"], record["step"]) for record in read(folder)]
+    return [(record["kind"], record["step"]) for record in toy.read_metrics(folder)]
 
 
 def test_a_resume_drops_the_lines_of_steps_to_be_made_again(tmp_path):
@@ -58,7 +59,7 @@ def test_only_valid_json_is_written(tmp_path):
 
 def test_other_processes_write_nothing(tmp_path):
     write(tmp_path, ("train", 2), enabled=False)
-    assert read(tmp_path) == [] and not list(tmp_path.iterdir())
+    assert toy.read_metrics(tmp_path) == [] and not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
@@ -84,9 +85,10 @@ def test_where_there_is_no_terminal_progress_is_lines():
     progress = Progress(40, 10, stream=stream, every_seconds=0)
     progress.update(20, 2.5, {"loss": 0.51234, "dice": 0.9, "images_per_s": 12.0})
     progress.update(40, 5.0, {"loss": 0.4})
-    first, last = stream.getvalue().splitlines()
+    compiled, first, last = stream.getvalue().splitlines()
+    assert compiled.startswith("compiled")
     assert first.startswith("step 20/40, epoch 2.5, loss 0.512, Dice 0.9, images/s 12, ")
-    assert first.endswith("left") and last.startswith("step 40/40") and "0:00 left" in last
+    assert first.endswith("left") and last.startswith("step 40/40") and last.endswith(" 0 s left")
 
 
 def test_lines_come_now_and_then_and_at_the_end():
@@ -94,7 +96,18 @@ def test_lines_come_now_and_then_and_at_the_end():
     progress = Progress(100, stream=stream, every_seconds=1000)
     for step in range(1, 101):
         progress.update(step, step / 10, {"loss": 1.0})
-    assert len(stream.getvalue().splitlines()) == 1
+    assert [line.split()[0] for line in stream.getvalue().splitlines()] == ["compiled,", "step"]
+
+
+def test_compilation_is_no_part_of_the_time_left(monkeypatch):
+    """A first step of 100 s, then one a second: 7 steps are 7 s, not 7 x 34."""
+    times = iter([0.0, 100.0, 100.0, 101.0, 102.0])
+    monkeypatch.setattr("crossdim_jax.metric_writer.time.monotonic", lambda: next(times))
+    stream = io.StringIO()
+    progress = Progress(10, stream=stream, every_seconds=0)
+    for step in (1, 2, 3):
+        progress.update(step, step / 10, {"loss": 1.0})
+    assert stream.getvalue().splitlines()[-1].endswith(" 7 s left")
 
 
 def test_on_a_terminal_progress_is_a_bar(tmp_path):

@@ -26,6 +26,11 @@ RECORD = {
     "eps": 1e-3,
     "norm": "instance",
 }
+CLAIMS = {"source": "tf_efficientnet_b0.ns_jft_in1k", "inflate": "repeat", "stem": "tile"}
+MADE = {  # a whole record: what the file is, and how it was made
+    **RECORD,
+    **{"source": "timm", "id": CLAIMS["source"], "inflate": "repeat", "stem": "tile"},
+}
 
 
 @pytest.fixture
@@ -143,6 +148,9 @@ def test_files_of_other_kinds_say_what_to_do(tmp_path):
     save_file({}, path, {"format": params.FORMAT, "record": "{"})
     with pytest.raises(WeightsError, match="record in its header"):
         params.load_weights(path)
+    save_file({}, path, {"format": params.FORMAT, "record": "[1]"})
+    with pytest.raises(WeightsError, match=r"record in its header is \[1\]"):
+        params.load_weights(path)
 
 
 # ------------------------------------------------------------------------- into a model
@@ -178,6 +186,86 @@ def test_check_lists_all_differences_and_unknown_ignores():
     assert str(caught.value).count("found nothing") == len(RECORD)
     with pytest.raises(WeightsError, match="Cannot ignore pading"):
         params.check(RECORD, RECORD, ignore=["pading"])
+
+
+@pytest.mark.parametrize(
+    ("field", "wanted"),
+    [
+        ("inflate", "mean"),
+        ("stem", "gray"),
+        ("source", "tf_efficientnet_b0.aa_in1k"),
+        ("source", "efficientnet_b0"),
+        ("source", "tf_efficientnet_b0x"),
+    ],
+)
+def test_check_compares_what_the_config_claims(field, wanted):
+    expected = {**RECORD, **CLAIMS}
+    params.check(MADE, expected)
+    expected[field] = wanted
+    found = re.escape(
+        f"{field}: found {CLAIMS[field]!r}, expected {wanted!r}. Change config.weights"
+    )
+    with pytest.raises(WeightsError, match=f"(?s)^w.safetensors .*{found}"):
+        params.check(MADE, expected, name="w.safetensors")
+    params.check(MADE, expected, ignore=[field])
+
+
+@pytest.mark.parametrize("nothing", [None, ""])
+def test_an_empty_claim_is_not_compared_and_may_be_ignored(nothing):
+    expected = {**RECORD, **dict.fromkeys(params.CLAIMS, nothing)}
+    params.check(MADE, expected)
+    params.check(RECORD, expected, ignore=["source", "inflate", "stem"])
+
+
+def test_a_record_without_what_is_claimed_is_refused():
+    with pytest.raises(WeightsError) as caught:
+        params.check(RECORD, {**RECORD, **CLAIMS})
+    assert str(caught.value).count("found nothing") == len(CLAIMS)
+
+
+def test_claims_are_compared_only_where_they_matter():
+    flat = {**MADE, "ndim": 2, "inflate": None}
+    params.check(flat, {**RECORD, **CLAIMS, "ndim": 2})  # 2D weights are not inflated
+    colour = {**MADE, "in_channels": 3}
+    wanted = {**RECORD, **CLAIMS, "in_channels": 3}
+    params.check(colour, {**wanted, "stem": "gray"})  # both leave three channels as they are
+    with pytest.raises(WeightsError, match="stem: found 'tile', expected 'reinit'"):
+        params.check(colour, {**wanted, "stem": "reinit"})
+
+
+@pytest.mark.parametrize(
+    ("id", "wanted", "fits"),
+    [
+        ("tf_efficientnet_b0.ns_jft_in1k", "tf_efficientnet_b0", True),  # timm's default tag
+        ("tf_efficientnet_b0", "tf_efficientnet_b0.ns_jft_in1k", True),  # random, or said by hand
+        ("tf_efficientnet_b4", "tf_efficientnet_b0.ns_jft_in1k", False),
+        ("efficientnet_b0.ra_in1k", "tf_efficientnet_b0", False),
+        ("tf_efficientnet_b0.ap_in1k", "tf_efficientnet_b0.aa_in1k", False),
+    ],
+)
+def test_sources_agree_in_their_model_and_in_the_tag_where_both_have_one(id, wanted, fits):
+    if fits:
+        params.check({"id": id}, {"source": wanted})
+    else:
+        with pytest.raises(WeightsError, match="source: found"):
+            params.check({"id": id}, {"source": wanted})
+
+
+@pytest.mark.parametrize("strange", ["abc", [1], None, {}])
+def test_check_survives_strange_records(strange):
+    for field in (*RECORD, *CLAIMS):
+        key = "id" if field == "source" else field
+        with pytest.raises(WeightsError, match=f"{field}: found"):
+            params.check({key: strange}, {field: {**RECORD, **CLAIMS}[field]})
+
+
+def test_describe_is_total():
+    text = params.describe(MADE)
+    for fact in ("(source timm,", "3D by repeat", "16 input channels by tile", "eps 0.001"):
+        assert fact in text
+    for record in ({}, {"eps": "1e-3"}, {"eps": None, "ndim": [3]}):
+        assert "eps " in params.describe(record)
+    assert "unknown (source unknown," in params.describe({}) and "None" not in params.describe({})
 
 
 def test_merge_fills_its_modules_and_touches_nothing_else(arrays, variables):

@@ -8,8 +8,14 @@ from crossdim_jax.errors import ConfigError, DataError
 CONFIG = {
     "optim": {"lr": 1e-3, "betas": (0.95, 0.99)},
     "log_every_steps": 10,
-    "data": {"root": "a"},
+    "data": {"patch": "a"},
 }
+
+
+def trained(folder):
+    """A run folder with a checkpoint in it: from then on its config counts."""
+    run_folder.claim(folder, CONFIG)
+    (folder / "checkpoints" / "4").mkdir(parents=True)
 
 
 def test_the_same_config_may_come_again(tmp_path):
@@ -20,14 +26,14 @@ def test_the_same_config_may_come_again(tmp_path):
 
 
 def test_another_config_is_refused_with_every_difference(tmp_path):
-    run_folder.claim(tmp_path, CONFIG)
+    trained(tmp_path)
     other = {"optim": {"lr": 3e-3, "betas": (0.95, 0.99)}, "log_every_steps": 10, "seed": 1}
     with pytest.raises(ConfigError) as caught:
         run_folder.claim(tmp_path, other)
     text = str(caught.value)
     for line in (
         "optim.lr: 0.001 -> 0.003",
-        "data.root: 'a' -> '(absent)'",
+        "data.patch: 'a' -> '(absent)'",
         "seed: '(absent)' -> 1",
     ):
         assert line in text
@@ -36,7 +42,7 @@ def test_another_config_is_refused_with_every_difference(tmp_path):
 
 
 def test_harmless_fields_may_change_and_are_recorded(tmp_path):
-    run_folder.claim(tmp_path, CONFIG)
+    trained(tmp_path)
     changed = CONFIG | {"log_every_steps": 5, "inference": {"overlap": 0.5}}
     run_folder.claim(tmp_path, changed)
     assert json.loads((tmp_path / "config.json").read_text())["log_every_steps"] == 5
@@ -51,6 +57,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 
 
 def test_a_damaged_config_is_named(tmp_path):
+    trained(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(DataError, match="config.json: not readable JSON"):
         run_folder.claim(tmp_path, CONFIG)

@@ -1,4 +1,5 @@
 import functools
+import types
 
 import jax
 import numpy as np
@@ -29,6 +30,22 @@ def test_mesh_shapes(data, depth, shape):
 def test_impossible_meshes_are_refused(data, depth, says):
     with pytest.raises(ConfigError, match=says):
         sharding.make_mesh(data, depth)
+
+
+@pytest.mark.parametrize(("processes", "fits"), [((0, 0, 1, 1), "1, 2"), ((0, 1, 2, 3), "1$")])
+def test_the_depth_is_not_cut_between_processes(monkeypatch, processes, fits):
+    """Each process would feed volumes of its own, taken for parts of deeper ones."""
+
+    def make(shape, *_, devices, **__):
+        return types.SimpleNamespace(devices=np.reshape(np.array(devices, object), shape))
+
+    monkeypatch.setattr(jax, "make_mesh", make)
+    devices = [types.SimpleNamespace(process_index=index) for index in processes]
+    with pytest.raises(ConfigError, match=f"depth=4 would cut.*fits: {fits}"):
+        sharding.make_mesh(1, 4, devices=devices)
+    assert sharding.make_mesh(4, 1, devices=devices).devices.shape == (4, 1)
+    if processes == (0, 0, 1, 1):
+        assert sharding.make_mesh(2, 2, devices=devices).devices.shape == (2, 2)
 
 
 def test_a_batch_is_cut_along_batch_and_depth():

@@ -1,7 +1,9 @@
 """A network, batches and cases small enough to train in a test."""
 
 import dataclasses
+import json
 import time
+from pathlib import Path
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -29,6 +31,12 @@ class ToyNet(nn.Module):
         x = nn.silu(x)
         x = nn.Dropout(self.rate, deterministic=not train)(x)
         return nn.Conv(len(REGIONS), (3,) * nd, dtype=self.dtype, name="head")(x)
+
+
+def read_metrics(workdir):
+    """The lines of a run's metrics file; empty if there is none."""
+    path = Path(workdir) / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def make_arrays(seed: int, batch: int, shape=(8, 6, 4)):

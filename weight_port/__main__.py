@@ -4,6 +4,7 @@ import argparse
 import datetime
 import importlib.metadata
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 
 import crossdim_jax
 from crossdim_jax import params
-from crossdim_jax.errors import CrossdimError, WeightsError
+from crossdim_jax.errors import CrossdimError
 from crossdim_jax.models.layers import NORMS
 from weight_port import channels, inflate, plan, source
 from weight_port.convert import Converted, Recipe, convert
@@ -64,14 +65,16 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status; errors go to stderr without a traceback."""
     flags = parser()
-    args, rest = flags.parse_known_args(argv)
-    strange = [a for a in rest if not re.match(r"--config\.[\w.]+=", a)]
+    argv = sys.argv[1:] if argv is None else argv
+    # Taken out first: argparse would read one with a space in it as the timm name.
+    overrides = [a for a in argv if re.match(r"--config\.[\w.]+=", a)]
+    args, strange = flags.parse_known_args([a for a in argv if a not in overrides])
     if strange:
         flags.error(f"unknown arguments: {' '.join(strange)} (overrides: --config.field=value)")
     if (args.name is None) == (args.config is None):
         flags.error("give either a timm name or --config=FILE")
-    if rest and args.config is None:
-        flags.error(f"{rest[0]}: overrides need --config=FILE")
+    if overrides and args.config is None:
+        flags.error(f"{overrides[0]}: overrides need --config=FILE")
     said = [name for name in BY_HAND if getattr(args, name) is not None]
     if args.config and said:
         flags.error(
@@ -81,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.licence and not args.checkpoint:
         flags.error("--license goes with --checkpoint; otherwise it is known")
     try:
-        port(args, rest)
+        port(args, overrides)
     except CrossdimError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -96,8 +99,8 @@ def port(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         )
     else:
         todo = plan.by_hand(args.name, _recipe(args), args.out or "weights", random=args.random)
-    if todo.out.exists() and not args.overwrite:  # before anything is downloaded
-        raise WeightsError(f"{todo.out} exists; replace it with --overwrite, or choose --out=PATH.")
+    if not args.overwrite:
+        todo.refuse_existing()  # before anything is downloaded
     if args.checkpoint:
         origin = source.from_file(args.checkpoint, todo.name, licence=args.licence or "unknown")
     elif args.random:
@@ -169,7 +172,14 @@ def summary(todo: plan.Plan, metadata: dict[str, Any], converted: Converted) -> 
         groups[kind] = groups.get(kind, 0) + 1
     unused = ", ".join(f"{kind} {n}" for kind, n in groups.items())
     learned = [a for path, a in converted.arrays.items() if path.startswith("params/")]
-    options = todo.config or f"--config=CONFIG --config.weights.file={todo.out}"
+    said = {
+        "file": todo.out,
+        "source": todo.name,
+        "inflate": todo.recipe.inflate,
+        "stem": todo.recipe.stem,
+    }
+    by_hand = [f"--config.weights.{field}={value}" for field, value in said.items() if value]
+    options = todo.config or shlex.join(["--config=CONFIG", *by_hand, plan.DATA_ROOT])
     lines = {
         "weights": params.describe(metadata),
         "sha256": metadata["sha256"] or "none",

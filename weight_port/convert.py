@@ -14,8 +14,6 @@ from crossdim_jax.models import encoders
 from weight_port import channels, inflate, norms, rename
 from weight_port.source import Source
 
-STEM = f"params/{rename.MODULE}/conv_stem/kernel"
-
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
@@ -71,6 +69,11 @@ class Converted:
     fresh: tuple[str, ...]
 
 
+def stem_path(architecture: str) -> str:
+    """The weight file's path for the encoder's first kernel."""
+    return f"params/{rename.MODULE}/{encoders.stem(architecture)}"
+
+
 @functools.cache
 def target_shapes(architecture: str, recipe: Recipe) -> dict[str, tuple[int, ...]]:
     """Path -> shape of every tensor of the real encoder; nothing is computed."""
@@ -91,7 +94,8 @@ def convert(source: Source, recipe: Recipe) -> Converted:
       WeightsError: listing everything that does not fit, at once.
     """
     targets = target_shapes(source.name.architecture, recipe)
-    fresh = (STEM,) if channels.draws(recipe.stem, recipe.in_channels) else ()
+    stem = stem_path(source.name.architecture)
+    fresh = (stem,) if channels.draws(recipe.stem, recipe.in_channels) else ()
     arrays, used, unused, problems = {}, [], [], []
     for name, array in source.arrays.items():
         path = rename.flax_path(name)
@@ -103,7 +107,7 @@ def convert(source: Source, recipe: Recipe) -> Converted:
             problems.append(f"unknown in the source: {name} {array.shape}")
         else:
             used.append(name)
-            problem, arrays[path] = _fit(path, array, targets[path], recipe)
+            problem, arrays[path] = _fit(path == stem, array, targets[path], recipe)
             problems += [f"{name}: {problem}"] if problem else []
     for path in fresh:
         arrays[path] = channels.draw(targets[path], recipe.stem, recipe.seed)
@@ -120,7 +124,7 @@ def convert(source: Source, recipe: Recipe) -> Converted:
 
 
 def _fit(
-    path: str, array: np.ndarray, shape: tuple[int, ...], recipe: Recipe
+    is_stem: bool, array: np.ndarray, shape: tuple[int, ...], recipe: Recipe
 ) -> tuple[str | None, np.ndarray]:
     """One tensor in its target's shape, or what is wrong with it."""
     array = rename.to_flax_layout(array).astype(np.float32)
@@ -128,11 +132,11 @@ def _fit(
         return "holds NaN or infinite values", array
     # Checked before any change of shape, so that the message speaks of the source's own shape.
     flat = shape[-4:] if array.ndim == 4 else shape
-    if path == STEM:
+    if is_stem:
         flat = (*flat[:2], channels.SOURCE_CHANNELS, flat[3])
     if array.shape != flat:
         return f"found {array.shape}, expected {flat} (channels last)", array
-    if path == STEM:
+    if is_stem:
         array = channels.adapt(array, recipe.in_channels, recipe.stem)
     if recipe.ndim == 3 and array.ndim == 4:
         array = inflate.inflate(array, shape[0], recipe.inflate)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from crossdim_jax import config as config_lib
 from crossdim_jax import models, params
-from crossdim_jax.errors import ConfigError
+from crossdim_jax.errors import ConfigError, WeightsError
 from weight_port.convert import Recipe
 from weight_port.source import parse_name
 
@@ -19,6 +19,7 @@ REQUIRED_FIELDS = (
     *("model.name", "data.patch"),
     *("weights.source", "weights.inflate", "weights.stem", "weights.file"),
 )
+DATA_ROOT = "--config.data.root=/path/to/cases"  # in commands to paste: the user's to fill in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Plan:
       out: the file to write.
       config: the flags with which launch.py loads the result; None if said by hand.
       variables: of the config's network, abstract; None if said by hand.
-      expected: what that network needs, see `params.requirements`.
+      expected: what that network needs and its config says, see `params.requirements`.
       ignore: fields of `expected` that may differ.
       skip: patterns for `params.merge`.
     """
@@ -51,6 +52,33 @@ class Plan:
             name = f"{self.name} (config.weights.source)"
             params.check(weights.metadata, self.expected, name=name, ignore=self.ignore)
             params.merge(self.variables, weights, skip=self.skip)
+
+    def refuse_existing(self) -> None:
+        """Raises WeightsError if the file is there, saying what it holds."""
+        if not self.out.exists():
+            return
+        try:
+            held = params.load_weights(self.out)
+        except WeightsError as error:
+            raise WeightsError(
+                f"{self.out} exists and is not a weight file that can be read; replace it with "
+                f"--overwrite, or choose another name.\n  {error}"
+            ) from error
+        lines = [f"{self.out} exists and holds", f"  {params.describe(held.metadata)}"]
+        if self.expected is None:
+            lines.append("Replace it with --overwrite, or choose --out=PATH.")
+            raise WeightsError("\n".join(lines))
+        try:
+            params.check(held.metadata, self.expected, name="It", ignore=self.ignore)
+            lines.append("That is what the config asks for. To make it again: --overwrite.")
+        except WeightsError as error:
+            other = by_hand(self.name, self.recipe, str(self.out.parent)).out
+            lines += str(error).splitlines()[:-1]  # the last says to port, which is being done
+            if other != self.out:
+                lines.append("To keep both, port and train with another file:")
+                lines.append(f"  --config.weights.file={shlex.quote(str(other))}")
+            lines.append("To replace it: --overwrite.")
+        raise WeightsError("\n".join(lines))
 
 
 def by_hand(name: str, recipe: Recipe, out: str, *, random: bool = False) -> Plan:
@@ -99,13 +127,7 @@ def from_config(
       ConfigError: naming the config and the field.
     """
     config = config_lib.read(path, overrides)
-    for field in (
-        "model.name",
-        "weights.source",
-        "weights.inflate",
-        "weights.stem",
-        "weights.file",
-    ):
+    for field in REQUIRED_FIELDS:
         section, key = field.split(".")
         if section not in config or key not in config[section]:
             raise ConfigError(f"{path}: found no field config.{field}, which porting needs.")
@@ -124,6 +146,7 @@ def from_config(
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{path}: config.model: {error}") from error
     needs = params.requirements(model, variables)
+    claims = {field: weights[field] for field in params.CLAIMS}
     recipe = Recipe(
         ndim=needs["ndim"],
         in_channels=needs["in_channels"],
@@ -133,14 +156,18 @@ def from_config(
         seed=seed,
     )
     target = by_hand(weights.source, recipe, out or weights.file, random=random).out
+    flags = [f"--config={path}", *overrides]
+    if target != Path(weights.file or ""):
+        flags.append(f"--config.weights.file={target}")
+    if not config.data.get("root"):
+        flags.append(DATA_ROOT)
     return Plan(
         weights.source,
         recipe,
         target,
-        config=" ".join([f"--config={path}", *map(shlex.quote, overrides)])
-        + (f" --config.weights.file={target}" if out else ""),
+        config=shlex.join(flags),
         variables=variables,
-        expected=needs,
+        expected=needs | claims,
         ignore=tuple(weights.get("ignore") or ()),
         skip=tuple(weights.get("skip") or ()),
     )

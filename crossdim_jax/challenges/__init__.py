@@ -52,7 +52,8 @@ class Case:
       image: (z, y, x, c) float32, the file's intensities, LPS orientation.
       label: (z, y, x) uint8 in the label convention of the files, or None.
       spacing_mm: (z, y, x).
-      geometry: of the first image file, to write a result onto the case's own grid.
+      geometry: of the first image file, with the dtype of the label file if one was read; to
+        write a result onto the case's own grid.
     """
 
     id: str
@@ -70,11 +71,15 @@ class Challenge(abc.ABC):
       name: as in `CHALLENGES`.
       modalities: the image channels, in order.
       regions: the k regions a network predicts, in order.
+      profile: a key of `metrics.PROFILES`: what `score` computes, and the row of a mismatch.
+      aggregate: the mode of `metrics.aggregate` that `summarise` uses.
     """
 
     name: str
     modalities: tuple[str, ...]
     regions: tuple[str, ...]
+    profile: str
+    aggregate: str
 
     @abc.abstractmethod
     def cases(
@@ -133,7 +138,10 @@ class Challenge(abc.ABC):
 
     @abc.abstractmethod
     def write(self, path: str | os.PathLike, label: np.ndarray, geometry: Geometry) -> Path:
-        """Writes a label (z, y, x) on the grid of `geometry` as the challenge stores labels."""
+        """Writes a label (z, y, x) on the grid of `geometry` as the challenge stores labels.
+
+        In the case's own integer type (`geometry.label_dtype`), without intensity scaling.
+        """
 
     @abc.abstractmethod
     def fingerprint(self) -> dict[str, object]:

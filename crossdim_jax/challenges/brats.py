@@ -50,15 +50,15 @@ class BraTS(Challenge):
     """BraTS 2015 to 2024 and the decathlon's Task01.
 
     Args:
-      layout: "2020", "2021" (also 2017 to 2019), "2023" (and later), "msd", "plain", or "auto":
-        told from folder names by the first call of `cases`.
+      layout: "2020", "2021" (also 2017 to 2019, whose HGG and LGG together are one root), "2023"
+        (and later), "msd", "plain", or "auto": told from folder names by the first call of `cases`.
       convention: "2015", "2021" (2017 to 2022), "2023", "2024", "msd", or "auto": follows from the
         layout, where it does. It must be given for "plain", and where "auto" finds the dashed
         names that 2023 and 2024 share.
       modalities: for "plain", the file endings in order. Otherwise a selection of flair, t1,
         t1ce, t2 (None: all); the release's own names (t2f, T1gd, ...) are understood too.
-      et_min_mm3: an enhancing tumour smaller than this is written as core (SPEC: the paper gives
-        no number).
+      et_min_mm3: an enhancing tumour smaller than this is written as core. The paper gives no
+        number; 200 is our choice.
       aggregate: "clean" or "synapse2022", see `metrics.aggregate`.
 
     Attributes:
@@ -70,6 +70,7 @@ class BraTS(Challenge):
 
     name = "brats"
     regions = REGIONS
+    profile = "brats2022"
 
     def __init__(
         self,
@@ -134,7 +135,11 @@ class BraTS(Challenge):
         return good
 
     def load(self, files: CaseFiles) -> Case:
-        """See `Challenge.load`. An image with a channel of zeros only is an error."""
+        """See `Challenge.load`. An image with a channel of zeros only is an error.
+
+        The geometry's dtype is that of the label file if there is one that stores integers, else
+        that of the first image file.
+        """
         if self.layout == "msd":
             image, geometry = self._load_4d(files.images[0])
         else:
@@ -145,6 +150,8 @@ class BraTS(Challenge):
             _same_grid(geometry, label_geometry)
             label = np.ascontiguousarray(label)
             self._check_label(files.label, label)
+            if label_geometry.dtype.kind in "iu":
+                geometry = dataclasses.replace(geometry, dtype=label_geometry.dtype)
         return Case(files.id, files.patient, image, label, geometry.spacing_mm, geometry)
 
     def encode(self, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -196,9 +203,13 @@ class BraTS(Challenge):
         return metrics.aggregate(rows, mode=self.aggregate)
 
     def write(self, path: str | os.PathLike, label: np.ndarray, geometry: Geometry) -> Path:
-        """See `Challenge.write`. uint8."""
+        """See `Challenge.write`. In the case's own integer type and without intensity scaling.
+
+        That is the type of the label file if `load` read one, else of the first image file;
+        uint8 where these hold real numbers or signed bytes (`Geometry.label_dtype`).
+        """
         self._check_label(Path(path), label)
-        return images.write_nifti(path, label, geometry, np.uint8)
+        return images.write_nifti(path, label, geometry, geometry.label_dtype)
 
     def fingerprint(self) -> dict[str, object]:
         """See `Challenge.fingerprint`. The layout is not in it: the files themselves tell."""

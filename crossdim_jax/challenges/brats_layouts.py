@@ -1,5 +1,8 @@
 """Where BraTS releases keep their files: folders of cases, or the decathlon's 4-D files.
 
+The folders of cases may lie one level down, as HGG and LGG in 2017 to 2019: the cases of all of
+them together are those of the root.
+
 Hidden files, and anything that is not named as a case is, are passed over: a data root may hold
 notes, spreadsheets or predictions beside the cases.
 """
@@ -62,13 +65,18 @@ def detect(root: Path) -> str:
     _check_root(root)
     if _is_msd(root):
         return "msd"
-    found: dict[str, str] = {}
+    named: list[tuple[int, str, str]] = []  # depth, layout, case
     for name in ("2021", "2023"):
         layout = LAYOUTS[name]
-        for _, case in _case_folders(root, layout.separator, layout.modalities):
+        for folder, case in _case_folders(root, layout.separator, layout.modalities):
             year = next((y for y, pattern in _YEAR.items() if pattern.match(case)), None)
             if year:
-                found.setdefault(year, case)
+                named.append((len(folder.parts), year, case))
+    top = min((depth for depth, _, _ in named), default=0)
+    found: dict[str, str] = {}
+    for depth, year, case in named:
+        if depth == top:  # an old release kept in a folder beside the cases is none of them
+            found.setdefault(year, case)
     if len(found) > 1 and set(found) != {"2020", "2021"}:
         raise ConfigError(
             f"{root}: holds cases of different layouts ({', '.join(found.values())}); "
@@ -96,6 +104,8 @@ def find(
 
     Raises:
       DataError: there is no case at all, or the root cannot be read.
+
+    Cases of one name in several folders (HGG and LGG, say) are faulty: which one is meant?
     """
     _check_root(root)
     if layout == "msd":
@@ -104,8 +114,14 @@ def find(
     else:
         separator = LAYOUTS[layout].separator
         good, bad = [], []
+        folders: dict[str, list[Path]] = {}
         for folder, case in _case_folders(root, separator, modalities):
-            files = _case_files(folder, case, separator, modalities, labelled)
+            folders.setdefault(case, []).append(folder)
+        for case, places in folders.items():
+            if len(places) > 1:
+                bad.append((case, f"is in {' and in '.join(map(str, places))}; rename all but one"))
+                continue
+            files = _case_files(places[0], case, LAYOUTS[layout], modalities, labelled)
             bad.append((case, files)) if isinstance(files, str) else good.append(files)
         wanted = f"CASE/CASE{separator}{modalities[0]}.nii.gz"
     if not good and not bad:
@@ -130,6 +146,10 @@ def _visible(folder: Path) -> list[Path]:
         raise DataError(f"{folder}: cannot be listed ({error})") from error
 
 
+def _folders(folder: Path) -> list[Path]:
+    return [path for path in _visible(folder) if path.is_dir()]
+
+
 def _stem(path: Path) -> str | None:
     """The name without .nii or .nii.gz; None for other files."""
     return next((path.name.removesuffix(s) for s in _SUFFIXES if path.name.endswith(s)), None)
@@ -142,13 +162,12 @@ def _listing(folder: Path, most: int = 12) -> str:
 
 
 def _deeper(root: Path) -> str:
-    """A hint when the cases lie one folder further down."""
-    for folder in _visible(root):
-        if folder.is_dir() and (
-            _is_msd(folder) or any(_OFFICIAL.match(p.name) and p.is_dir() for p in _visible(folder))
-        ):
-            return f" The cases seem to be in {folder}: make that the root."
-    return ""
+    """A hint when the cases lie further down than we look."""
+    above = _folders(root)
+    below = [folder for parent in above for folder in _folders(parent)]
+    holds = [folder for folder in below if any(_OFFICIAL.match(p.name) for p in _folders(folder))]
+    found = [*filter(_is_msd, above), *filter(_is_msd, below), *holds]
+    return f" The cases seem to be in {found[0]}: make that the root." if found else ""
 
 
 def _cases_of(folder: Path, separator: str, modalities: Sequence[str]) -> set[str]:
@@ -165,16 +184,28 @@ def _cases_of(folder: Path, separator: str, modalities: Sequence[str]) -> set[st
 
 
 def _case_folders(root: Path, separator: str, modalities: Sequence[str]) -> list[tuple[Path, str]]:
-    """(folder, case id) of every case; a root that is itself a case counts as one."""
+    """(folder, case id) of every case; a root that is itself a case counts as one.
+
+    Looks one level further down if no folder in `root` holds files of a case but folders in these
+    do.
+    """
     own = _cases_of(root, separator, modalities)
     if root.name in own:
         return [(root, root.name)]
-    below = [
-        (folder, folder.name)
-        for folder in _visible(root)
-        if folder.is_dir()
-        and (_OFFICIAL.match(folder.name) or _cases_of(folder, separator, modalities))
-    ]
+
+    def filled(folders: list[Path]) -> list[Path]:
+        return [folder for folder in folders if _cases_of(folder, separator, modalities)]
+
+    folders = _folders(root)
+    cases = filled(folders)
+    if not cases and not own:
+        inner = {group: _folders(group) for group in folders}
+        cases = [folder for group in folders for folder in filled(inner[group])]
+        # A group without any case is not one: its name may yet be that of an (empty) case.
+        groups = {folder.parent for folder in cases}
+        folders = [f for group in folders for f in (inner[group] if group in groups else [group])]
+    full = set(cases)
+    below = [(f, f.name) for f in folders if f in full or _OFFICIAL.match(f.name)]
     if below or not own:
         return below
     if len(own) > 1:
@@ -186,9 +217,10 @@ def _case_folders(root: Path, separator: str, modalities: Sequence[str]) -> list
 
 
 def _case_files(
-    folder: Path, case: str, separator: str, modalities: Sequence[str], labelled: bool
+    folder: Path, case: str, layout: Layout, modalities: Sequence[str], labelled: bool
 ) -> CaseFiles | str:
     """The case's files, or what is missing."""
+    separator = layout.separator
 
     def file(ending: str) -> Path | None:
         paths = [folder / f"{case}{separator}{ending}{suffix}" for suffix in _SUFFIXES]
@@ -196,6 +228,9 @@ def _case_files(
 
     images = {name: file(name) for name in modalities}
     label = file("seg")
+    if label is None:
+        known = {case + separator + name for name in (*layout.modalities, *modalities)}
+        label = _misnamed_label(folder, known)
     missing = [f"modality {name!r}" for name, path in images.items() if path is None]
     endings = [name for name, path in images.items() if path is None]
     if labelled and label is None:
@@ -208,6 +243,16 @@ def _case_files(
         )
     visit = _TIMEPOINT.fullmatch(case)
     return CaseFiles(case, visit[1] if visit else case, tuple(images.values()), label)
+
+
+def _misnamed_label(folder: Path, images: set[str]) -> Path | None:
+    """The one file that is no image of the case, if its name ends in `_Segm`; else None.
+
+    BraTS20_Training_355 was released with the label W39_1998.09.19_Segm.nii.
+    """
+    volumes = [path for path in _visible(folder) if path.is_file() and _stem(path) is not None]
+    others = [path for path in volumes if _stem(path) not in images]
+    return others[0] if len(others) == 1 and _stem(others[0]).endswith("_Segm") else None
 
 
 def _is_msd(root: Path) -> bool:

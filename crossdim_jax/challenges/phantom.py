@@ -18,6 +18,7 @@ from scipy import ndimage
 from crossdim_jax.challenges import brats_layouts
 from crossdim_jax.challenges.brats import BraTS
 from crossdim_jax.errors import ConfigError, DataError
+from crossdim_jax.files import write_text
 
 SHAPE = (64, 72, 64)  # (z, y, x)
 SPACING_MM = (1.2, 1.0, 1.1)  # (z, y, x), all different
@@ -79,7 +80,9 @@ def ensure(
     """Makes sure that `root` holds exactly these n phantoms; writes only what is absent.
 
     A record in the folder says what was made and how. Phantoms made otherwise are replaced; a
-    folder with anything else in it is left alone.
+    folder with anything else in it is left alone. To be called by one process at a time: another
+    that calls it, or looks for cases, in the meantime may find some absent. Of several processes
+    that start together, let the first call it and the others wait.
 
     Args: as `generate`.
 
@@ -134,7 +137,7 @@ def generate(
     try:
         root.mkdir(parents=True, exist_ok=True)
         # First of all: an interrupted run leaves a folder that `ensure` knows to be its own.
-        _write_record(root / _RECORD, record)
+        write_text(root / _RECORD, json.dumps(record, indent=1))
         for index, case in enumerate(record["cases"]):
             if len(list((root / case).glob(f"{case}_*.nii.gz"))) < 5:
                 _write_case(root, case, index, record)
@@ -188,12 +191,6 @@ def _record(
         "spacing_mm": spacing_mm,
         "cases": [f"Phantom_{index:03d}" for index in range(n)],
     }
-
-
-def _write_record(path: Path, record: dict[str, object]) -> None:
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _remove_outdated(root: Path, path: Path, record: dict[str, object]) -> None:

@@ -8,6 +8,7 @@ place. Several runs may build the same cache at once.
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,7 @@ def build(
     dtype: str = "float32",
     num_threads: int = 2,
     progress: bool = True,
+    failures: Sequence[tuple[str, str]] = (),
 ) -> list[CachedCase]:
     """Prepares every case that is not yet in the cache.
 
@@ -103,8 +105,12 @@ def build(
       files: the cases, in any order.
       cache_root: created if need be.
       dtype: of the cached image, "float32" or "float16" (half the disk, 3 digits).
-      num_threads: cases decoded at the same time; each needs memory for its full volume.
+      num_threads: cases decoded at the same time; each needs memory for its full volume. 0 decodes
+        one after another in the calling thread.
       progress: a bar on stderr, if that is a terminal.
+      failures: (case id, message) of cases that are not in `files` because they already failed
+        when they were looked for (see `Challenge.cases`); reported first, with those that fail
+        here.
 
     Returns:
       One entry per case, in the order of `files`.
@@ -112,43 +118,39 @@ def build(
     Raises:
       ManyErrors: some cases are faulty; every one has been tried, and the good ones are cached.
       DataError: the cache folder cannot be written to.
+      ConfigError: dtype is unknown or num_threads negative.
     """
     if dtype not in DTYPES:
         raise ConfigError(f"the cache's dtype is {dtype!r}; known: {', '.join(DTYPES)}")
+    if num_threads < 0:
+        raise ConfigError(f"num_threads is {num_threads}; expected 0 (no extra thread) or more")
     root = Path(cache_root)
     with _writing(root):
         root.mkdir(parents=True, exist_ok=True)
         _remove_stale(root)
     done: dict[int, CachedCase] = {}
-    failures: dict[int, str] = {}
-    pool = concurrent.futures.ThreadPoolExecutor(num_threads, thread_name_prefix="cache")
+    faults: dict[int, str] = {}
+    work = [functools.partial(_cached, challenge, case, root, dtype) for case in files]
     bar = tqdm.tqdm(
         total=len(files), desc="preparing cases", unit="case", disable=None if progress else True
     )
-    try:
-        pending = {
-            pool.submit(_cached, challenge, case, root, dtype): index
-            for index, case in enumerate(files)
-        }
-        for future in concurrent.futures.as_completed(pending):
-            index = pending[future]
+    with bar, contextlib.closing(_attempts(work, num_threads)) as attempts:
+        for index, result in attempts:
             try:
-                done[index] = future.result()
+                done[index] = result()
             except CacheWriteError:
                 raise
             # Whatever is wrong with one case, the others are still tried and all are reported.
             except Exception as error:
                 known = isinstance(error, DataError)
-                failures[index] = str(error) if known else f"{type(error).__name__}: {error}"
+                faults[index] = str(error) if known else f"{type(error).__name__}: {error}"
             bar.update()
-    finally:
-        bar.close()
-        pool.shutdown(cancel_futures=True)
-    if failures:
+    every = [*failures, *((files[index].id, faults[index]) for index in sorted(faults))]
+    if every:
         raise ManyErrors(
-            f"{len(failures)} of {len(files)} cases cannot be used; repair or remove them, the "
-            f"others are ready in {root}",
-            [(files[index].id, failures[index]) for index in sorted(failures)],
+            f"{len(every)} of {len(files) + len(failures)} cases cannot be used; repair or remove "
+            f"them, the others are ready in {root}",
+            every,
         )
     return [done[index] for index in range(len(files))]
 
@@ -175,6 +177,22 @@ def key(challenge: Challenge, files: CaseFiles, dtype: str) -> str:
         "dtype": dtype,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _attempts(
+    work: Sequence[Callable[[], CachedCase]], num_threads: int
+) -> Iterator[tuple[int, Callable[[], CachedCase]]]:
+    """(index, result) of each piece of work, in any order; `result()` returns or raises."""
+    if num_threads == 0:
+        yield from enumerate(work)
+        return
+    pool = concurrent.futures.ThreadPoolExecutor(num_threads, thread_name_prefix="cache")
+    try:
+        pending = {pool.submit(call): index for index, call in enumerate(work)}
+        for future in concurrent.futures.as_completed(pending):
+            yield pending[future], future.result
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _cached(challenge: Challenge, files: CaseFiles, root: Path, dtype: str) -> CachedCase:

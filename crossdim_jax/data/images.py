@@ -52,12 +52,14 @@ class Geometry:
       shape: the three spatial axes as on disk.
       affine: (4, 4) float64, voxel index on disk -> scanner millimetres (RAS+), as nibabel has it.
       header: the placing fields of the file's header (`qform_code`, `srow_x`, `pixdim`, ...).
+      dtype: of the voxels on disk, before any intensity scaling; native byte order.
     """
 
     path: Path
     shape: tuple[int, int, int]
     affine: np.ndarray
     header: Mapping[str, np.ndarray]
+    dtype: np.dtype
 
     @functools.cached_property
     def axcodes(self) -> str:
@@ -89,6 +91,16 @@ class Geometry:
         x, y, z = sizes[np.argsort(self._to_lps[:, 0])]
         # Headers store float32: 1.2 should read 1.2, not 1.20000005.
         return round(float(z), 6), round(float(y), 6), round(float(x), 6)
+
+    @property
+    def label_dtype(self) -> np.dtype:
+        """The integer type for a label map on this grid: `dtype`, or uint8 where that will not do.
+
+        It will not do if it is no integer type (real numbers, bool), or signed with 8 bits: many
+        tools have no such type.
+        """
+        own = self.dtype.kind in "iu" and self.dtype != np.int8
+        return self.dtype if own else np.dtype(np.uint8)
 
     def to_lps(self, array: np.ndarray) -> np.ndarray:
         """Disk order (i, j, k, ...) -> (z, y, x, ...) in LPS: a view, undone by `from_lps`."""
@@ -254,4 +266,5 @@ def _geometry(path: Path, image: nib.Nifti1Image) -> Geometry:
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
         raise DataError(f"{path}: its affine is not invertible:\n{affine}")
     header = {name: np.array(image.header[name]) for name in (*_PLACE, "pixdim")}
-    return Geometry(path, tuple(int(n) for n in image.shape[:3]), affine, header)
+    dtype = image.get_data_dtype().newbyteorder("=")
+    return Geometry(path, tuple(int(n) for n in image.shape[:3]), affine, header, dtype)

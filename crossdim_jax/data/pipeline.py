@@ -39,7 +39,7 @@ def train_dataset(
       seed: of order and positions, 0 <= seed < 2**32.
       foreground: probability that a patch is centred on a voxel of some region (shifted as far
         as needed to stay inside). Otherwise all positions are equally likely.
-      num_threads: threads that read; 0 reads when asked.
+      num_threads: threads that read; 0 reads when asked, in the calling thread.
       prefetch: batches kept ready.
 
     Returns:
@@ -60,6 +60,8 @@ def train_dataset(
             f"batch_size is {batch_size}; expected a positive multiple of the number of "
             f"processes, {process_count}"
         )
+    if num_threads < 0:
+        raise ConfigError(f"num_threads is {num_threads}; expected 0 (no extra thread) or more")
     if not 0 <= seed < 2**32:
         raise ConfigError(f"seed is {seed}; expected 0 or more and less than 2**32")
     if not cached:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from crossdim_jax.errors import ConfigError, DataError
+from crossdim_jax.files import write_text
 
 
 class HasPatient(Protocol):
@@ -37,11 +38,9 @@ class Split:
     def write(self, path: str | os.PathLike) -> Path:
         """Writes JSON, all or nothing. Raises DataError if the folder cannot be written to."""
         path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(dataclasses.asdict(self), indent=1), encoding="utf-8")
-            os.replace(temporary, path)
+            write_text(path, json.dumps(dataclasses.asdict(self), indent=1))
         except OSError as error:
             raise DataError(f"{path}: cannot be written ({error}); check the folder") from error
         return path

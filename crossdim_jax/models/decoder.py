@@ -51,10 +51,9 @@ class SkipDecoder(nn.Module):
         if len(skips) != len(self.widths):
             raise ValueError(f"{len(self.widths)} levels need as many skips, got {len(skips)}")
         for level, (width, skip) in enumerate(zip(self.widths, reversed(skips), strict=True)):
-            x = UpConv(self.dtype, name=f"up_{level}")(x)
-            x = jnp.concatenate([x, skip.astype(x.dtype)], axis=-1)
-            for half in range(2):
-                x = ConvNormAct(
+
+            def block(half, width=width, level=level):
+                return ConvNormAct(
                     width,
                     norm=self.norm,
                     activation=self.activation,
@@ -62,5 +61,9 @@ class SkipDecoder(nn.Module):
                     dtype=self.dtype,
                     ops_mode=self.ops_mode,
                     name=f"conv_{level}_{half}",
-                )(x, train=train)
+                )
+
+            below = UpConv(self.dtype, name=f"up_{level}")(x)
+            x = block(0)(skip, below=below, train=train)
+            x = block(1)(x, train=train)
         return x

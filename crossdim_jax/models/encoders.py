@@ -6,14 +6,30 @@ Adding an encoder is adding a file and a row to `ENCODERS`.
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 
 from crossdim_jax.models import efficientnet
 
-ENCODERS: dict[str, Callable[..., nn.Module]] = {
-    f"efficientnet_{v}": functools.partial(efficientnet.EfficientNet, variant=v)
+
+class Encoder(NamedTuple):
+    """A row of `ENCODERS`.
+
+    Attributes:
+      build: makes the module.
+      stem: path of its first kernel, (*k, in, out); its shape tells the rank and the input
+        channels, and porting adapts it to them.
+    """
+
+    build: Callable[..., nn.Module]
+    stem: str
+
+
+ENCODERS: dict[str, Encoder] = {
+    f"efficientnet_{v}": Encoder(
+        functools.partial(efficientnet.EfficientNet, variant=v), "conv_stem/kernel"
+    )
     for v in efficientnet.SCALING
 }
 
@@ -27,4 +43,10 @@ def check(encoder: str) -> None:
 def build(encoder: str, /, **kwargs: Any) -> nn.Module:
     """The encoder module of that name; an unknown name is a ValueError listing the known ones."""
     check(encoder)
-    return ENCODERS[encoder](**kwargs)
+    return ENCODERS[encoder].build(**kwargs)
+
+
+def stem(encoder: str) -> str:
+    """The path of its first kernel within the encoder; an unknown name is a ValueError."""
+    check(encoder)
+    return ENCODERS[encoder].stem

@@ -6,7 +6,7 @@ are float32 whatever the compute dtype, and have the same names in 2D and 3D.
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -61,12 +61,24 @@ class Conv(nn.Module):
     ops_mode: str = "auto"
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, *, below: "Upsampled | None" = None) -> jax.Array:
+        """Convolves x, or `concat(upsampled below, x)` without making that tensor (window 3)."""
         nd = x.ndim - 2
         window, strides = (self.window,) * nd, (self.stride,) * nd
-        groups_in = 1 if self.depthwise else x.shape[-1]
+        c_in = x.shape[-1] + (below.kernel.shape[-1] if below else 0)
+        groups_in = 1 if self.depthwise else c_in
         features = x.shape[-1] if self.depthwise else self.features
         kernel = self.param("kernel", scaled_normal(2.0), (*window, groups_in, features))
+        if below:
+            if (self.window, self.stride, self.use_bias, self.depthwise) != (3, 1, False, False):
+                raise ValueError("only a plain 3^n convolution can take an upsampled input")
+            return ops.up_concat_conv(
+                *below[:1],
+                x.astype(self.dtype),
+                *below[1:],
+                kernel.astype(self.dtype),
+                mode=self.ops_mode,
+            )
         padding = ops.explicit_padding(x.shape[1:-1], window, strides, self.padding)
         apply = ops.depthwise_conv if self.depthwise else ops.conv
         x = apply(
@@ -82,20 +94,29 @@ class Conv(nn.Module):
         return x
 
 
+class Upsampled(NamedTuple):
+    """A transposed convolution (window 2, stride 2) that is still to be done: `Conv` folds it."""
+
+    x: jax.Array
+    kernel: jax.Array
+    bias: jax.Array
+
+
 class UpConv(nn.Module):
-    """Transposed convolution with window 2 and stride 2: doubles every axis, keeps the channels."""
+    """Transposed convolution with window 2 and stride 2: doubles every axis, keeps the channels.
+
+    It is not computed here: the convolution that takes its output does both at once.
+    """
 
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array) -> Upsampled:
         nd, c = x.ndim - 2, x.shape[-1]
         # Windows do not overlap: each output voxel sums c inputs, not the 2^nd c that flax counts.
-        init = scaled_normal(2.0**nd)
-        kernel = self.param("kernel", init, (*(2,) * nd, c, c))
+        kernel = self.param("kernel", scaled_normal(2.0**nd), (*(2,) * nd, c, c))
         bias = self.param("bias", nn.initializers.zeros, (c,))
-        x = ops.upsample_conv(x.astype(self.dtype), kernel.astype(self.dtype))
-        return x + bias.astype(self.dtype).reshape((1,) * (nd + 1) + (-1,))
+        return Upsampled(*(a.astype(self.dtype) for a in (x, kernel, bias)))
 
 
 class Norm(nn.Module):
@@ -183,7 +204,10 @@ class ConvNormAct(nn.Module):
     ops_mode: str = "auto"
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, *, below: Upsampled | None = None, train: bool = False
+    ) -> jax.Array:
+        """Of x, or of `concat(upsampled below, x)`."""
         x = Conv(
             self.features,
             self.window,
@@ -192,7 +216,7 @@ class ConvNormAct(nn.Module):
             dtype=self.dtype,
             ops_mode=self.ops_mode,
             name="conv",
-        )(x)
+        )(x, below=below)
         norm = Norm(self.norm, self.activation, self.eps, dtype=self.dtype, name="norm")
         return norm(x, train=train)
 

@@ -15,6 +15,7 @@ from crossdim_jax.ops.conv import (
     upsample_conv,
     upsample_conv_lax,
 )
+from crossdim_jax.ops.fold import up_concat_conv, up_concat_conv_reference
 from crossdim_jax.ops.norm import ACTIVATIONS, instance_norm, instance_norm_reference
 
 __all__ = [
@@ -27,6 +28,8 @@ __all__ = [
     "explicit_padding",
     "instance_norm",
     "instance_norm_reference",
+    "up_concat_conv",
+    "up_concat_conv_reference",
     "upsample_conv",
     "upsample_conv_lax",
 ]

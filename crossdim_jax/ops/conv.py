@@ -166,10 +166,16 @@ def upsample_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     nd = x.ndim - 2
     batch, spatial, features = x.shape[0], x.shape[1:-1], kernel.shape[-1]
     flat = jnp.moveaxis(kernel, -2, 0).reshape(kernel.shape[-2], -1)
-    y = (x @ flat).reshape(batch, *spatial, *(2,) * nd, features)
+    return depth_to_space((x @ flat).reshape(batch, *spatial, *(2,) * nd, features), nd)
+
+
+def depth_to_space(parts: jax.Array, nd: int) -> jax.Array:
+    """`(b, *spatial, 2, ..., 2, c)` -> `(b, *(2 * spatial), c)`: the nd axes of 2 interleave."""
+    spatial = parts.shape[1 : 1 + nd]
     # (b, d, h, w, 2, 2, 2, c) -> (b, d, 2, h, 2, w, 2, c)
     order = [0, *(a for i in range(nd) for a in (1 + i, 1 + nd + i)), 2 * nd + 1]
-    return y.transpose(order).reshape(batch, *(2 * n for n in spatial), features)
+    shape = (parts.shape[0], *(2 * n for n in spatial), parts.shape[-1])
+    return parts.transpose(order).reshape(shape)
 
 
 # --- dense 3D as 2D convolutions with depth folded into the batch ------------------------------

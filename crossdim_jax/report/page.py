@@ -21,10 +21,15 @@ import numpy as np
 from crossdim_jax.challenges import CaseFiles, Challenge
 from crossdim_jax.data import images
 from crossdim_jax.errors import DataError
+from crossdim_jax.files import duration, write_text
+from crossdim_jax.metric_writer import FILE as METRICS
 from crossdim_jax.report import figures, tables
 from crossdim_jax.report.run_folder import mean_dice, read_cases, read_json, read_metrics, select
+from crossdim_jax.run_folder import CONFIG, EVALUATION, PREDICTIONS
 
 logger = logging.getLogger(__name__)
+
+SUMMARY, CASES = f"{EVALUATION}/summary.json", f"{EVALUATION}/cases.csv"
 
 PACKAGES = ("crossdim_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
 PACKAGES += ("numpy", "scipy", "nibabel", "matplotlib")
@@ -84,7 +89,9 @@ def write(
     """Writes `workdir/report.html` and `workdir/figures/`; returns the page's path.
 
     Reads metrics.jsonl, evaluation/ and predictions/ of the run folder, each only if present, and
-    config.json unless `config` is given. files: the evaluated cases, with labels.
+    config.json unless `config` is given. Runs no network: of several processes one suffices.
+
+    files: the evaluated cases, with labels; empty if none was held out.
 
     Raises DataError if the page itself cannot be written.
     """
@@ -108,10 +115,8 @@ def write(
         "<footer>Written by crossdim_jax. Not for clinical use.</footer>\n</body>\n</html>\n"
     )
     path = workdir / "report.html"
-    temporary = path.with_name("report.html.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        write_text(path, text)
     except OSError as error:
         raise DataError(f"{path}: cannot write the report: {error.strerror or error}") from error
     return path
@@ -129,10 +134,10 @@ class _Run:
     ):
         self.workdir, self.challenge = workdir, challenge
         self.files = {case.id: case for case in files}
-        self.config = config or read_json(workdir / "config.json") or {}
-        self.train, self.validation, self.unread = read_metrics(workdir / "metrics.jsonl")
-        self.summary = read_json(workdir / "evaluation" / "summary.json")
-        self.rows = read_cases(workdir / "evaluation" / "cases.csv")
+        self.config = config or read_json(workdir / CONFIG) or {}
+        self.train, self.validation, self.unread = read_metrics(workdir / METRICS)
+        self.summary = read_json(workdir / SUMMARY)
+        self.rows = read_cases(workdir / CASES)
         self.regions = challenge.regions
 
     def summary_section(self) -> str:
@@ -151,7 +156,7 @@ class _Run:
             last = self.train[-1]
             facts.append(("Training", f"{last['epoch']:.4g} epochs, {last['step']:,} steps"))
             if seconds := last.get("seconds"):
-                facts.append(("Training time", _duration(seconds)))
+                facts.append(("Training time", duration(seconds)))
             speeds = [row["images_per_s"] for row in self.train if row.get("images_per_s")]
             if speeds:
                 facts.append(("Speed", f"{np.median(speeds):.3g} images/s (median)"))
@@ -170,12 +175,12 @@ class _Run:
 
     def scores_section(self) -> str:
         if not self.summary:
-            return self._missing("evaluation/summary.json", "evaluate")
+            return self._missing(SUMMARY, "evaluate")
         metrics = self.summary["definitions"]
         found = (_scroll(tables.to_html(tables.grid(self.summary, m))) for m in metrics)
         out = f'<div class="tables">\n{"".join(found)}</div>\n{_facts(tables.facts(self.summary))}'
         if not self.rows:
-            return out + self._missing("evaluation/cases.csv", "evaluate")
+            return out + self._missing(CASES, "evaluate")
         columns = [c for c in self.rows[0] if c not in ("id", "note")]
         head = ["Case", *(_column_title(c) for c in columns)]
         body = [
@@ -187,7 +192,7 @@ class _Run:
 
     def training_section(self) -> str:
         if not self.train and not self.validation:
-            return self._missing("metrics.jsonl", "train")
+            return self._missing(METRICS, "train")
         figure = figures.curves(self.train, self.validation, self.regions)
         path = figures.save(figure, self.workdir / "figures" / "curves.png")
         out = _figure(
@@ -196,15 +201,15 @@ class _Run:
             "Loss, learning rate, and Dice per region on training patches (grey; the darker line "
             "is a moving average) and on the validation cases (black, circles).",
         )
-        if not self.validation:
+        if self.files and not self.validation:
             out += _warning("There is no validation yet.")
         if self.unread:
-            out += _warning(f"{self.unread} lines of metrics.jsonl could not be read.")
+            out += _warning(f"{self.unread} lines of {METRICS} could not be read.")
         return out
 
     def cases_section(self) -> str:
         if not self.rows:
-            return self._missing("evaluation/cases.csv", "evaluate")
+            return self._missing(CASES, "evaluate")
         subjects, lost = [], []
         for label, row in select(self.rows, self.regions):
             try:
@@ -247,7 +252,7 @@ class _Run:
         case = self.challenge.load(files)
         prediction, why = None, ""
         try:
-            path = self.workdir / "predictions" / f"{row['id']}.nii.gz"
+            path = self.workdir / PREDICTIONS / f"{row['id']}.nii.gz"
             labels, _ = images.read_label(path)
             if row["note"] or labels.shape != case.label.shape:
                 raise DataError("the prediction is not on the image's grid")
@@ -275,12 +280,14 @@ class _Run:
                 versions.append(f"{name} {importlib.metadata.version(name)}")
         written_with = f'<p class="sub">Report written with {_e(", ".join(versions))}.</p>\n'
         if not self.config:
-            return self._missing("config.json", "train") + written_with
+            return self._missing(CONFIG, "train") + written_with
         text = json.dumps(_plain(self.config), indent=2, default=str, ensure_ascii=False)
         fields = f"<details><summary>All fields</summary><pre>{_e(text)}</pre></details>\n"
         return fields + written_with
 
     def _missing(self, what: str, mode: str) -> str:
+        if mode == "evaluate" and not self.files:
+            return "<p>No case was held out, so there is nothing to evaluate.</p>\n"
         command = f"python launch.py --config=CONFIG --workdir={self.workdir} --mode={mode}"
         return (
             f'<div class="warn"><p>Not here yet: {_e(what)}. Made by <code>{_e(command)}</code>'
@@ -325,12 +332,6 @@ def _scroll(table: str) -> str:
 def _column_title(column: str) -> str:
     metric, _, region = column.rpartition("_")
     return f"{tables.heading(metric)} {region}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
 def _get(value: Any, key: str) -> Any:

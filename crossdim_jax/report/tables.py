@@ -69,7 +69,13 @@ def facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         *((heading(metric), text) for metric, text in definitions.items()),
         ("Aggregation", AGGREGATION.get(summary["aggregation"], summary["aggregation"])),
         ("Cases", str(summary["n_cases"])),
+        *((_words(name), str(value)) for name, value in summary.get("provenance", {}).items()),
     ]
+
+
+def _words(name: str) -> str:
+    words = name.replace("_", " ")
+    return words[:1].upper() + words[1:]
 
 
 def problems(summary: Mapping[str, Any]) -> list[tuple[str, Sequence[Sequence[str]]]]:

@@ -1,4 +1,5 @@
 import dataclasses
+import gzip
 import json
 
 import nibabel as nib
@@ -7,6 +8,7 @@ import pytest
 
 from crossdim_jax import challenges
 from crossdim_jax.challenges.brats import CONVENTIONS, BraTS
+from crossdim_jax.data import images
 from crossdim_jax.errors import ConfigError, DataError
 
 FOUR = ("flair", "t1", "t1ce", "t2")
@@ -205,6 +207,80 @@ def test_written_labels_are_checked_against_the_convention(files, tmp_path):
         plain().write(tmp_path / "b.nii.gz", np.full_like(case.label, 3), case.geometry)
 
 
+def raw_header(path):
+    """The header's own bytes: nibabel takes intensity scaling out of the headers that it loads."""
+    opened = gzip.open(path) if path.suffix == ".gz" else open(path, "rb")
+    with opened as file:
+        return nib.Nifti1Header(file.read(348))
+
+
+@pytest.mark.parametrize(
+    ("image", "label", "written"),
+    [
+        # to predict, the label is not read
+        (np.int16, None, np.int16),
+        (np.uint16, None, np.uint16),
+        (np.int32, None, np.int32),
+        (np.int64, None, np.int64),
+        (">i2", None, np.int16),
+        (np.float32, None, np.uint8),
+        (np.int8, None, np.uint8),
+        # the label's own type, if it is an integer's
+        (np.int16, np.uint8, np.uint8),
+        (np.float32, np.uint16, np.uint16),
+        (np.int16, np.int8, np.uint8),
+        (np.int16, np.float32, np.int16),
+        (np.float32, np.float64, np.uint8),
+    ],
+)
+def test_labels_are_written_in_the_cases_own_type(tmp_path, write_case, image, label, written):
+    write_case(tmp_path, "a", ("flair",))
+    challenge = plain("2015", ("flair",))
+    [files] = challenge.cases(tmp_path, labelled=True)
+    source = nib.load(files.images[0])
+    dtype = np.dtype(image)
+    header = nib.Nifti1Header(endianness=">" if dtype.byteorder == ">" else "<")
+    header.set_data_dtype(dtype)
+    volume = np.asanyarray(source.dataobj).astype(dtype)
+    nib.save(nib.Nifti1Image(volume, source.affine, header), files.images[0])
+    if label is not None:
+        rewrite(files.label, dtype=label)
+    case = challenge.load(files if label is not None else dataclasses.replace(files, label=None))
+    result = np.arange(case.image[..., 0].size, dtype=np.uint8).reshape(case.image.shape[:3]) % 5
+    path = challenge.write(tmp_path / "out.nii.gz", result, case.geometry)
+    back = nib.load(path)
+    assert back.get_data_dtype() == written
+    np.testing.assert_array_equal(back.affine, source.affine)
+    assert back.header.endianness == "<" and np.asanyarray(back.dataobj).dtype == written
+    np.testing.assert_array_equal(images.read_label(path)[0], result)
+    header = raw_header(path)
+    assert (float(header["scl_slope"]), float(header["scl_inter"])) == (1, 0)
+
+
+def test_the_scaling_of_the_image_is_not_that_of_the_label(tmp_path, write_case):
+    write_case(tmp_path, "a", ("flair",))
+    challenge = plain("2015", ("flair",))
+    [files] = challenge.cases(tmp_path, labelled=False)
+    scaled = nib.Nifti1Image(np.linspace(1, 2, 210).reshape(7, 6, 5), nib.load(files.label).affine)
+    scaled.set_data_dtype(np.int16)
+    nib.save(scaled, files.images[0])
+    assert raw_header(files.images[0])["scl_slope"] != 1
+    case = challenge.load(dataclasses.replace(files, label=None))
+    path = challenge.write(tmp_path / "out.nii", np.full((5, 6, 7), 4, np.uint8), case.geometry)
+    header = raw_header(path)
+    assert (float(header["scl_slope"]), float(header["scl_inter"])) == (1, 0)
+    assert header.get_data_dtype() == np.int16
+    assert set(np.unique(np.asanyarray(nib.load(path).dataobj))) == {4}
+
+
+def test_the_decathlons_predictions_have_its_images_type(tmp_path, write_msd):
+    challenge = BraTS()
+    [files] = challenge.cases(write_msd(tmp_path, ["BRATS_001"]), labelled=True)
+    case = challenge.load(dataclasses.replace(files, label=None))
+    path = challenge.write(tmp_path / "out.nii.gz", np.ones((5, 6, 7), np.uint8), case.geometry)
+    assert nib.load(path).get_data_dtype() == np.int16 and nib.load(path).shape == (7, 6, 5)
+
+
 def test_scores_of_a_case_and_their_summary(rng):
     challenge = plain()
     truth = np.zeros((9, 9, 9), np.uint8)
@@ -295,3 +371,18 @@ def test_a_real_case_of_2015(shared_data):
     assert set(np.unique(case.label)) == {0, 1, 2, 3, 4}
     with pytest.raises(DataError, match="holds label 3"):
         plain("2021", ("flair", "t1ce")).load(files)
+
+
+@pytest.mark.parametrize(("with_label", "written"), [(True, np.uint8), (False, np.int16)])
+def test_a_real_label_is_written_on_its_own_grid_in_the_cases_type(
+    shared_data, tmp_path, with_label, written
+):
+    challenge = BraTS()
+    [files] = challenge.cases(shared_data / "brats2021", labelled=True)
+    label, _ = images.read_label(files.label)
+    case = challenge.load(files if with_label else dataclasses.replace(files, label=None))
+    back = nib.load(challenge.write(tmp_path / "a.nii.gz", label, case.geometry))
+    source = nib.load(files.label)
+    assert back.get_data_dtype() == written
+    np.testing.assert_array_equal(np.asanyarray(back.dataobj), np.asanyarray(source.dataobj))
+    np.testing.assert_array_equal(back.affine, nib.load(files.images[0]).affine)

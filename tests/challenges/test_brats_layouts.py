@@ -188,11 +188,86 @@ def test_a_root_without_cases(tmp_path, layout):
         challenge.cases(tmp_path / "readme.txt", labelled=True)
 
 
-def test_cases_one_folder_down_are_hinted_at(tmp_path, write_case):
-    write_case(tmp_path / "Training", "BraTS2021_00000", FOUR)
+@pytest.mark.parametrize("layout", ["auto", "2021"])
+def test_grades_in_folders_of_their_own_are_one_root(tmp_path, write_case, layout):
+    write_case(tmp_path / "LGG", "BraTS19_TCIA09_141_1", FOUR, suffix=".nii")
+    write_case(tmp_path / "HGG", "Brats17_2013_10_1", FOUR)
+    write_case(tmp_path / "HGG", "Brats18_CBICA_AAM_1", ("flair", "t1", "t2"))
+    (tmp_path / "HGG" / "BraTS19_CBICA_AAB_1").mkdir()
+    (tmp_path / "survival_data.csv").write_text("x")
+    (tmp_path / "notes" / "old").mkdir(parents=True)
+    challenge, errors = BraTS(layout), []
+    cases = challenge.cases(tmp_path, labelled=True, errors=errors)
+    assert ids(cases) == ["BraTS19_TCIA09_141_1", "Brats17_2013_10_1"]
+    assert [path.parent.parent.name for path in (case.label for case in cases)] == ["LGG", "HGG"]
+    assert (challenge.layout, challenge.convention) == ("2021", "2021")
+    # What is named as a case and is not complete is a fault here too.
+    assert [name for name, _ in errors] == ["BraTS19_CBICA_AAB_1", "Brats18_CBICA_AAM_1"]
+
+
+def test_a_group_may_be_named_as_a_case_is(tmp_path, write_case):
+    write_case(tmp_path / "BraTS2021_Training_Data", "BraTS2021_00000", FOUR)
+    (tmp_path / "BraTS2021_00001").mkdir()
+    errors = []
+    assert ids(BraTS().cases(tmp_path, labelled=True, errors=errors)) == ["BraTS2021_00000"]
+    assert [name for name, _ in errors] == ["BraTS2021_00001"]
+    # An unpacked case may lie in a folder of its own name.
+    write_case(tmp_path / "BraTS2021_00001", "BraTS2021_00001", FOUR)
+    assert len(BraTS().cases(tmp_path, labelled=True)) == 2
+
+
+def test_beside_cases_no_folder_is_searched(tmp_path, write_case):
+    write_case(tmp_path, "BraTS-GLI-00001-000", GLI, separator="-")
+    write_case(tmp_path / "old", "BraTS2021_00000", FOUR)
+    assert ids(BraTS(convention="2023").cases(tmp_path, labelled=True)) == ["BraTS-GLI-00001-000"]
+
+
+def test_a_case_in_two_groups_is_a_fault(tmp_path, write_case):
+    for group in ("HGG", "LGG"):
+        write_case(tmp_path / group, "pat1", ("flair",))
+    write_case(tmp_path / "LGG", "pat2", ("flair",))
+    challenge, errors = BraTS("plain", "2015", ("flair",)), []
+    assert ids(challenge.cases(tmp_path, labelled=True, errors=errors)) == ["pat2"]
+    [(case, message)] = errors
+    assert case == "pat1"
+    assert message == f"is in {tmp_path}/HGG/pat1 and in {tmp_path}/LGG/pat1; rename all but one"
+
+
+def test_cases_further_down_are_hinted_at(tmp_path, write_case, write_msd):
+    write_case(tmp_path / "a" / "Training" / "HGG", "BraTS19_TCIA01_1_1", FOUR)
     for layout in ("auto", "2021"):
-        with pytest.raises(DataError, match=f"in {tmp_path}/Training: make that the root"):
-            BraTS(layout).cases(tmp_path, labelled=True)
+        with pytest.raises(DataError, match=f"in {tmp_path}/a/Training/HGG: make that the root"):
+            BraTS(layout).cases(tmp_path / "a", labelled=True)
+    write_msd(tmp_path / "b" / "Task01_BrainTumour", ["BRATS_001"])
+    with pytest.raises(DataError, match="in .*/b/Task01_BrainTumour: make that the root"):
+        BraTS().cases(tmp_path / "b", labelled=True)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("modalities", [None, ("t2",)])
+def test_the_misnamed_label_of_2020(tmp_path, write_case, suffix, modalities):
+    folder = write_case(tmp_path, "BraTS20_Training_355", FOUR, suffix=suffix)
+    label = (folder / f"BraTS20_Training_355_seg{suffix}").rename(
+        folder / f"W39_1998.09.19_Segm{suffix}"
+    )
+    (folder / "readme.txt").write_text("x")
+    for labelled in (True, False):
+        challenge = BraTS(modalities=modalities)
+        [case] = challenge.cases(tmp_path, labelled=labelled)
+        assert case.label == label
+        assert set(np.unique(challenge.load(case).label)) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("others", [["x_mask"], ["x_Segm", "y_Segm"], ["x_Segm", "y"], ["xSegm"]])
+def test_no_other_file_is_taken_for_a_label(tmp_path, write_case, others):
+    folder = write_case(tmp_path, "BraTS20_Training_355", FOUR)
+    label = folder / "BraTS20_Training_355_seg.nii.gz"
+    for other in others:
+        shutil.copy(label, folder / f"{other}.nii.gz")
+    assert BraTS().cases(tmp_path, labelled=True)[0].label == label
+    label.unlink()
+    with pytest.raises(ManyErrors, match="no label: expected BraTS20_Training_355_seg.nii.gz"):
+        BraTS().cases(tmp_path, labelled=True)
 
 
 def test_what_names_do_not_tell_is_not_guessed(tmp_path, write_case):

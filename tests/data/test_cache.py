@@ -140,6 +140,65 @@ def test_all_bad_cases_are_reported_at_once_and_the_good_ones_kept(
     assert len(cache.build(challenge, good, tmp_path / "cache", progress=False)) == 2
 
 
+@pytest.mark.parametrize("num_threads", [0, 2])
+def test_cases_that_failed_when_looked_for_are_reported_with_the_others(
+    challenge, own_phantoms, tmp_path, monkeypatch, num_threads
+):
+    (own_phantoms / "Phantom_002" / "Phantom_002_t2.nii.gz").unlink()
+    truncated = own_phantoms / "Phantom_001" / "Phantom_001_t1.nii.gz"
+    truncated.write_bytes(truncated.read_bytes()[:500])
+    failures, tried, load = [], [], challenge.load
+    files = challenge.cases(own_phantoms, labelled=True, errors=failures)
+
+    def counted(case):
+        tried.append(case.id)
+        return load(case)
+
+    monkeypatch.setattr(challenge, "load", counted)
+
+    def run(files):
+        return cache.build(
+            *(challenge, files, tmp_path / "cache"),
+            num_threads=num_threads,
+            progress=False,
+            failures=tuple(failures),
+        )
+
+    with pytest.raises(ManyErrors, match="^2 of 4 cases cannot be used.*2 faulty") as error:
+        run(files)
+    assert [case for case, _ in error.value.failures] == ["Phantom_002", "Phantom_001"]
+    assert "no modality 't2'" in str(error.value) and str(truncated) in str(error.value)
+    assert sorted(tried) == ["Phantom_000", "Phantom_001", "Phantom_003"]
+    assert len(failures) == 1, "the caller's list is left as it was"
+    # Also if nothing else is wrong.
+    with pytest.raises(ManyErrors, match="^1 of 3 cases cannot be used.*1 faulty"):
+        run([case for case in files if case.id != "Phantom_001"])
+    with pytest.raises(ManyErrors, match="^1 of 1 cases cannot be used"):
+        run([])
+
+
+def test_without_threads_cases_are_decoded_one_by_one_by_the_caller(
+    challenge, phantom_folder, tmp_path, monkeypatch, cached
+):
+    load, seen = challenge.load, []
+
+    def watched(files):
+        seen.append((files.id, threading.current_thread()))
+        return load(files)
+
+    monkeypatch.setattr(challenge, "load", watched)
+    entries = build(challenge, phantom_folder, tmp_path, num_threads=0)
+    assert seen == [(case.id, threading.current_thread()) for case in cached]
+    for entry, expected in zip(entries, cached, strict=True):
+        np.testing.assert_array_equal(entry.image, expected.image)
+
+
+def test_a_negative_number_of_threads_is_refused(challenge, phantom_folder, tmp_path):
+    with pytest.raises(ConfigError, match="num_threads is -1; expected 0"):
+        build(challenge, phantom_folder, tmp_path / "cache", num_threads=-1)
+    assert not (tmp_path / "cache").exists()
+
+
 def test_an_unforeseen_error_in_one_case_is_reported_with_its_kind(
     challenge, phantom_folder, tmp_path, monkeypatch
 ):
@@ -157,8 +216,9 @@ def test_a_root_that_cannot_be_made_is_named(challenge, phantom_folder, tmp_path
         build(challenge, phantom_folder, tmp_path / "file" / "cache")
 
 
+@pytest.mark.parametrize("num_threads", [0, 2])
 def test_a_full_disk_is_one_error_and_leaves_no_debris(
-    challenge, phantom_folder, tmp_path, monkeypatch
+    challenge, phantom_folder, tmp_path, monkeypatch, num_threads
 ):
     def full(path, array, **_):
         path.write_bytes(b"half")
@@ -166,7 +226,7 @@ def test_a_full_disk_is_one_error_and_leaves_no_debris(
 
     monkeypatch.setattr(cache.np, "save", full)
     with pytest.raises(cache.CacheWriteError, match="the cache cannot be .*No space left") as error:
-        build(challenge, phantom_folder, tmp_path)
+        build(challenge, phantom_folder, tmp_path, num_threads=num_threads)
     assert str(tmp_path) in str(error.value)
     assert not isinstance(error.value, ManyErrors)
     assert list(tmp_path.iterdir()) == []

@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import threading
 
 import numpy as np
 import pytest
@@ -70,6 +71,26 @@ def test_threads_do_not_change_the_sequence(cached):
     one = take(iter(dataset(cached, num_threads=0)), 6)
     two = take(iter(dataset(cached, num_threads=4, prefetch=8)), 6)
     assert all(map(equal, one, two))
+
+
+@pytest.mark.parametrize("num_threads", [0, 2])
+def test_without_threads_the_caller_reads(cached, num_threads):
+    challenge, threads = challenges.get("phantom"), set()
+    encode = challenge.encode
+
+    def watched(label):
+        threads.add(threading.current_thread())
+        return encode(label)
+
+    challenge.encode = watched
+    batches = pipeline.train_dataset(
+        cached, challenge, patch=PATCH, batch_size=2, seed=5, num_threads=num_threads
+    )
+    take(iter(batches), 2)
+    if num_threads == 0:
+        assert threads == {threading.current_thread()}
+    else:
+        assert threads and threading.current_thread() not in threads
 
 
 def test_an_epoch_shows_every_case_once_and_epochs_differ(cached):
@@ -180,6 +201,7 @@ def test_the_error_of_a_case_names_it_and_keeps_its_cause(cached, tmp_path):
         ({"batch_size": 0}, "batch_size is 0"),
         ({"batch_size": 3, "process_count": 2}, "batch_size is 3.*processes, 2"),
         ({"seed": -1}, "seed is -1"),
+        ({"num_threads": -1}, "num_threads is -1"),
     ],
 )
 def test_settings_out_of_range(cached, settings, says):

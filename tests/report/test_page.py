@@ -82,7 +82,12 @@ def run(tmp_path_factory):
     files = challenge.cases(root / "data", labelled=True)
     workdir = root / "workdir"
     evaluate.evaluate_cases(
-        challenge, files, workdir / "predictions", workdir / "evaluation", progress=False
+        challenge,
+        files,
+        workdir / "predictions",
+        workdir / "evaluation",
+        provenance={"checkpoint_step": 20, "flips": "<all>"},
+        progress=False,
     )
     rows = [
         {"kind": "train", "step": i, "epoch": i / 10, "loss": 2 / i, "learning_rate": 1e-3}
@@ -119,6 +124,7 @@ def test_a_whole_run_makes_one_offline_page(run):
     assert "dx<net>" in text and "</pre><script>x" in text  # escaped, so text again once parsed
     assert "pat <1>" in text and "pat&2" in text
     assert "brats2022" in text and "Mean" in text and "20 min 20 s" in text
+    assert "Checkpoint step20" in text and "Flips<all>" in text
     assert "75.00 % (mean over regions)" in text
     assert "1 lines of metrics.jsonl could not be read" in text
     assert not list(workdir.glob("*.tmp"))
@@ -131,6 +137,18 @@ def test_an_empty_folder_says_what_is_missing_and_how_to_make_it(run, tmp_path):
     for what in ("evaluation/summary.json", "metrics.jsonl", "evaluation/cases.csv", "config.json"):
         assert f"Not here yet: {what}" in text
     assert f"--workdir={tmp_path} --mode=evaluate" in text
+
+
+def test_a_run_without_held_out_cases_has_its_curves_and_config(run, tmp_path):
+    workdir, challenge, _ = run
+    lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "metrics.jsonl").write_text("".join(lines[:20]))  # of the training alone
+    found, text = check(page.write(tmp_path, challenge, [], config={"model": {"name": "dxnet"}}))
+    assert [attrs["alt"][:13] for tag, attrs in found.tags if tag == "img"] == ["Training loss"]
+    assert "dxnet" in text and "20 min 20 s" in text
+    assert text.count("No case was held out") == 2
+    assert "Not here yet" not in text and "could not be made" not in text
+    assert "no validation yet" not in text
 
 
 def test_config_is_read_from_the_run_unless_given(copy):

@@ -1,15 +1,21 @@
 """Every tensor of both sides is accounted for, and ends where it belongs."""
 
 import dataclasses
+import types
 
+import flax.linen as nn
 import numpy as np
 import pytest
 
+from crossdim_jax import params
 from crossdim_jax.errors import WeightsError
-from weight_port.convert import STEM, Recipe, convert, target_shapes
+from crossdim_jax.models import encoders
+from weight_port.convert import Recipe, convert, stem_path, target_shapes
 from weight_port.rename import UNUSED, flax_path
+from weight_port.source import Name, Source
 
 NAME = "tf_efficientnet_b0"
+STEM = stem_path("efficientnet_b0")
 FLAT = Recipe(ndim=2, in_channels=3, norm="batch", inflate=None, stem="tile")
 DEEP = Recipe(ndim=3, in_channels=16, norm="instance", inflate="mean", stem="tile")
 
@@ -99,6 +105,32 @@ def test_a_drawn_stem_is_listed_as_fresh(source, policy):
     assert done.fresh == (STEM,) and "conv_stem.weight" in done.unused
     other = convert(source, dataclasses.replace(recipe, seed=4))
     assert not np.array_equal(done.arrays[STEM], other.arrays[STEM])
+
+
+class Plain(nn.Module):
+    """An encoder whose first kernel has a name of its own."""
+
+    norm: str = "batch"
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        return [nn.Conv(4, (3,) * (x.ndim - 2), use_bias=False, name="conv_first")(x)]
+
+
+def test_another_encoders_stem_is_found_by_its_row(monkeypatch, rng):
+    row = encoders.Encoder(Plain, "conv_first/kernel")
+    monkeypatch.setitem(encoders.ENCODERS, "plain", row)
+    kernel = rng.normal(size=(4, 3, 3, 3)).astype(np.float32)
+    origin = {"id": "plain", "file": None}
+    name = Name("plain", "plain", "plain", "same", 1e-3)
+    done = convert(Source(name, {"conv_first.weight": kernel}, origin), DEEP)
+    (path,) = done.arrays
+    assert path == "params/encoder/conv_first/kernel" == stem_path("plain")
+    assert done.arrays[path].shape == (3, 3, 3, 16, 4)
+    np.testing.assert_allclose(done.arrays[path][2, 0, 1, 5, 3], kernel[3, 2, 0, 1] / 16, rtol=1e-6)
+    model = types.SimpleNamespace(encoder="plain", norm="instance", padding="same", encoder_eps=1.0)
+    needs = params.requirements(model, params.unflatten(done.arrays))
+    assert (needs["ndim"], needs["in_channels"]) == (3, 16)
 
 
 def test_everything_wrong_is_listed_at_once(source):

@@ -1,6 +1,7 @@
 """The command, from a name or a config to a file that the network loads."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from crossdim_jax import config as config_lib
 from crossdim_jax import models, params
-from crossdim_jax.errors import ConfigError
+from crossdim_jax.errors import ConfigError, WeightsError
 from weight_port import plan
 from weight_port.__main__ import main
 
@@ -131,7 +133,11 @@ def test_by_config_the_network_loads_it(config, checkpoint, tmp_path, capsys):
     model = models.build("dxnet")
     image = jax.ShapeDtypeStruct((1, 32, 32, 32, 4), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
-    params.check(weights.metadata, params.requirements(model, variables))
+    needs = params.requirements(model, variables)
+    claims = {"source": NAME, "inflate": "repeat", "stem": "tile"}
+    params.check(weights.metadata, needs | claims)
+    with pytest.raises(WeightsError, match="inflate: found 'repeat', expected 'mean'"):
+        params.check(weights.metadata, needs | claims | {"inflate": "mean"})
     _, report = params.merge(variables, weights)
     assert len(report.filled) == 208 and not report.fresh and not report.unused
 
@@ -178,17 +184,89 @@ def test_a_mismatch_the_config_accepts_is_ported(config, checkpoint, tmp_path):
     assert record["padding"] == "same"  # the weights' own: the config does not rewrite history
 
 
-def test_faulty_configs_are_named(tmp_path):
-    with pytest.raises(ConfigError, match="gone.py: no such config"):
-        plan.read_config(str(tmp_path / "gone.py:demo"))
+def test_faulty_configs_are_named(tmp_path, capsys):
+    assert main([f"--config={tmp_path}/gone.py:demo"]) == 1
+    assert "gone.py: no such config file" in capsys.readouterr().err
     (tmp_path / "bad.py").write_text("def get_config(arg):\n    raise KeyError(arg)\n")
-    with pytest.raises(ConfigError, match="bad.py:demo: cannot read the config: KeyError: 'demo'"):
-        plan.read_config(f"{tmp_path}/bad.py:demo")
-    (tmp_path / "bare.py").write_text(
-        "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict()\n"
+    with pytest.raises(ConfigError, match="bad.py:demo: KeyError: 'demo'"):
+        plan.from_config(f"{tmp_path}/bad.py:demo")
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        *("model.name", "data.patch"),
+        *("weights.source", "weights.inflate", "weights.stem", "weights.file"),
+    ],
+)
+def test_a_config_without_a_field_that_porting_needs(field, config):
+    section, key = field.split(".")
+    config.write_text(config.read_text().replace(f'"{key}":', f'"not_{key}":'))
+    with pytest.raises(ConfigError, match=f"experiment.py: found no field config.{field}"):
+        plan.from_config(str(config))
+
+
+def test_an_existing_file_of_another_recipe_is_described(config, checkpoint, tmp_path, capsys):
+    """The default name may promise another mode than the overrides ask for."""
+    out = tmp_path / "ported.safetensors"
+    again = [f"--config={config}", f"--checkpoint={checkpoint}"]
+    assert main(again) == 0
+    before = out.read_bytes()
+    assert main(again) == 1
+    said = capsys.readouterr().err
+    assert f"error: {out} exists and holds" in said and "3D by repeat" in said
+    assert "That is what the config asks for" in said and "keep both" not in said
+
+    assert main([*again, "--config.weights.inflate=mean"]) == 1
+    said = capsys.readouterr().err
+    assert "3D by repeat" in said and "inflate: found 'repeat', expected 'mean'" in said
+    other = tmp_path / f"{NAME}-3d-mean-16ch-tile-instance.safetensors"
+    assert f"  --config.weights.file={other}\n" in said and "--overwrite" in said
+    assert out.read_bytes() == before and not other.exists()
+    mine = [*again, "--config.weights.inflate=mean", f"--config.weights.file={other}"]
+    assert main(mine) == 0  # the advice works
+    assert params.load_weights(other).metadata["inflate"] == "mean"
+
+    out.write_bytes(b"something else")
+    assert main(again) == 1
+    said = capsys.readouterr().err
+    assert "exists and is not a weight file" in said and "--overwrite" in said
+    assert out.read_bytes() == b"something else"
+
+
+def test_the_next_command_can_be_pasted(config, checkpoint, tmp_path, capsys):
+    """A shell reads back every override, and the config that it names loads this very file."""
+    text = config.read_text().replace('"data": {', '"data": {"root": "", ')
+    config.write_text(text.replace("/ported.safetensors", "/a folder"))
+    overrides = ["--config.model.norm=group"]
+    overrides += ["--config.weights.skip=('encoder/bn1/.*', 'encoder/conv_stem/kernel')"]
+    command = [f"--config={config}", f"--checkpoint={checkpoint}"]
+    assert main([*command, *overrides]) == 0
+    python, launch, given, *flags, workdir = shlex.split(
+        capsys.readouterr().out.rstrip().splitlines()[-1].removeprefix("next")
     )
-    with pytest.raises(ConfigError, match="bare.py: found no field config.model.name"):
-        plan.from_config(str(tmp_path / "bare.py"))
+    assert (python, launch, given) == ("python", "launch.py", f"--config={config}")
+    assert workdir == "--workdir=runs/NAME"
+    (written,) = (tmp_path / "a folder").iterdir()
+    assert flags == [
+        *overrides,
+        f"--config.weights.file={written}",  # the config names only the folder
+        "--config.data.root=/path/to/cases",
+    ]
+    assert config_lib.read(str(config), flags).weights.file == str(written)
+
+    elsewhere = [*overrides, "--config.data.root=/data", f"--config.weights.file={tmp_path}/b"]
+    assert main([*command, *elsewhere]) == 0
+    assert "/path/to/cases" not in capsys.readouterr().out  # the config knows
+
+
+def test_the_next_command_by_hand_says_what_the_file_holds(tmp_path, checkpoint, capsys):
+    out = tmp_path / "x.safetensors"
+    assert main([NAME, f"--checkpoint={checkpoint}", *DEEP, f"--out={out}"]) == 0
+    following = capsys.readouterr().out.rstrip().splitlines()[-1]
+    for flag in (f"file={out}", f"source={NAME}", "inflate=repeat", "stem=tile"):
+        assert f" --config.weights.{flag} " in following
+    assert " --config.data.root=/path/to/cases " in following
 
 
 def test_the_experiment_that_comes_with_the_project(checkpoint, tmp_path, monkeypatch):

@@ -1,0 +1,166 @@
+"""`python -m benchmarks --size=64`: the whole comparison, JSON and a table.
+
+See `--help` for the rest. jax and torch are imported only after the environment is settled.
+"""
+
+import argparse
+import gc
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--size", type=int, help="of the cube, a multiple of 32 (64; 128 on a GPU)")
+    parser.add_argument("--out", default="build/bench.json", help="JSON; the table beside it, .md")
+    parser.add_argument("--only", default="", help="regular expression for the rows' names")
+    parser.add_argument("--rounds", type=int, default=7, help="timed rounds of each side")
+    parser.add_argument("--ops", default="auto", help="our ops mode")
+    parser.add_argument("--against", help="ops mode of the column beside (lax; fast on a GPU) or -")
+    parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
+    parser.add_argument("--compile-limit-s", type=float, default=300.0, help="per torch.compile")
+    return parser.parse_args()
+
+
+def prepare(device: str) -> str:
+    """Settles what must be settled before jax and torch are imported; returns OpenMP's policy."""
+    if device == "cpu":
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    # Both frameworks share one GPU here: jax must not take most of it at once.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    return machine.settle_openmp()
+
+
+def network_rows(options: argparse.Namespace, dtypes: list[str], measure) -> list[dict[str, Any]]:
+    """Forward, loss and gradient, training step of the whole network."""
+    from benchmarks import flops, inputs, ours, theirs
+    from benchmarks.timing import Case
+
+    rows, shape = [], (1, *(options.size,) * 3, inputs.MODALITIES)
+    for dtype in dtypes:
+        for task in ours.TASKS:
+            if not re.search(options.only, task):
+                continue
+
+            def mine(mode, task=task, dtype=dtype):
+                return ours.contestant(task, options.size, mode, dtype)
+
+            def makers(task=task, dtype=dtype):
+                for variant in theirs.variants():
+                    yield (
+                        str(variant),
+                        lambda v=variant: theirs.contestant(
+                            task, options.size, v, ours.weights(), dtype
+                        ),
+                    )
+
+            row = measure(Case("network", task, dtype, mine, dict(makers())))
+            train = task != "forward"
+            row["analytic_flops"] = flops.analytic_flops(ours.model("auto"), shape, train=train)
+            rows.append(row)
+    return rows
+
+
+def operation_rows(options: argparse.Namespace, dtypes: list[str], measure) -> list[dict[str, Any]]:
+    """Every operation at the sizes it has in the network, forward and backward."""
+    from benchmarks import operations
+
+    rows = []
+    for dtype in dtypes:
+        for operation in operations.operations(options.size):
+            if re.search(options.only, operation.name):
+                rows.append(measure(operations.case(operation, dtype)))
+    return rows
+
+
+def memory_rows(options: argparse.Namespace, dtypes: list[str], rows: list[dict[str, Any]]):
+    """Peak memory: eager variants that agree, and the one that was the fastest."""
+    from benchmarks import memory, theirs
+
+    if not re.search(options.only, "memory"):
+        return []
+    steps = [r for r in rows if r["name"] == "training step"]
+    wrong = {v for r in steps for v, ms in r["variants_ms"].items() if isinstance(ms, str)}
+    fastest = {r["theirs"]["variant"] for r in steps}
+    chosen = [
+        v
+        for v in theirs.variants()
+        if str(v) in fastest or not (v.compiled or v.graph or str(v) in wrong)
+    ]
+    gc.collect()
+    found = []
+    for dtype in dtypes:
+        found += memory.measure(options.size, dtype, options.ops, chosen)
+        _say(f"memory, {dtype}")
+    return found
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Measures, writes the JSON, prints the table."""
+    options = arguments()
+    policy = prepare(options.device)
+
+    import jax
+    import torch
+
+    from benchmarks import report, scale, timing
+
+    gpu = jax.default_backend() == "gpu"
+    if gpu != torch.cuda.is_available():
+        sys.exit(
+            f"jax runs on {jax.default_backend()} and torch sees "
+            f"{'a' if torch.cuda.is_available() else 'no'} GPU: install both for the same device, "
+            "or compare on the CPU with --device=cpu"
+        )
+    torch.set_num_threads(machine.cores())
+    options.size = options.size or (128 if gpu else 64)
+    against = options.against or ("fast" if gpu else "lax")
+    dtypes = ["float32", "bfloat16"] if gpu else ["float32"]
+
+    def measure(case):
+        row = timing.measure(
+            case,
+            mode=options.ops,
+            against=None if against == "-" else against,
+            rounds=options.rounds,
+            limit_s=options.compile_limit_s,
+        )
+        _say(f"{row['name']}, {row['dtype']}: {row['ratio']:.2f}")
+        return row
+
+    settings = {
+        "device": torch.cuda.get_device_name() if gpu else "CPU",
+        "volume": f"{options.size}^3, 4 channels, batch 1",
+        "ops": options.ops,
+        "torch threads": torch.get_num_threads(),
+        "OpenMP": policy,
+        "rounds": options.rounds,
+        "float32 on a GPU": "TF32 off on both sides" if gpu else "",
+    }
+    result = {"machine": machine.describe(), "settings": settings, "rows": [], "memory": []}
+    result["rows"] += network_rows(options, dtypes, measure)
+    result["rows"] += operation_rows(options, dtypes, measure)
+    result["scale"] = scale.dynunet(options) if gpu else []
+    result["memory"] += memory_rows(options, dtypes, result["rows"])
+    out = Path(options.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    text = report.render(result)
+    out.write_text(json.dumps(result, indent=1) + "\n")
+    out.with_suffix(".md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""Our side of the whole network: contestants from `crossdim_jax`, and the weights both sides get.
+
+Never imports torch.
+"""
+
+import contextlib
+import functools
+import math
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import inputs
+from benchmarks.timing import Contestant
+from crossdim_jax import losses, models, optim, params, sharding, train
+from crossdim_jax.train_state import TrainState
+
+TASKS = ("forward", "loss and gradient", "training step")
+
+# Dozat's momentum schedule, which `torch.optim.NAdam` always has.
+OPTIMIZER = {"schedule_decay": 0.004}
+
+
+def model(mode: str, dtype: str = "float32"):
+    """DX-Net of the paper without stochastic depth, whose draws could not be compared."""
+    return models.build("dxnet", variant="paper", drop_path_rate=0.0, ops=mode, dtype=dtype)
+
+
+@functools.cache
+def weights(seed: int = 0) -> dict[str, np.ndarray]:
+    """Flax path -> array, the same for both sides.
+
+    Kernels are drawn for unit variance after a SiLU; scales and biases are moved from 1 and 0,
+    which would hide a wrong assignment.
+    """
+    rng = np.random.default_rng(seed)
+    image = jax.ShapeDtypeStruct((1, 32, 32, 32, inputs.MODALITIES), jnp.float32)
+    tree = jax.eval_shape(model("lax").init, jax.random.key(0), image)["params"]
+    flat = {}
+    for path, like in params.flatten(tree).items():
+        value = rng.normal(size=like.shape).astype(np.float32)
+        if path.endswith("/kernel"):
+            fan_in = math.prod(like.shape[:-1]) / (8 if "/up_" in path else 1)
+            flat[path] = value * np.float32(math.sqrt(2 / fan_in))
+        else:
+            flat[path] = np.float32(0.1) * value + np.float32(path.endswith("/scale"))
+    return flat
+
+
+def precision(dtype: str) -> Any:
+    """Float32 means float32: without TF32, which GPUs use by default."""
+    if dtype == "float32" and jax.default_backend() == "gpu":
+        return jax.default_matmul_precision("highest")
+    return contextlib.nullcontext()
+
+
+def compiled(function: Any, *args: Any, dtype: str = "float32") -> tuple[Any, dict[str, Any]]:
+    """The executable and its notes: seconds to compile, operations, temporary memory."""
+    start = time.perf_counter()
+    with precision(dtype):
+        lowered = (function if hasattr(function, "lower") else jax.jit(function)).lower(*args)
+    executable = lowered.compile()
+    notes = {"compile_s": time.perf_counter() - start}
+    cost = executable.cost_analysis() or {}
+    notes["flops"] = float(cost.get("flops", float("nan")))
+    memory = executable.memory_analysis()
+    if memory is not None:
+        notes["temporaries_mb"] = memory.temp_size_in_bytes / 1e6
+    return executable, notes
+
+
+def flat_params(tree: Any, prefix: str) -> dict[str, np.ndarray]:
+    """A tree like the parameters as `prefix:path` -> numpy array."""
+    return {f"{prefix}:{p}": np.asarray(v) for p, v in params.flatten(tree).items()}
+
+
+def _forward(net, variables, image, dtype, name):
+    executable, notes = compiled(net.apply, {"params": variables}, image, dtype=dtype)
+
+    def step():
+        return executable({"params": variables}, image)
+
+    return Contestant(
+        name, step, jax.block_until_ready, lambda: {"logits": np.asarray(step())}, notes
+    )
+
+
+def mean_loss(net, variables, image, target):
+    """The mean Dice and cross-entropy loss, and the logits."""
+    logits = net.apply({"params": variables}, image, train=True)
+    total, count = losses.dice_bce(logits, target)["loss"]
+    return total / count, logits
+
+
+def _loss_and_gradient(net, variables, image, target, dtype, name):
+    function = jax.value_and_grad(functools.partial(mean_loss, net), has_aux=True)
+
+    # The logits are for the comparison alone: what is timed must not have to keep them.
+    def timed(variables, image, target):
+        (loss, _), gradients = function(variables, image, target)
+        return loss, gradients
+
+    executable, notes = compiled(timed, variables, image, target, dtype=dtype)
+
+    def step():
+        return executable(variables, image, target)
+
+    def arrays():
+        loss, gradients = step()
+        return {"loss": np.asarray(loss)} | flat_params(gradients, "gradient")
+
+    return Contestant(name, step, jax.block_until_ready, arrays, notes)
+
+
+def _training_step(net, variables, image, target, dtype, name):
+    mesh = sharding.make_mesh(1, 1)
+    optimizer = optim.make(**OPTIMIZER)
+    start = optimizer.wrap(variables)
+    state = TrainState(jnp.zeros((), jnp.int32), start, {}, optimizer.tx.init(start))
+    state = jax.device_put(state, sharding.replicated(mesh))
+    batch = sharding.shard_batch({"image": np.asarray(image), "target": np.asarray(target)}, mesh)
+    step_function = train.make_train_step(net, optimizer, losses.dice_bce, seed=0)
+    executable, notes = compiled(train.jit_step(step_function, mesh), state, batch, dtype=dtype)
+    held = {"state": state}
+
+    def step():
+        held["state"], metrics = executable(held["state"], batch)
+        return metrics
+
+    def arrays():  # three updates: the optimiser is the same too
+        totals = [step()["loss"] for _ in range(3)]
+        return {f"loss {i}": np.asarray(total / count) for i, (total, count) in enumerate(totals)}
+
+    return Contestant(name, step, jax.block_until_ready, arrays, notes)
+
+
+def contestant(task: str, size: int, mode: str, dtype: str = "float32") -> Contestant:
+    """One of `TASKS` on a cube of `size` voxels with our network, compiled."""
+    net = model(mode, dtype)
+    variables = jax.tree.map(jnp.asarray, params.unflatten(weights()))
+    image, target = (jnp.asarray(a) for a in inputs.sample(size))
+    if task == "forward":
+        return _forward(net, variables, image, dtype, mode)
+    make = {"loss and gradient": _loss_and_gradient, "training step": _training_step}[task]
+    return make(net, variables, image, target, dtype, mode)

@@ -1,0 +1,224 @@
+"""What can be done with an experiment: train, evaluate, predict, report."""
+
+from pathlib import Path
+
+import jax
+
+from crossdim_jax import (
+    evaluate,
+    loop,
+    losses,
+    run_folder,
+    sharding,
+    train,
+)
+from crossdim_jax import experiment as experiment_lib
+from crossdim_jax.data import cache, pipeline, splits
+from crossdim_jax.errors import ConfigError, DataError
+from crossdim_jax.experiment import Experiment, say, wait_for_all
+from crossdim_jax.report import page
+from crossdim_jax.validation import Validation
+
+
+def run_training(experiment: Experiment) -> Path:
+    """Trains, or goes on training; then evaluates the held-out cases and writes the report.
+
+    Nothing is written to the run folder before all of the config and all of the cases have been
+    found good.
+
+    Returns:
+      the report's path.
+    """
+    config, options = experiment.config, experiment.config.train
+    try:
+        loss = losses.get(options.loss)
+    except ValueError as error:
+        raise ConfigError(f"config.train.loss: {error}") from error
+    sharding.check_batch(
+        experiment.mesh, options.batch_size, config.data.patch, accumulate=options.accumulate
+    )
+    predict = experiment.predictor(flips=False)
+    run_folder.claim(experiment.workdir, config.to_dict(), write=False)
+    resuming = run_folder.has_checkpoint(experiment.workdir)
+    weights = None if resuming else experiment_lib.load_weights(experiment)
+
+    split, training, held_out_cases = prepare_cases(experiment)
+    data = pipeline.train_dataset(
+        training,
+        experiment.challenge,
+        patch=config.data.patch,
+        batch_size=options.batch_size,
+        seed=config.seed,
+        foreground=config.data.foreground,
+        num_threads=config.data.num_threads,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    steps = loop.steps_per_epoch(len(training), options.batch_size)
+    optimizer = experiment_lib.make_optimizer(config, steps)
+    say(experiment_lib.environment(experiment, split))
+    state = train.init_state(
+        experiment.model,
+        optimizer,
+        experiment.image_shape(),
+        experiment.mesh,
+        seed=config.seed,
+        weights=weights,
+        skip=config.weights.skip,
+    )
+    step = train.make_train_step(
+        experiment.model, optimizer, loss, seed=config.seed, accumulate=options.accumulate
+    )
+    validation = Validation(
+        held_out_cases,
+        predict,
+        experiment.challenge.encode,
+        from_dice=options.validate_from_dice,
+        every_epochs=options.validate_every_epochs,
+    )
+    first = jax.process_index() == 0
+    run_folder.claim(experiment.workdir, config.to_dict(), write=first)
+    if first:
+        split.write(experiment.workdir / run_folder.SPLITS)
+    loop.fit(
+        state,
+        train.jit_step(step, experiment.mesh),
+        data,
+        workdir=experiment.workdir,
+        mesh=experiment.mesh,
+        regions=experiment.challenge.regions,
+        total_steps=steps * options.epochs,
+        steps_per_epoch=steps,
+        validation=validation if held_out_cases else None,
+        log_every_steps=options.log_every_steps,
+        checkpoint_every_steps=options.checkpoint_every_steps,
+        keep=options.keep,
+        config=config.to_dict(),
+    )
+    return run_evaluation(experiment) if held_out_cases else run_report(experiment)
+
+
+def prepare_cases(
+    experiment: Experiment,
+) -> tuple[splits.Split, list[cache.CachedCase], list[cache.CachedCase]]:
+    """The split, and the decoded cases of its two sides.
+
+    Raises:
+      ManyErrors: some cases are faulty; all of them are named, whatever is wrong with each.
+    """
+    config = experiment.config
+    failures: list[tuple[str, str]] = []
+    files = experiment.cases(failures)
+    cached = cache.build(
+        experiment.challenge,
+        files,
+        config.data.cache,
+        dtype=config.data.cache_dtype,
+        num_threads=config.data.num_threads,
+        failures=failures,
+    )
+    split = experiment_lib.make_split(experiment, files)
+    by_id = {case.id: case for case in cached}
+    return split, [by_id[i] for i in split.train], [by_id[i] for i in split.validation]
+
+
+def run_evaluation(experiment: Experiment) -> Path:
+    """Predicts and scores the held-out cases, and writes the report; returns the report's path.
+
+    Raises:
+      ManyErrors: some cases could not be predicted; the others are scored.
+    """
+    config, first = experiment.config, jax.process_index() == 0
+    run_folder.require_same_network(experiment.workdir, config.to_dict())
+    files = experiment_lib.held_out(experiment)
+    if not files:
+        raise DataError(
+            f"{experiment.workdir}: no case was held out from this training, so there is nothing "
+            "to evaluate; --mode=predict segments a folder of cases"
+        )
+    variables, record = experiment.trained()
+    say(f"evaluating the weights of step {record['step']} on {len(files)} held-out cases")
+    predict = experiment.predictor(flips=config.inference.flips)
+    folder = experiment.workdir / run_folder.PREDICTIONS
+    result = evaluate.predict_folder(
+        experiment.challenge,
+        files,
+        lambda image: predict(variables, image),
+        folder,
+        overwrite=True,  # those that are there may be of older weights
+        write=first,
+        progress=first,
+    )
+    wait_for_all("predictions")
+    if first:
+        evaluate.evaluate_cases(
+            experiment.challenge,
+            files,
+            folder,
+            experiment.workdir / run_folder.EVALUATION,
+            failed=result.failed,
+            provenance={
+                "checkpoint_step": record["step"],
+                "patch": list(config.data.patch),
+                "window_overlap": config.inference.overlap,
+                "test_time_flips": config.inference.flips,
+                "et_min_mm3": config.challenge.et_min_mm3,
+            },
+        )
+        table = experiment.workdir / run_folder.EVALUATION / "table.md"
+        say(table.read_text(encoding="utf-8"))
+    path = run_report(experiment)
+    result.raise_if_failed()
+    return path
+
+
+def run_prediction(
+    experiment: Experiment, source: str, target: str, *, overwrite: bool = False
+) -> Path:
+    """Segments a folder of cases, labelled or not, with the best weights of the run.
+
+    Args:
+      experiment: of the run that was trained.
+      source: folder of cases in the challenge's layout.
+      target: folder for `{case}.nii.gz`; "" for `predictions_new` in the run folder.
+      overwrite: predict again what is already there.
+
+    Returns:
+      the folder written to.
+
+    Raises:
+      ManyErrors: some cases failed; the others are written.
+    """
+    if not source:
+        raise ConfigError("--mode=predict needs --input=FOLDER, a folder of cases")
+    folder = Path(target) if target else experiment.workdir / "predictions_new"
+    failed: list[tuple[str, str]] = []
+    run_folder.require_same_network(experiment.workdir, experiment.config.to_dict())
+    files = experiment.challenge.cases(source, labelled=False, errors=failed)
+    variables, record = experiment.trained()
+    say(f"predicting {len(files)} cases with the weights of step {record['step']}")
+    predict = experiment.predictor(flips=experiment.config.inference.flips)
+    result = evaluate.predict_folder(
+        experiment.challenge,
+        files,
+        lambda image: predict(variables, image),
+        folder,
+        overwrite=overwrite,
+        write=jax.process_index() == 0,
+        errors=failed,
+        progress=jax.process_index() == 0,
+    )
+    say(
+        f"{len(result.written)} written, {len(result.skipped)} already there, "
+        f"{len(result.failed)} failed: {folder}"
+    )
+    result.raise_if_failed()
+    return folder
+
+
+def run_report(experiment: Experiment) -> Path:
+    """Writes `report.html` from what the run folder holds; returns its path."""
+    files = experiment_lib.held_out(experiment)
+    if jax.process_index() > 0:
+        return experiment.workdir
+    return page.write(experiment.workdir, experiment.challenge, files)

@@ -1,0 +1,270 @@
+"""The weight file: an encoder's ported parameters, and the record of where they come from.
+
+One safetensors file. Its keys are paths, as in `params`; its header holds a JSON record: the
+source, its licence and sha256, the inflation mode, the stem, the conventions (`weight_port` writes
+both).
+"""
+
+import dataclasses
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as to_safetensors
+
+from crossdim_jax.errors import WeightsError
+
+FORMAT = "crossdim_jax weights 1"  # raise the number when an older reader would misread a file
+COLLECTIONS = ("params", "batch_stats")
+PICKLE_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
+# Fields of a config's `weights` that say how its file was made; `check` compares them too.
+CLAIMS = ("source", "inflate", "stem")
+COLOURS = 3  # input channels at which every stem policy but "reinit" keeps the stem as it is
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """The content of a weight file.
+
+    Attributes:
+      arrays: path -> float32 array; paths start with a collection.
+      metadata: the record: source, licence, architecture, inflation, versions, ...
+      path: the file, or None if the weights were made in memory; used in messages only.
+    """
+
+    arrays: Mapping[str, np.ndarray]
+    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    path: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """The file's path, for messages."""
+        return str(self.path) if self.path is not None else "the given weights"
+
+
+def load_weights(path: str | os.PathLike) -> Weights:
+    """Reads a weight file that `save_weights` wrote.
+
+    Raises:
+      WeightsError: the file is missing, unreadable, truncated, a pickle, or a safetensors file
+        that is not in this format.
+    """
+    path = Path(path)
+    if path.suffix.lower() in PICKLE_SUFFIXES:
+        raise WeightsError(
+            f"{path}: a PyTorch checkpoint, expected a .safetensors file written by weight_port. "
+            f"Convert it first: python -m weight_port NAME --checkpoint={path}"
+        )
+    if not path.is_file():
+        raise WeightsError(
+            f"{path}: no such weight file. Make it with: python -m weight_port "
+            "--config=CONFIG (or see python -m weight_port --help)."
+        )
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = file.metadata() or {}
+            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(
+            f"{path}: not a readable safetensors file ({error}); it is damaged, cut short, or of "
+            "another kind. Make or copy it again."
+        ) from error
+    if header.get("format") != FORMAT:
+        raise WeightsError(
+            f"{path}: found format {header.get('format')!r}, expected {FORMAT!r}. If this is a "
+            f"timm checkpoint, convert it: python -m weight_port NAME --checkpoint={path}"
+        )
+    try:
+        record = json.loads(header["record"])
+    except (KeyError, ValueError) as error:
+        raise WeightsError(
+            f"{path}: the record in its header is missing or not JSON. Make the file again with "
+            "python -m weight_port."
+        ) from error
+    if not isinstance(record, dict):
+        raise WeightsError(
+            f"{path}: the record in its header is {record!r}, expected names and values. Make the "
+            "file again with python -m weight_port."
+        )
+    return Weights(arrays, record, path)
+
+
+def save_weights(
+    path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]
+) -> Path:
+    """Writes a weight file atomically: readers see the old file or the whole new one.
+
+    Args:
+      path: ends with ".safetensors"; its folder is created.
+      arrays: path -> array; paths start with a collection.
+      metadata: the record, anything JSON can hold.
+
+    Raises:
+      WeightsError: another suffix, a path outside the known collections, or a folder that cannot
+        be written.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise WeightsError(f"{path}: weight files end with .safetensors; choose such a name.")
+    foreign = [key for key in arrays if key.split("/")[0] not in COLLECTIONS]
+    if foreign:
+        raise WeightsError(
+            f"{path}: found keys {', '.join(foreign[:5])}; expected paths that start with one of "
+            f"{', '.join(COLLECTIONS)}."
+        )
+    content = to_safetensors(
+        {key: np.ascontiguousarray(value) for key, value in arrays.items()},
+        {"format": FORMAT, "record": json.dumps(metadata, sort_keys=True)},
+    )
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=f".{path.stem}.", suffix=".tmp", delete=False
+        ) as file:
+            temporary = Path(file.name)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # temporary files are private; weights are not
+        temporary.replace(path)
+    except OSError as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise WeightsError(
+            f"{path}: cannot write the weight file ({error.strerror or error}). Choose a folder "
+            "that can be written and has room."
+        ) from error
+    return path
+
+
+# --------------------------------------------------------------------------- the record
+
+
+def describe(metadata: Mapping[str, Any]) -> str:
+    """A weight file's record in one line, for a log; what it does not say is "unknown"."""
+
+    def get(field: str) -> str:
+        value = metadata.get(field)
+        return "unknown" if value is None else f"{value:g}" if _is_number(value) else str(value)
+
+    inflation = f" by {get('inflate')}" if metadata.get("inflate") else ""
+    return (
+        f"{get('id')} (source {get('source')}, licence {get('licence')}) as {get('architecture')}, "
+        f"{get('ndim')}D{inflation}, {get('in_channels')} input channels by {get('stem')}, "
+        f"{get('norm')} norm, {get('padding')} padding, eps {get('eps')}"
+    )
+
+
+def check(
+    metadata: Mapping[str, Any],
+    expected: Mapping[str, Any],
+    *,
+    name: str = "the weight file",
+    ignore: Sequence[str] = (),
+) -> None:
+    """Compares a weight file's record with what a model needs and a config says.
+
+    Call it before `params.merge`.
+
+    Args:
+      metadata: the record, `Weights.metadata`.
+      expected: as `params.requirements` gives it, any of: architecture ("efficientnet_b0"), ndim,
+        in_channels, padding ("same", "symmetric"), eps, norm ("batch", "instance", "group"),
+        source (a timm name), inflate, stem. None and "" are not compared.
+      name: the file, for the message.
+      ignore: fields of `expected` that may differ; for reproducing code that uses weights
+        with another padding or eps than they were trained with.
+
+    Raises:
+      WeightsError: listing every field that differs: file, found, expected, what to do.
+    """
+    unknown = [field for field in ignore if field not in expected]
+    if unknown:
+        raise WeightsError(
+            f"Cannot ignore {', '.join(unknown)} in {name}: the compared fields are "
+            f"{', '.join(expected)}."
+        )
+    problems = []
+    for field, wanted in expected.items():
+        if field in ignore or wanted is None or wanted == "":
+            continue
+        found = metadata.get("id" if field == "source" else field)
+        agree = _AGREE[field](metadata, wanted) if field in _AGREE else found == wanted
+        if not agree:
+            what = "nothing" if found is None else repr(found)
+            problems.append(f"{field}: found {what}, expected {wanted!r}. {_ADVICE.get(field, '')}")
+    if problems:
+        raise WeightsError(
+            f"{name} is not what this experiment asks for:\n  "
+            + "\n  ".join(p.rstrip() for p in problems)
+            + "\nMake the file that it asks for with: python -m weight_port --config=CONFIG"
+        )
+
+
+_ADVICE = {
+    "architecture": "Choose the encoder that the weights were made for, or port its weights.",
+    "ndim": "2D and 3D weights are separate files: port again with --ndim.",
+    "in_channels": "Port again with --in-channels and a --stem policy.",
+    "padding": "The convention belongs to the weights: change the model's padding.",
+    "eps": "The eps belongs to the weights: change the model's eps.",
+    "norm": "Port again with --norm.",
+    "source": "Change config.weights.source to what the file holds, or name another file.",
+    "inflate": "Change config.weights.inflate to what the file holds, or name another file.",
+    "stem": "Change config.weights.stem to what the file holds, or name another file.",
+}
+
+
+def _norms_agree(metadata: Mapping[str, Any], wanted: str) -> bool:
+    """Instance and group norm hold the same tensors: scale and bias."""
+    measured = ("instance", "group")  # norms that measure their own statistics
+    found = metadata.get("norm")
+    return found == wanted or (found in measured and wanted in measured)
+
+
+def _eps_agree(metadata: Mapping[str, Any], wanted: float) -> bool:
+    found = metadata.get("eps")
+    return _is_number(found) and math.isclose(found, wanted, rel_tol=1e-6)
+
+
+def _sources_agree(metadata: Mapping[str, Any], wanted: str) -> bool:
+    """The same timm name, `model.tag`; where one has no tag, the same model.
+
+    timm's default tag has no name of its own, and random weights have none at all.
+    """
+    model, _, tag = str(metadata.get("id")).partition(".")
+    wanted_model, _, wanted_tag = wanted.partition(".")
+    return model == wanted_model and (tag == wanted_tag or not tag or not wanted_tag)
+
+
+def _inflations_agree(metadata: Mapping[str, Any], wanted: str) -> bool:
+    """2D weights are not inflated, whatever the config would have inflated them by."""
+    return metadata.get("ndim") == 2 or metadata.get("inflate") == wanted
+
+
+def _stems_agree(metadata: Mapping[str, Any], wanted: str) -> bool:
+    found = metadata.get("stem")
+    if metadata.get("in_channels") == COLOURS:
+        return (found == "reinit") == (wanted == "reinit")
+    return found == wanted
+
+
+_AGREE: dict[str, Callable[[Mapping[str, Any], Any], bool]] = {
+    "norm": _norms_agree,
+    "eps": _eps_agree,
+    "source": _sources_agree,
+    "inflate": _inflations_agree,
+    "stem": _stems_agree,
+}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
