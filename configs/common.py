@@ -26,11 +26,12 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.weights = ConfigDict()  # of the encoder; made by `python -m weight_port --config=...`
     config.weights.file = ""  # a .safetensors file; "" starts from random parameters
+    # The next three are what the file is made with, and what it is checked against.
     config.weights.source = ""  # timm's name of the 2D weights
     config.weights.inflate = "repeat"  # or mean, center
     config.weights.stem = "tile"  # or gray, sum, reinit, released
     config.weights.skip = ()  # patterns of parameters that keep their random start
-    config.weights.ignore = ()  # of padding, eps: may differ from the weights' own convention
+    config.weights.ignore = ()  # padding, eps, source, inflate, stem: may differ from the file
 
     config.optim = ConfigDict()
     config.optim.name = "nadam"

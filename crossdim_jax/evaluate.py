@@ -195,22 +195,7 @@ def evaluate_cases(
         )
     check_writable(out_folder)
 
-    def score(case: CaseFiles) -> tuple[dict[str, float] | None, str]:
-        try:
-            return _score_case(challenge, case, paths[case.id])
-        except Exception as error:
-            return None, _describe(error, case.id)
-
-    scored = []
-    pool = ThreadPoolExecutor(num_threads or min(4, os.cpu_count() or 1))
-    try:
-        with _bar(present, "evaluate", progress) as bar:
-            for case, outcome in zip(bar, pool.map(score, present), strict=True):
-                bar.set_postfix_str(case.id)
-                scored.append((case.id, *outcome))
-    finally:  # an interrupt must not wait for the cases that have not begun
-        pool.shutdown(cancel_futures=True)
-
+    scored = _score_all(challenge, present, paths, num_threads, progress)
     rows = [(case, row, note) for case, row, note in scored if row is not None]
     failed += [(case, note) for case, row, note in scored if row is None]
     if not rows:
@@ -242,6 +227,33 @@ def evaluate_cases(
     except OSError as error:
         raise DataError(_folder_message(out_folder, error)) from error
     return summary
+
+
+def _score_all(
+    challenge: Challenge,
+    files: Sequence[CaseFiles],
+    paths: Mapping[str, Path],
+    num_threads: int | None,
+    progress: bool,
+) -> list[tuple[str, dict[str, float] | None, str]]:
+    """(case id, row, note) of every case; no row, and the reason, where it could not be scored."""
+
+    def score(case: CaseFiles) -> tuple[dict[str, float] | None, str]:
+        try:
+            return _score_case(challenge, case, paths[case.id])
+        except Exception as error:
+            return None, _describe(error, case.id)
+
+    scored = []
+    pool = ThreadPoolExecutor(num_threads or min(4, os.cpu_count() or 1))
+    try:
+        with _bar(files, "evaluate", progress) as bar:
+            for case, outcome in zip(bar, pool.map(score, files), strict=True):
+                bar.set_postfix_str(case.id)
+                scored.append((case.id, *outcome))
+    finally:  # an interrupt must not wait for the cases that have not begun
+        pool.shutdown(cancel_futures=True)
+    return scored
 
 
 def _score_case(challenge: Challenge, files: CaseFiles, path: Path) -> tuple[dict[str, float], str]:

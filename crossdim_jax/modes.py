@@ -1,5 +1,6 @@
 """What can be done with an experiment: train, evaluate, predict, report."""
 
+import json
 from pathlib import Path
 
 import jax
@@ -16,6 +17,7 @@ from crossdim_jax import experiment as experiment_lib
 from crossdim_jax.data import cache, pipeline, splits
 from crossdim_jax.errors import ConfigError, DataError
 from crossdim_jax.experiment import Experiment, say, wait_for_all
+from crossdim_jax.files import write_text
 from crossdim_jax.report import page
 from crossdim_jax.validation import Validation
 
@@ -80,6 +82,9 @@ def run_training(experiment: Experiment) -> Path:
     run_folder.claim(experiment.workdir, config.to_dict(), write=first)
     if first:
         split.write(experiment.workdir / run_folder.SPLITS)
+        if weights is not None:  # what the encoder really started from
+            record = json.dumps(weights.metadata, indent=2, sort_keys=True)
+            write_text(experiment.workdir / run_folder.WEIGHTS, record + "\n")
     loop.fit(
         state,
         train.jit_step(step, experiment.mesh),

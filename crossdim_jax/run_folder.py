@@ -13,6 +13,7 @@ from crossdim_jax.files import write_text
 # What lies in it, besides `metric_writer.FILE` and `checkpoint.FOLDER`.
 CONFIG = "config.json"
 SPLITS = "splits.json"
+WEIGHTS = "weights.json"
 PREDICTIONS = "predictions"
 EVALUATION = "evaluation"
 

@@ -170,8 +170,8 @@ def test_every_faulty_case_is_reported_at_once(tmp_path):
         (["--config.model.encoder=resnet"], ["resnet", "efficientnet_b0"]),
         (["--config.train.loss=focal"], ["train.loss", "dice_bce"]),
         (["--config.data.patch=(40,64,64)"], ["data.patch", "multiples of 32"]),
-        (["--config.data.root=nowhere"], ["nowhere"]),
-        (["--config.data.root="], ["config.data.root", "--config.data.root=/path"]),
+        (["--config.weights.file=", "--config.data.root=nowhere"], ["nowhere"]),
+        (["--config.weights.file="], ["config.data.root", "--config.data.root=/path"]),
         (
             ["--config.data.root=.", "--config.weights.file=nowhere.safetensors"],
             ["nowhere.safetensors", "weight_port"],

@@ -1,0 +1,97 @@
+"""The benchmark compares like with like: the PyTorch peer is our network, the counts are exact."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import flops, inputs, ours, timing
+from crossdim_jax import params
+
+SIZE = 32
+SHAPE = (1, SIZE, SIZE, SIZE, inputs.MODALITIES)
+
+
+@functools.cache
+def our_values():
+    """Logits, loss and gradients; unoptimised, as compiling takes longer than running."""
+    net = ours.model("lax")
+    tree = jax.tree.map(jnp.asarray, params.unflatten(ours.weights()))
+    function = jax.value_and_grad(functools.partial(ours.mean_loss, net), has_aux=True)
+    options = {"xla_backend_optimization_level": 0}
+    (loss, logits), gradients = jax.jit(function, compiler_options=options)(
+        tree, *inputs.sample(SIZE)
+    )
+    found = {"loss": np.asarray(loss), "logits": np.asarray(logits)}
+    return found | ours.flat_params(gradients, "gradient")
+
+
+def peer_values(norm):
+    torch = pytest.importorskip("torch", reason="the peer is written in PyTorch (extra port)")
+    from benchmarks import theirs
+
+    torch.set_num_threads(2)
+    made = theirs.Peer(SIZE, theirs.Variant(norm=norm), ours.weights())
+    return made, made.loss_and_gradient().arrays() | made.forward().arrays()
+
+
+@pytest.mark.parametrize("norm", ["instance_norm", "group_norm"])
+def test_peer_is_our_network_in_value_and_gradient(norm):
+    made, theirs_found = peer_values(norm)
+    assert sum(p.numel() for p in made.net.parameters()) == 12_542_831
+    error, tensor = timing.compare(our_values(), theirs_found, "float32")
+    assert error < 1e-4, tensor
+
+
+def test_a_small_difference_is_found_in_any_tensor():
+    rng = np.random.default_rng(0)
+    one = {f"gradient:{i}": rng.normal(size=50).astype(np.float32) for i in range(3)}
+    assert timing.compare(one, one, "float32")[0] == 0
+    other = one | {"gradient:1": one["gradient:1"] * np.float32(1.001)}
+    with pytest.raises(timing.Disagreement, match="gradient:1"):
+        timing.compare(other, one, "float32")
+    for wrong in ({}, one | {"gradient:2": one["gradient:2"] * np.float32("nan")}):
+        with pytest.raises(timing.Disagreement):
+            timing.compare(wrong, one, "float32")
+
+
+def test_layers_are_those_of_the_network():
+    """Names, kernel shapes and so the parameters' number; sizes by the published operations."""
+    found = {
+        f"{layer.path}/kernel": layer.kernel_shape
+        for layer in flops.layers(ours.model("lax"), SHAPE)
+    }
+    kernels = {p: v.shape for p, v in ours.weights().items() if p.endswith("/kernel")}
+    assert found == kernels
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_analytic_flops_are_those_of_the_traced_network(size):
+    model, shape = ours.model("lax"), (1, *(size,) * 3, inputs.MODALITIES)
+    tree = {p: jax.ShapeDtypeStruct(v.shape, v.dtype) for p, v in ours.weights().items()}
+    image = jax.ShapeDtypeStruct(shape, jnp.float32)
+    program = jax.make_jaxpr(model.apply)({"params": params.unflatten(tree)}, image)
+
+    def traced(equations):
+        total = 0
+        for equation in equations:
+            for inner in jax.core.jaxprs_in_params(equation.params):
+                total += traced(inner.eqns)
+            if equation.primitive.name in ("conv_general_dilated", "dot_general"):
+                kernel, out = equation.invars[1].aval, equation.outvars[0].aval
+                # Kernels end in (in / groups, out); matrices are (in, out).
+                total += 2 * out.size * (kernel.size // kernel.shape[-1])
+        return total
+
+    assert flops.analytic_flops(model, shape) == traced(program.eqns)
+
+
+def test_analytic_flops_at_128():
+    shape = (2, 128, 128, 128, inputs.MODALITIES)
+    model = ours.model("lax")
+    forward, train = (flops.analytic_flops(model, shape, train=t) for t in (False, True))
+    assert round(forward / 2e9) == 248  # per sample, as measured before, see PERFORMANCE.md
+    first = 2 * 2 * 128**3 * 27 * 4 * 16
+    assert train == 3 * forward - first
