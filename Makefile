@@ -7,12 +7,13 @@ PYTHON ?= $(shell for p in python3.12 python3.13 python3.14 python3 python; do \
 BIN := .venv/bin
 PYTEST := $(BIN)/pytest -n auto --maxprocesses=4
 
-.PHONY: help env demo test test-all lint format clean
+.PHONY: help env demo test test-all bench lint format clean
 
 help:
 	@echo "make demo      environment, then DX-Net on generated phantoms, ending in a report"
 	@echo "make test      environment with torch and timm, then every test"
 	@echo "make test-all  and the tests that take long"
+	@echo "make bench     side by side with the same network in PyTorch (SIZE=64)"
 	@echo "make lint      ruff"
 	@echo "make format    ruff, changing files"
 	@echo "make clean     removes the environment; data, weights and runs stay"
@@ -43,6 +44,10 @@ test: .venv/dev
 
 test-all: .venv/dev
 	$(PYTEST)
+
+SIZE ?= 64
+bench: .venv/dev
+	$(BIN)/python -m benchmarks --size=$(SIZE)
 
 lint: .venv/dev
 	$(BIN)/ruff check

@@ -150,6 +150,7 @@ def main() -> None:
         "float32 on a GPU": "TF32 off on both sides" if gpu else "",
     }
     result = {"machine": machine.describe(), "settings": settings, "rows": [], "memory": []}
+    result["judged"] = not gpu and options.size == 64 and options.ops == "auto"
     result["rows"] += network_rows(options, dtypes, measure)
     result["rows"] += operation_rows(options, dtypes, measure)
     result["scale"] = scale.dynunet(options) if gpu else []

@@ -21,7 +21,8 @@ from crossdim_jax.train_state import TrainState
 TASKS = ("forward", "loss and gradient", "training step")
 
 # Dozat's momentum schedule, which `torch.optim.NAdam` always has.
-OPTIMIZER = {"schedule_decay": 0.004}
+MOMENTUM = 0.95
+OPTIMIZER = {"b1": MOMENTUM, "schedule_decay": 0.004}
 
 
 def model(mode: str, dtype: str = "float32"):
@@ -115,6 +116,16 @@ def _loss_and_gradient(net, variables, image, target, dtype, name):
     return Contestant(name, step, jax.block_until_ready, arrays, notes)
 
 
+def _first_moment(state: TrainState) -> Any:
+    """Nadam's decaying mean of the gradients: after one step, `1 - MOMENTUM` of the gradient."""
+
+    def is_nadam(node):
+        return isinstance(node, optim.ScheduledNadamState)
+
+    (found,) = filter(is_nadam, jax.tree.leaves(state.opt_state, is_leaf=is_nadam))
+    return found.mu
+
+
 def _training_step(net, variables, image, target, dtype, name):
     mesh = sharding.make_mesh(1, 1)
     optimizer = optim.make(**OPTIMIZER)
@@ -130,9 +141,12 @@ def _training_step(net, variables, image, target, dtype, name):
         held["state"], metrics = executable(held["state"], batch)
         return metrics
 
-    def arrays():  # three updates: the optimiser is the same too
-        totals = [step()["loss"] for _ in range(3)]
-        return {f"loss {i}": np.asarray(total / count) for i, (total, count) in enumerate(totals)}
+    def arrays():  # the first gradient, and three updates: the optimiser is the same too
+        totals = [step()["loss"]]
+        gradients = jax.tree.map(lambda m: m / (1 - MOMENTUM), _first_moment(held["state"]))
+        totals += [step()["loss"] for _ in range(2)]
+        found = {f"loss {i}": np.asarray(total / n) for i, (total, n) in enumerate(totals)}
+        return found | flat_params(gradients, "gradient")
 
     return Contestant(name, step, jax.block_until_ready, arrays, notes)
 

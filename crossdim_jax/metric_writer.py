@@ -189,8 +189,10 @@ class Progress:
         if self._bar is None and (now - self._shown >= self._every_seconds or step == self._total):
             self._shown = now
             text = ", ".join(f"{names[k]} {v:.3g}" for k, v in values.items())
-            left = (now - self._started) / max(step - self._first, 1) * (self._total - step)
-            self.say(f"step {step}/{self._total}, epoch {epoch:.1f}, {text}, {duration(left)} left")
+            done, left = step - self._first, self._total - step
+            if done or not left:  # one step alone, and compiled with, tells nothing of the others
+                text += f", {duration((now - self._started) / max(done, 1) * left)} left"
+            self.say(f"step {step}/{self._total}, epoch {epoch:.1f}, {text}")
 
     def _start_clock(self, step: int) -> None:
         """The first step was mostly compilation: the time left is told from the others."""

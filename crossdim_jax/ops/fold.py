@@ -4,11 +4,15 @@ A transposed convolution with window 2 and stride 2 followed by a 3^n convolutio
 `concat(upsampled, skip)` is linear in both inputs: a convolution of the skip, plus a convolution of
 the coarse input with a window of 2 on its own grid, one for each of the 2^n places a fine voxel can
 have in its coarse one. The upsampled tensor and the concatenation never exist, and in 3D the coarse
-part takes 8 taps instead of 27.
+part takes 8 taps instead of 27. Forward only: the gradient is that of the plain form, which is
+faster than that of the folded one.
 """
 
+import functools
+
+import jax
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from jax import numpy as jnp
 
 from crossdim_jax.ops.conv import choose, conv, depth_to_space, upsample_conv
@@ -62,6 +66,12 @@ def up_concat_conv(
     coarse = x.shape[1:-1]
     if choose(mode) != "fast" or np.prod(coarse) < min_coarse_voxels:
         return up_concat_conv_reference(x, skip, up_kernel, up_bias, kernel, mode=mode)
+    return _folded(x, skip, up_kernel, up_bias, kernel, mode)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _folded(x, skip, up_kernel, up_bias, kernel, mode):
+    coarse = x.shape[1:-1]
     nd, c_up = x.ndim - 2, up_kernel.shape[-1]
     ones = (1,) * nd
     of_up, of_skip = kernel[..., :c_up, :], kernel[..., c_up:, :]
@@ -73,12 +83,26 @@ def up_concat_conv(
     parts = parts.reshape(*parts.shape[:-1], *(2,) * nd, kernel.shape[-1])
     # Each parity has its own window: of the n + 1 positions it takes n, from its parity on.
     for axis, n in enumerate(coarse):
-        halves = [
-            jnp.take(parts, d, axis=1 + nd + axis)[(slice(None),) * (1 + axis) + (slice(d, d + n),)]
-            for d in range(2)
-        ]
+        halves = []
+        for d in range(2):  # static slices: the gradient of a gather is slow
+            half = lax.index_in_dim(parts, d, 1 + nd + axis, keepdims=False)
+            halves.append(lax.slice_in_dim(half, d, d + n, axis=1 + axis))
         parts = jnp.stack(halves, axis=1 + nd + axis)
     return y + depth_to_space(parts, nd)
+
+
+def _folded_fwd(x, skip, up_kernel, up_bias, kernel, mode):
+    arguments = (x, skip, up_kernel, up_bias, kernel)
+    return _folded(*arguments, mode), arguments
+
+
+def _folded_bwd(mode, arguments, g):
+    # The gradient of the plain form is the faster one; the joined tensor is made again for it, and
+    # not kept meanwhile.
+    return jax.vjp(functools.partial(up_concat_conv_reference, mode=mode), *arguments)[1](g)
+
+
+_folded.defvjp(_folded_fwd, _folded_bwd)
 
 
 def _compose(up_kernel: Array, kernel: Array) -> Array:
@@ -102,8 +126,8 @@ def _bias_field(bias: Array, kernel: Array, spatial: tuple[int, ...]) -> Array:
     taps = jnp.tensordot(kernel, bias, ([-2], [0]))  # (3, ..., 3, c_out)
     for axis, n in enumerate(spatial):
         first, middle, last = (
-            jnp.take(taps, jnp.asarray(seen), axis=axis).sum(axis, keepdims=True)
-            for seen in ([1, 2], [0, 1, 2], [0, 1])
+            lax.slice_in_dim(taps, start, stop, axis=axis).sum(axis, keepdims=True)
+            for start, stop in ((1, 3), (0, 3), (0, 2))
         )
         shape = list(middle.shape)
         shape[axis] = n - 2
