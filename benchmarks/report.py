@@ -159,7 +159,7 @@ def _verdict(worst: float, most: float, shares: Sequence[float | None], judged: 
 
 
 def targets(rows: Sequence[Row], memory_rows: Sequence[Row], judged: bool) -> str:
-    """Against the project's targets: ratios ours/PyTorch's, the worst of a group and its geometric mean.
+    """The project's targets: ratios ours/PyTorch's, the worst of a group and its geometric mean.
 
     Args:
       rows: of `timing.measure`.
