@@ -62,7 +62,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, below: "Upsampled | None" = None) -> jax.Array:
-        """Convolves x, or `concat(upsampled below, x)` without making that tensor (window 3)."""
+        """Convolves x, or `concat(upsampled below, x)` (window 3), see `ops.up_concat_conv`."""
         nd = x.ndim - 2
         window, strides = (self.window,) * nd, (self.stride,) * nd
         c_in = x.shape[-1] + (below.kernel.shape[-1] if below else 0)
