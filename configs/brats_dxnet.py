@@ -7,9 +7,9 @@
     :demo    the whole job on generated phantoms, a few minutes on two CPU cores
     :debug   two steps of it
 
-The released code's network instead: BatchNorm, which `repeat` would break (its statistics are not
-re-estimated), and padding and eps other than those its weights were trained with. To port and to
-train:
+The released code's network instead: BatchNorm, which `repeat` would break unless its statistics are
+measured anew (weights.reestimate), and padding and eps other than those its weights were trained
+with. To port and to train:
 
     --config.model.variant=released --config.weights.inflate=mean \\
         --config.weights.file=weights/dxnet_b0_released.safetensors \\
@@ -48,6 +48,12 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.padding = config_dict.placeholder(str)
     config.model.encoder_eps = config_dict.placeholder(float)
     config.model.drop_path_rate = config_dict.placeholder(float)
+    # The encoder along depth, where patches may have fewer or thicker slices than pixels. One
+    # number, or one for the stem and each stage: None: as in the plane.
+    config.model.depth_kernels = config_dict.placeholder(tuple)  # taps, such as (1,1,1,3,3,3,3,3)
+    config.model.depth_strides = config_dict.placeholder(tuple)  # 1 or 2, such as (1,1,2,2,2,1,2,1)
+    config.model.depth_padding = "zero"  # or edge, reflect: beyond the first and the last slice
+    config.model.factorised = False  # True: depthwise kernels as a plane, then a depth filter
     config.model.dtype = "float32"  # bfloat16 on GPU and TPU
     config.model.ops = "auto"  # convolutions: auto, lax or fast
 

@@ -26,10 +26,14 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.weights = ConfigDict()  # of the encoder; made by `python -m weight_port --config=...`
     config.weights.file = ""  # a .safetensors file; "" starts from random parameters
-    # The next three are what the file is made with, and what it is checked against.
+    # The next four are what the file is made with, and what it is checked against.
     config.weights.source = ""  # timm's name of the 2D weights
-    config.weights.inflate = "repeat"  # or mean, center
+    config.weights.inflate = "repeat"  # or mean, sqrt, center, gaussian, acs
+    config.weights.inflate_at = ()  # other modes here and there: ("blocks_[56]_.*=center",)
     config.weights.stem = "tile"  # or gray, sum, reinit, released
+    # Training patches on which batch norms' running statistics are measured before the first step;
+    # 0 takes them from the file. `repeat` with norm=batch or frozen needs it: 16 or more.
+    config.weights.reestimate = 0
     config.weights.skip = ()  # patterns of parameters that keep their random start
     config.weights.ignore = ()  # padding, eps, source, inflate, stem: may differ from the file
 

@@ -5,7 +5,7 @@ The edge of the library, with `modes`: a config is read here, and passed on as p
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,12 @@ from crossdim_jax import (
     params,
     run_folder,
     sharding,
+    statistics,
 )
 from crossdim_jax.challenges import CaseFiles, Challenge, phantom
-from crossdim_jax.data import splits
+from crossdim_jax.data import cache, pipeline, splits
 from crossdim_jax.errors import ConfigError, DataError, ManyErrors
+from crossdim_jax.train_state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +103,7 @@ def build(config: ConfigDict, workdir: str | os.PathLike) -> Experiment:
     challenge = challenges.get(settings.pop("name"), **settings)
     attributes = config.model.to_dict()
     model = models.build(attributes.pop("name"), out_channels=len(challenge.regions), **attributes)
+    check_patch(tuple(config.data.patch), model.divisors(3))
     if "phantoms" in config:
         if jax.process_index() == 0:
             recipe = config.phantoms.to_dict()
@@ -113,18 +116,22 @@ def check_values(config: ConfigDict) -> None:
     """Raises ConfigError for sections that are missing and numbers that no mode can work with."""
     if absent := [name for name in ("challenge", "model", "data", "train") if name not in config]:
         raise ConfigError(f"the config has no {', '.join(absent)}; is it an experiment's?")
-    patch = tuple(config.data.patch)
-    if len(patch) != 3 or any(n < 32 or n % 32 for n in patch):
-        raise ConfigError(
-            f"config.data.patch={patch} must be three multiples of 32, such as (128, 128, 128): "
-            "the network halves its input five times"
-        )
     for name in ("epochs", "batch_size", "accumulate", "validate_every_epochs", "log_every_steps"):
         if config.train[name] < 1:
             raise ConfigError(f"config.train.{name}={config.train[name]} must be at least 1")
     for name in ("checkpoint_every_steps", "keep"):
         if config.train[name] is not None and config.train[name] < 1:
             raise ConfigError(f"config.train.{name}={config.train[name]} must be at least 1")
+
+
+def check_patch(patch: tuple[int, ...], divisors: tuple[int, ...]) -> None:
+    """Raises ConfigError unless the network can take a patch of that size."""
+    if len(patch) != 3 or any(n < d or n % d for n, d in zip(patch, divisors, strict=True)):
+        raise ConfigError(
+            f"config.data.patch={patch} must be three multiples of "
+            f"{divisors[0] if len(set(divisors)) == 1 else divisors}, such as "
+            f"{tuple(-(-128 // d) * d for d in divisors)}: by so much the network reduces its input"
+        )
 
 
 def make_mesh(config: ConfigDict) -> jax.sharding.Mesh:
@@ -148,22 +155,93 @@ def load_weights(experiment: Experiment) -> params.Weights | None:
 
     Raises:
       WeightsError: the file does not fit the model, or is not what the config says it is.
+      ConfigError: statistics are to be re-estimated where there are none.
     """
     options = experiment.config.weights
+    if options.reestimate < 0:
+        raise ConfigError(f"config.weights.reestimate={options.reestimate} must be 0 or more")
     if not options.file:
+        if options.reestimate:
+            raise ConfigError(
+                f"config.weights.reestimate={options.reestimate}, but config.weights.file is "
+                "empty: random parameters have no statistics worth measuring; set it to 0"
+            )
         return None
     weights = params.load_weights(options.file)
     image = jax.ShapeDtypeStruct(experiment.image_shape(), jnp.float32)
     variables = jax.eval_shape(experiment.model.init, jax.random.key(0), image)
+    if options.reestimate and not variables.get("batch_stats"):
+        raise ConfigError(
+            f"config.weights.reestimate={options.reestimate}, but with norm "
+            f"{experiment.model.norm!r} the network keeps no running statistics; set it to 0"
+        )
     params.check(
         weights.metadata,
-        params.requirements(experiment.model, variables)
-        | {field: options[field] for field in params.CLAIMS},
+        params.requirements(experiment.model, variables) | params.claims(options),
         name=weights.name,
         ignore=options.ignore,
+        reestimate=options.reestimate,
     )
     say(params.describe(weights.metadata))
     return weights
+
+
+def reestimate(
+    experiment: Experiment, state: TrainState, training: Sequence[cache.CachedCase]
+) -> tuple[TrainState, int]:
+    """Measures the running statistics of every batch norm on training patches.
+
+    Of the whole network, the decoder's too: those would otherwise start from mean 0 and variance 1,
+    which describe nothing. The patches are those that training will see first, in the same
+    micro-batches; without stochastic depth, because evaluation has none.
+
+    Returns:
+      the state with the new statistics, and the number of patches they were measured on.
+
+    Raises:
+      ConfigError: what was measured is not finite.
+    """
+    config, model = experiment.config, experiment.model
+    changes = {"drop_path_rate": 0.0} if hasattr(model, "drop_path_rate") else {}
+    if model.norm == "frozen":  # does not measure anything itself; the tensors are the same
+        changes["norm"] = "batch"
+    at_once = config.train.batch_size // config.train.accumulate
+    data = train_data(experiment, training, at_once, num_threads=0)  # only a few are asked for
+    stats, patches = statistics.reestimate(
+        model.clone(**changes),
+        {"params": optim.fast(state.params), "batch_stats": state.batch_stats},
+        (batch["image"] for batch in data),
+        experiment.mesh,
+        patches=config.weights.reestimate,
+        seed=config.seed,
+    )
+    say(f"running statistics measured on {patches} training patches")
+    return state._replace(batch_stats=stats), patches
+
+
+def train_data(
+    experiment: Experiment,
+    training: Sequence[cache.CachedCase],
+    batch_size: int,
+    *,
+    num_threads: int | None = None,
+) -> Iterable[Mapping[str, Any]]:
+    """This process's part of endless batches of training patches, the same for the same config.
+
+    `num_threads` is the config's unless given.
+    """
+    config = experiment.config
+    return pipeline.train_dataset(
+        training,
+        experiment.challenge,
+        patch=config.data.patch,
+        batch_size=batch_size,
+        seed=config.seed,
+        foreground=config.data.foreground,
+        num_threads=config.data.num_threads if num_threads is None else num_threads,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
 
 
 def make_optimizer(config: ConfigDict, steps_per_epoch: int) -> optim.Optimizer:

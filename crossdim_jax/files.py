@@ -1,4 +1,4 @@
-"""Text files written whole or not at all, and durations for people to read."""
+"""Files written whole or not at all, and durations for people to read."""
 
 import os
 import uuid
@@ -10,11 +10,16 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
     The folder must exist. Raises OSError.
     """
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | os.PathLike, content: bytes) -> None:
+    """`write_text` for bytes."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

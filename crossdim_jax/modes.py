@@ -14,7 +14,7 @@ from crossdim_jax import (
     train,
 )
 from crossdim_jax import experiment as experiment_lib
-from crossdim_jax.data import cache, pipeline, splits
+from crossdim_jax.data import cache, splits
 from crossdim_jax.errors import ConfigError, DataError
 from crossdim_jax.experiment import Experiment, say, wait_for_all
 from crossdim_jax.files import write_text
@@ -45,17 +45,7 @@ def run_training(experiment: Experiment) -> Path:
     weights = None if resuming else experiment_lib.load_weights(experiment)
 
     split, training, held_out_cases = prepare_cases(experiment)
-    data = pipeline.train_dataset(
-        training,
-        experiment.challenge,
-        patch=config.data.patch,
-        batch_size=options.batch_size,
-        seed=config.seed,
-        foreground=config.data.foreground,
-        num_threads=config.data.num_threads,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+    data = experiment_lib.train_data(experiment, training, options.batch_size)
     steps = loop.steps_per_epoch(len(training), options.batch_size)
     optimizer = experiment_lib.make_optimizer(config, steps)
     say(experiment_lib.environment(experiment, split))
@@ -68,6 +58,10 @@ def run_training(experiment: Experiment) -> Path:
         weights=weights,
         skip=config.weights.skip,
     )
+    record = dict(weights.metadata) if weights is not None else None
+    if record is not None and config.weights.reestimate:
+        state, patches = experiment_lib.reestimate(experiment, state, training)
+        record["statistics"] = f"reestimated ({patches} training patches)"
     step = train.make_train_step(
         experiment.model, optimizer, loss, seed=config.seed, accumulate=options.accumulate
     )
@@ -82,9 +76,9 @@ def run_training(experiment: Experiment) -> Path:
     run_folder.claim(experiment.workdir, config.to_dict(), write=first)
     if first:
         split.write(experiment.workdir / run_folder.SPLITS)
-        if weights is not None:  # what the encoder really started from
-            record = json.dumps(weights.metadata, indent=2, sort_keys=True)
-            write_text(experiment.workdir / run_folder.WEIGHTS, record + "\n")
+        if record is not None:  # what the encoder really started from
+            text = json.dumps(record, indent=2, sort_keys=True)
+            write_text(experiment.workdir / run_folder.WEIGHTS, text + "\n")
     loop.fit(
         state,
         train.jit_step(step, experiment.mesh),

@@ -25,6 +25,7 @@ from crossdim_jax.weights import (
     CLAIMS,
     COLLECTIONS,
     FORMAT,
+    HEAD,
     Weights,
     check,
     describe,
@@ -38,6 +39,8 @@ __all__ = [
     "MergeReport",
     "Weights",
     "check",
+    "claims",
+    "depth_form",
     "describe",
     "flatten",
     "load_weights",
@@ -56,7 +59,8 @@ class MergeReport:
     Attributes:
       filled: took the file's value.
       fresh: kept the model's initial value because a skip pattern says so.
-      unused: of the file, not taken because a skip pattern says so.
+      unused: of the file, not taken: because a skip pattern says so, or because they are the
+        classification head, which only other programs use.
       outside: of the model, in modules that the file does not hold.
     """
 
@@ -67,9 +71,11 @@ class MergeReport:
 
     def __str__(self) -> str:
         """One line for a log."""
+        head = sum(_is_head(path) for path in self.unused)
         return (
             f"{len(self.filled)} tensors from the file, {len(self.fresh)} left fresh and "
-            f"{len(self.unused)} left out by skip patterns, {len(self.outside)} in other modules"
+            f"{len(self.unused) - head} left out by skip patterns, {len(self.outside)} in other "
+            f"modules{f'; {head} of the classification head not used' if head else ''}"
         )
 
 
@@ -135,6 +141,11 @@ def select(patterns: Iterable[str], paths: Iterable[str]) -> set[str]:
     return chosen
 
 
+def _is_head(path: str) -> bool:
+    """Whether a weight file's path is of the classification head: a collection, not a module."""
+    return path.startswith(f"{HEAD}/")
+
+
 def _inner(path: str) -> str:
     """The path without its collection."""
     collection, _, rest = path.partition("/")
@@ -147,20 +158,59 @@ def _inner(path: str) -> str:
 def requirements(model: Any, variables: Mapping[str, Any]) -> dict[str, Any]:
     """What a network needs of its encoder's weights, in the terms of `check`.
 
-    A config's own words are added so: `| {field: config.weights[field] for field in CLAIMS}`.
+    A config's own words are added so: `| claims(config.weights)`.
 
     Args:
       model: a network with the attributes `encoder`, `norm`, `padding` and `encoder_eps`.
       variables: its variables, concrete or abstract.
     """
-    kernel = flatten(variables)[f"params/encoder/{encoders.stem(model.encoder)}"]  # (*k, in, out)
+    flat = flatten(variables)
+    kernel = flat[f"params/encoder/{encoders.stem(model.encoder)}"]  # (*k, in, out)
+    ndim = len(kernel.shape) - 2
     return {
         "architecture": model.encoder,
-        "ndim": len(kernel.shape) - 2,
+        "ndim": ndim,
         "in_channels": kernel.shape[-2],
         "padding": model.padding,
         "eps": model.encoder_eps,
         "norm": model.norm,
+        **depth_form({path: leaf.shape for path, leaf in flat.items()}, ndim),
+    }
+
+
+def claims(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config's section `weights` says of how its file was made, in the terms of `check`."""
+    return {field: options.get(field) for field in CLAIMS}
+
+
+_STAGE = re.compile(r"params/encoder/blocks_(\d+)_")
+
+
+def depth_form(shapes: Mapping[str, Sequence[int]], ndim: int) -> dict[str, Any]:
+    """How an encoder's kernels extend along depth.
+
+    Args:
+      shapes: path -> shape of its tensors; other modules' are not looked at.
+      ndim: its spatial rank; in 2D there is nothing to say.
+
+    Returns:
+      depth_taps, a list of the most taps of the stem (and all else that is in no stage), then of
+      each stage; and factorised, whether depth filters are kept apart. Both None in 2D.
+    """
+    if ndim != 3:
+        return {"depth_taps": None, "factorised": None}
+    taps, factorised = {0: 1}, False
+    for path, shape in shapes.items():
+        leaf = path.rpartition("/")[2]
+        if path.startswith("params/encoder/") and leaf in ("kernel", "depth_kernel"):
+            stage = _STAGE.match(path)
+            index = int(stage[1]) + 1 if stage else 0
+            if len(shape) >= 5:  # (..., depth, k, k, in, out)
+                taps[index] = max(taps.get(index, 1), int(shape[-5]))
+            factorised |= leaf == "depth_kernel"
+    return {
+        "depth_taps": [taps.get(i, 1) for i in range(max(taps) + 1)],
+        "factorised": factorised,
     }
 
 
@@ -171,8 +221,8 @@ def merge(
 
     Within the modules that the file holds (usually `encoder`), in every collection, each of the
     model's tensors must be in the file, each of the file's in the model, with equal shapes. Other
-    modules are not touched. Call it before the optimiser's init; only values change, never a
-    shape, a dtype or a sharding.
+    modules are not touched, and the classification head of a 2D file is not used. Call it before
+    the optimiser's init; only values change, never a shape, a dtype or a sharding.
 
     Args:
       variables: {"params": ..., "batch_stats": ...}; leaves are arrays or `ShapeDtypeStruct`s
@@ -189,21 +239,17 @@ def merge(
         that matches nothing.
     """
     targets = flatten(variables)
-    modules = {key.split("/")[1] for key in weights.arrays if "/" in key}
+    head = {key for key in weights.arrays if _is_head(key)}
+    held = weights.arrays.keys() - head
+    modules = {key.split("/")[1] for key in held if "/" in key}
     inside = {key for key in targets if "/" in key and key.split("/")[1] in modules}
-    skipped = select(skip, sorted(inside | weights.arrays.keys()))
-    filled = (inside & weights.arrays.keys()) - skipped
+    skipped = select(skip, sorted(inside | held))
+    filled = (inside & held) - skipped
     shapes = {key: (weights.arrays[key].shape, tuple(targets[key].shape)) for key in filled}
 
     problems = [
-        *(
-            f"missing in the file: {key}"
-            for key in sorted(inside - weights.arrays.keys() - skipped)
-        ),
-        *(
-            f"unknown to the model: {key}"
-            for key in sorted(weights.arrays.keys() - inside - skipped)
-        ),
+        *(f"missing in the file: {key}" for key in sorted(inside - held - skipped)),
+        *(f"unknown to the model: {key}" for key in sorted(held - inside - skipped)),
         *(
             f"shape of {key}: found {found}, expected {wanted}"
             for key, (found, wanted) in sorted(shapes.items())
@@ -224,7 +270,7 @@ def merge(
     report = MergeReport(
         filled=tuple(sorted(filled)),
         fresh=tuple(sorted(skipped & inside)),
-        unused=tuple(sorted(skipped & weights.arrays.keys())),
+        unused=tuple(sorted((skipped & held) | head)),
         outside=tuple(sorted(targets.keys() - inside)),
     )
     return unflatten(merged), report

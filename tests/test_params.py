@@ -309,6 +309,70 @@ def test_skip_leaves_fresh_and_unused_as_asked(arrays, variables):
     np.testing.assert_array_equal(merged["params"]["encoder"]["stem"]["kernel"], kept)
 
 
+def test_the_classification_head_is_reported_and_not_merged(arrays, variables):
+    """Nor is it mistaken for a module of the model that is called `head`."""
+    arrays |= {f"head/encoder/classifier/{leaf}": np.zeros(3, np.float32) for leaf in "ab"}
+    merged, report = params.merge(variables, params.Weights(arrays))
+    np.testing.assert_array_equal(merged["params"]["head"]["kernel"], 7.0)
+    assert merged.keys() == {"params", "batch_stats"} and len(report.filled) == 3
+    assert report.unused == ("head/encoder/classifier/a", "head/encoder/classifier/b")
+    assert str(report) == (
+        "3 tensors from the file, 0 left fresh and 0 left out by skip patterns, 1 in other "
+        "modules; 2 of the classification head not used"
+    )
+    for pattern in ("head/.*", "classifier/.*"):
+        with pytest.raises(WeightsError, match="matches no path"):
+            params.merge(variables, params.Weights(arrays), skip=[pattern])
+
+
+def test_a_module_called_head_keeps_its_name_in_patterns():
+    """`head` is a collection of weight files, not one that patterns may leave out."""
+    with pytest.raises(WeightsError, match="'kernel': matches no path"):
+        params.select(["kernel"], ["head/kernel", "encoder/kernel"])
+
+
+def test_how_kernels_extend_along_depth_is_read_off_their_shapes():
+    shapes = {
+        "params/encoder/conv_stem/kernel": (1, 3, 3, 4, 8),
+        "params/encoder/bn1/scale": (8,),
+        "params/encoder/blocks_0_0/conv_dw/kernel": (3, 3, 3, 1, 8),
+        "params/encoder/blocks_0_0/conv_pw/kernel": (1, 1, 1, 8, 8),
+        "params/encoder/blocks_2_0/conv_dw/kernel": (4, 5, 5, 5, 1, 8),  # four experts
+        "params/decoder/conv/kernel": (7, 7, 7, 8, 8),
+    }
+    assert params.depth_form(shapes, 3) == {"depth_taps": [1, 3, 1, 5], "factorised": False}
+    shapes["params/encoder/blocks_1_0/conv_dw/kernel"] = (1, 3, 3, 1, 8)
+    shapes["params/encoder/blocks_1_0/conv_dw/depth_kernel"] = (2, 1, 1, 1, 8)
+    assert params.depth_form(shapes, 3) == {"depth_taps": [1, 3, 2, 5], "factorised": True}
+    assert params.depth_form(shapes, 2) == {"depth_taps": None, "factorised": None}
+
+
+@pytest.mark.parametrize(
+    ("field", "found", "wanted", "fits"),
+    [
+        ("depth_taps", [3, 3], [3, 3], True),
+        ("depth_taps", [1, 3], [3, 3], False),
+        ("depth_taps", None, [3, 3], True),  # an older file: the shapes will tell
+        ("factorised", True, False, False),
+        ("factorised", None, False, True),
+        ("inflate_at", ["a=mean"], ("a=mean",), True),
+        ("inflate_at", ["a=mean"], (), False),
+        ("inflate_at", None, (), True),
+        ("inflate_at", None, ("a=mean",), False),
+        ("inflate_at", ["a=mean"], None, True),  # a config that does not say
+        ("norm", "frozen", "batch", True),  # the same tensors
+        ("norm", "batch", "frozen", True),
+        ("norm", "instance", "frozen", False),
+    ],
+)
+def test_check_of_depth_options_and_norms(field, found, wanted, fits):
+    if fits:
+        params.check({field: found}, {field: wanted})
+    else:
+        with pytest.raises(WeightsError, match=f"{field}: found"):
+            params.check({field: found}, {field: wanted})
+
+
 def test_a_skip_pattern_that_matches_nothing_is_an_error(arrays, variables):
     with pytest.raises(WeightsError, match="'head/.*': matches no path"):
         params.merge(variables, params.Weights(arrays), skip=["head/.*"])  # outside: not merged

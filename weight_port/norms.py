@@ -1,24 +1,53 @@
 """What becomes of BatchNorm when an encoder normalises otherwise, or in 3D."""
 
+from collections.abc import Collection
+
 from crossdim_jax.errors import WeightsError
+from crossdim_jax.models import encoders
 from crossdim_jax.models.layers import NORMS
 
+KEEPING = ("batch", "frozen")  # norms that keep running statistics
+# What is asked for, and what the record then says of the statistics of a norm that keeps them.
+STATISTICS = {"carry": "carried", "reestimate": "stale"}
 
-def check(norm: str, mode: str | None) -> None:
-    """Raises WeightsError if the norm is unknown, or wrong together with the inflation mode.
+
+def check(norm: str, modes: Collection[str], statistics: str) -> None:
+    """Raises WeightsError if norm, modes and statistics are unknown or do not go together.
 
     Args:
       norm: the encoder's, one of `NORMS`.
-      mode: the inflation mode, None in 2D.
+      modes: the inflation modes in use, none in 2D.
+      statistics: a key of `STATISTICS`.
     """
     if norm not in NORMS:
         raise WeightsError(f"Unknown norm {norm!r}; the known ones: {', '.join(NORMS)}.")
-    if norm == "batch" and mode == "repeat":
+    if statistics not in STATISTICS:
+        raise WeightsError(
+            f"Statistics {statistics!r}: unknown; the known choices: {', '.join(STATISTICS)}."
+        )
+    if statistics == "reestimate" and norm not in KEEPING:
+        raise WeightsError(
+            f"Norm {norm!r} keeps no running statistics, so there are none to re-estimate; leave "
+            f"that out, or choose norm {' or '.join(map(repr, KEEPING))}."
+        )
+    if norm in KEEPING and "repeat" in modes and statistics == "carry":
         raise WeightsError(
             "Inflation mode 'repeat' cannot keep BatchNorm's running statistics: with k taps along "
             "depth, responses grow k-fold, and the statistics of the 2D network no longer "
-            "describe them. Choose mode 'mean' or 'center', or norm 'instance' or 'group', which "
-            "measure their own statistics."
+            "describe them. Have them measured anew (--statistics=reestimate, or in a config "
+            "weights.reestimate=16), or choose mode 'mean' or 'center', or norm 'instance' or "
+            "'group', which measure their own statistics."
+        )
+
+
+def check_source(norm: str, architecture: str, statistics: str) -> None:
+    """Raises WeightsError if running statistics are asked of a network that was made without."""
+    made_for = encoders.norm(architecture)
+    if norm in KEEPING and made_for not in KEEPING and statistics == "carry":
+        raise WeightsError(
+            f"{architecture} is made for norm {made_for!r}: its weights come without the running "
+            f"statistics of norm {norm!r}. Choose norm {made_for!r} or 'instance', or have "
+            "statistics measured (--statistics=reestimate, or in a config weights.reestimate=16)."
         )
 
 
@@ -27,4 +56,9 @@ def drops(path: str, norm: str) -> bool:
 
     Scale and bias carry over to every norm.
     """
-    return norm != "batch" and path.startswith("batch_stats/")
+    return norm not in KEEPING and path.startswith("batch_stats/")
+
+
+def recorded(norm: str, statistics: str) -> str:
+    """What the file's record says of the running statistics: carried, stale or dropped."""
+    return STATISTICS[statistics] if norm in KEEPING else "dropped"

@@ -1,8 +1,9 @@
 """What to port, to where: said by hand, or read from an experiment's config."""
 
 import dataclasses
+import hashlib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import jax.numpy as jnp
 from crossdim_jax import config as config_lib
 from crossdim_jax import models, params
 from crossdim_jax.errors import ConfigError, WeightsError
-from weight_port.convert import Recipe
+from weight_port import norms
+from weight_port.convert import Recipe, kernel_modes, target_shapes
 from weight_port.source import parse_name
 
 REQUIRED_FIELDS = (
@@ -35,6 +37,7 @@ class Plan:
       expected: what that network needs and its config says, see `params.requirements`.
       ignore: fields of `expected` that may differ.
       skip: patterns for `params.merge`.
+      reestimate: patches on which training will measure running statistics anew.
     """
 
     name: str
@@ -45,13 +48,25 @@ class Plan:
     expected: dict[str, Any] | None = None
     ignore: Sequence[str] = ()
     skip: Sequence[str] = ()
+    reestimate: int = 0
+
+    def check_recipe(self) -> None:
+        """Raises WeightsError if the encoder or a kernel cannot be made so; needs no weights."""
+        architecture = parse_name(self.name).architecture
+        norms.check_source(self.recipe.norm, architecture, self.recipe.statistics)
+        kernel_modes(self.recipe, target_shapes(architecture, self.recipe))
 
     def check(self, weights: params.Weights) -> None:
         """Does what training will do with the weights; raises WeightsError if it would fail."""
         if self.expected is not None:
             name = f"{self.name} (config.weights.source)"
-            params.check(weights.metadata, self.expected, name=name, ignore=self.ignore)
+            self._compare(weights.metadata, name)
             params.merge(self.variables, weights, skip=self.skip)
+
+    def _compare(self, record: Mapping[str, Any], name: str) -> None:
+        params.check(
+            record, self.expected, name=name, ignore=self.ignore, reestimate=self.reestimate
+        )
 
     def refuse_existing(self) -> None:
         """Raises WeightsError if the file is there, saying what it holds."""
@@ -69,7 +84,7 @@ class Plan:
             lines.append("Replace it with --overwrite, or choose --out=PATH.")
             raise WeightsError("\n".join(lines))
         try:
-            params.check(held.metadata, self.expected, name="It", ignore=self.ignore)
+            self._compare(held.metadata, "It")
             lines.append("That is what the config asks for. To make it again: --overwrite.")
         except WeightsError as error:
             other = by_hand(self.name, self.recipe, str(self.out.parent)).out
@@ -92,13 +107,29 @@ def by_hand(name: str, recipe: Recipe, out: str, *, random: bool = False) -> Pla
     """
     path = Path(out)
     if path.suffix != ".safetensors":
-        source = f"{parse_name(name).model}.random" if random else name
-        mode = f"-{recipe.inflate}" if recipe.inflate else ""
-        path /= (
-            f"{source}-{recipe.ndim}d{mode}-{recipe.in_channels}ch-{recipe.stem}-{recipe.norm}"
-            ".safetensors"
-        )
+        path /= file_name(f"{parse_name(name).model}.random" if random else name, recipe)
     return Plan(name, recipe, path)
+
+
+def file_name(source: str, recipe: Recipe) -> str:
+    """A file's name after its content: another recipe has another name."""
+    parts = [source, f"{recipe.ndim}d"]
+    if recipe.inflate:
+        parts.append(recipe.inflate)
+    if recipe.inflate_at:  # any text: too long for a name, so a few digits of its hash
+        digits = hashlib.sha256("\n".join(recipe.inflate_at).encode()).hexdigest()[:6]
+        parts.append(f"mixed{digits}")
+    if recipe.depth_kernels:
+        taps = recipe.depth_kernels
+        parts.append("d" + ".".join(map(str, taps if isinstance(taps, tuple) else (taps,))))
+    if recipe.factorised:
+        parts.append("factorised")
+    parts += [f"{recipe.in_channels}ch", recipe.stem, recipe.norm]
+    if recipe.statistics != "carry":
+        parts.append("stale")
+    if recipe.ndim == 2 and not recipe.head:
+        parts.append("headless")
+    return "-".join(parts) + ".safetensors"
 
 
 def from_config(
@@ -108,11 +139,13 @@ def from_config(
     out: str | None = None,
     seed: int = 0,
     random: bool = False,
+    head: bool = True,
 ) -> Plan:
     """The plan for exactly what an experiment will load.
 
     Reads `config.model` (the network and its attributes), the rank of `config.data.patch`, and
-    `config.weights`: source (a timm name), inflate, stem, file; optionally skip (patterns for
+    `config.weights`: source (a timm name), inflate, stem, file; optionally inflate_at (strings
+    "PATTERN=MODE"), reestimate (patches on which statistics are measured anew), skip (patterns for
     `params.merge`) and ignore (fields that may differ from the weights' record, such as
     "padding").
 
@@ -122,6 +155,7 @@ def from_config(
       out: another file or folder than `config.weights.file`.
       seed: of a stem that is drawn anew.
       random: whether the weights will be random numbers.
+      head: whether 2D weights keep the classifier's head.
 
     Raises:
       ConfigError: naming the config and the field.
@@ -146,14 +180,22 @@ def from_config(
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{path}: config.model: {error}") from error
     needs = params.requirements(model, variables)
-    claims = {field: weights[field] for field in params.CLAIMS}
+    deep, reestimate = needs["ndim"] == 3, weights.get("reestimate") or 0
+    depth_kernels = getattr(model, "depth_kernels", None) if deep else None
+    if isinstance(depth_kernels, list | tuple):
+        depth_kernels = tuple(depth_kernels)
     recipe = Recipe(
         ndim=needs["ndim"],
         in_channels=needs["in_channels"],
         norm=needs["norm"],
-        inflate=(weights.inflate or None) if needs["ndim"] == 3 else None,
+        inflate=(weights.inflate or None) if deep else None,
         stem=weights.stem,
         seed=seed,
+        depth_kernels=depth_kernels,
+        factorised=deep and bool(getattr(model, "factorised", False)),
+        inflate_at=tuple(weights.get("inflate_at") or ()) if deep else (),
+        statistics="reestimate" if reestimate else "carry",
+        head=head,
     )
     target = by_hand(weights.source, recipe, out or weights.file, random=random).out
     flags = [f"--config={path}", *overrides]
@@ -167,7 +209,8 @@ def from_config(
         target,
         config=shlex.join(flags),
         variables=variables,
-        expected=needs | claims,
+        expected=needs | params.claims(weights),
         ignore=tuple(weights.get("ignore") or ()),
         skip=tuple(weights.get("skip") or ()),
+        reestimate=reestimate,
     )

@@ -6,7 +6,6 @@ opened with `weights_only=True` and in no other way, so no code in them is ever 
 
 import dataclasses
 import hashlib
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,35 +14,11 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from crossdim_jax.errors import WeightsError
-
-SUPPORTED = (
-    "efficientnet_b0 ... b8, efficientnet_l2",
-    "tf_efficientnet_b0 ... b8, tf_efficientnet_l2",
-)
-_NAME = re.compile(r"(?P<tf>tf_)?(?P<architecture>efficientnet_(b[0-8]|l2))(\.(?P<tag>.+))?")
+from weight_port.names import Name, parse_name
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
 NESTED_UNDER = ("state_dict", "model", "model_state")
 PREFIXES = ("module.", "_orig_mod.")  # left by DataParallel and by torch.compile
-
-
-@dataclasses.dataclass(frozen=True)
-class Name:
-    """What a timm name says.
-
-    Attributes:
-      timm: the name as given, "tf_efficientnet_b0.ns_jft_in1k".
-      model: without the tag of the training run, "tf_efficientnet_b0".
-      architecture: ours, "efficientnet_b0": the two families differ in no tensor.
-      padding: "same" or "symmetric".
-      eps: of BatchNorm.
-    """
-
-    timm: str
-    model: str
-    architecture: str
-    padding: str
-    eps: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,24 +34,6 @@ class Source:
     name: Name
     arrays: Mapping[str, np.ndarray]
     origin: Mapping[str, Any]
-
-
-def parse_name(name: str) -> Name:
-    """Reads a timm name, with or without tag.
-
-    Raises:
-      WeightsError: another family, listing the supported ones.
-    """
-    match = _NAME.fullmatch(name)
-    if match is None:
-        raise WeightsError(
-            f"{name!r}: not a supported timm name. Supported, with any tag: "
-            + "; ".join(SUPPORTED)
-            + "."
-        )
-    # Padding and eps: TensorFlow-trained networks, ported by timm, keep their framework's ways.
-    padding, eps = ("same", 1e-3) if match["tf"] else ("symmetric", 1e-5)
-    return Name(name, name.partition(".")[0], match["architecture"], padding, eps)
 
 
 def sha256(path: Path) -> str:
@@ -105,8 +62,12 @@ def from_file(path: str | Path, name: str, *, licence: str = "unknown") -> Sourc
     return Source(parsed, arrays, {**origin, "sha256": sha256(path), "licence": licence})
 
 
-def from_timm(name: str) -> Source:
+def from_timm(name: str, *, cached_only: bool = False) -> Source:
     """A pre-trained network by timm's name, from timm's download cache or the network.
+
+    Args:
+      name: the timm name.
+      cached_only: whether the network is left alone.
 
     Raises:
       WeightsError: timm is not installed, has no such weights, or they cannot be downloaded.
@@ -124,7 +85,7 @@ def from_timm(name: str) -> Source:
             f"{name}: timm has no pre-trained weights of this name; {known}. A checkpoint of "
             "your own goes in with --checkpoint=FILE."
         )
-    path, url = _download(name, config)
+    path, url = _download(name, config, cached_only)
     full_name = f"{config.architecture}.{config.tag}" if config.tag else config.architecture
     origin = {"source": "timm", "id": full_name, "url": url, "file": path.name}
     licence = config.license or "unknown"
@@ -156,22 +117,24 @@ def _import(module: str) -> Any:
         ) from error
 
 
-def _download(name: str, config: Any) -> tuple[Path, str]:
+def _download(name: str, config: Any, cached_only: bool) -> tuple[Path, str]:
     """The weights' local file, fetched if it is not in timm's cache, and their address."""
     from huggingface_hub import hf_hub_download  # comes with timm, which downloads with it
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
     from timm.models import _hub
 
-    url = config.url
+    url, local = config.url, {"local_files_only": True} if cached_only else {}
     try:
         if not config.hf_hub_id:
+            if cached_only:
+                raise FileNotFoundError("not looked for in the cache, which has no index for it")
             return Path(_hub.download_cached_file(url, check_hash=True)), url
         repository, revision = _hub.hf_split(config.hf_hub_id)
         names = [config.hf_hub_filename] if config.hf_hub_filename else ["model.safetensors"]
         for file in [*names, _hub.HF_WEIGHTS_NAME]:
             url = f"https://huggingface.co/{repository}/resolve/{revision or 'main'}/{file}"
             try:
-                return Path(hf_hub_download(repository, file, revision=revision)), url
+                return Path(hf_hub_download(repository, file, revision=revision, **local)), url
             except LocalEntryNotFoundError:  # not reachable, which is not "there is no such file"
                 raise
             except EntryNotFoundError:

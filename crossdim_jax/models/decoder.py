@@ -7,14 +7,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from crossdim_jax.models.layers import ConvNormAct, UpConv
+from crossdim_jax.models.conv import UpConv
+from crossdim_jax.models.layers import ConvNormAct
 
 
 class SkipDecoder(nn.Module):
-    """From the coarsest feature to the finest skip, doubling the resolution at each level.
+    """From the coarsest feature to the finest skip, at most doubling the resolution at each level.
 
-    A level is: upsample x2 (transposed convolution, as many channels as it gets, with bias),
-    concatenate the skip, two (conv3, norm, activation).
+    A level is: upsample every axis that the skip has twice as many voxels along (transposed
+    convolution, as many channels as it gets, with bias), concatenate the skip, two (conv3, norm,
+    activation).
 
     Attributes:
       widths: channels of each level, coarsest first.
@@ -37,15 +39,15 @@ class SkipDecoder(nn.Module):
         """Decodes.
 
         Args:
-          features: coarsest last, each half the resolution of the one before; one more than
-            `widths`.
+          features: coarsest last, each as large as the one before or half of it along every axis;
+            one more than `widths`.
           train: whether batch statistics are updated.
 
         Returns:
           `(b, *spatial of the finest feature, widths[-1])`.
 
         Raises:
-          ValueError: the number of features does not fit the widths.
+          ValueError: the number of features does not fit the widths, or their sizes one another.
         """
         *skips, x = features
         if len(skips) != len(self.widths):
@@ -63,7 +65,20 @@ class SkipDecoder(nn.Module):
                     name=f"conv_{level}_{half}",
                 )
 
-            below = UpConv(self.dtype, name=f"up_{level}")(x)
+            factors = upsampling(x.shape[1:-1], skip.shape[1:-1])
+            below = UpConv(factors, self.dtype, name=f"up_{level}")(x)
             x = block(0)(skip, below=below, train=train)
             x = block(1)(x, train=train)
         return x
+
+
+def upsampling(coarse: Sequence[int], fine: Sequence[int]) -> tuple[int, ...]:
+    """The factor per axis from one feature's size to the next one's, each 1 or 2."""
+    factors = tuple(f // c for c, f in zip(coarse, fine, strict=True))
+    exact = all(c * k == f for c, k, f in zip(coarse, factors, fine, strict=True))
+    if not exact or not set(factors) <= {1, 2}:
+        raise ValueError(
+            f"features of sizes {tuple(coarse)} and {tuple(fine)} follow one another: expected "
+            "the same size or exactly twice as much along every axis"
+        )
+    return factors

@@ -1,17 +1,22 @@
 """EfficientNet as an encoder, 2D or 3D from one body of code.
 
-Reference: Tan and Le 2019; parameter names follow timm, so that porting weights is renaming.
+The networks are rows of `efficientnet_table`; parameter names follow timm, so that porting weights
+is renaming.
 """
 
-import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from crossdim_jax.models.layers import Conv, DropPath, Norm, SqueezeExcite
+from crossdim_jax.models.conv import Blur, Conv, Depth, check_depth_padding
+from crossdim_jax.models.efficientnet_table import Block, network, scaled
+from crossdim_jax.models.layers import DropPath, Norm, SqueezeExcite
+
+__all__ = ["EfficientNet", "Feature", "depth_reductions", "depths", "feature_info", "scaled"]
 
 
 class Feature(NamedTuple):
@@ -21,88 +26,93 @@ class Feature(NamedTuple):
     reduction: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """One row of the B0 block table."""
-
-    window: int
-    stride: int
-    expansion: int  # 1: depthwise-separable block; otherwise inverted residual
-    channels: int
-    repeats: int
-
-
-B0_STEM = 32
-B0_STAGES = (
-    Stage(3, 1, 1, 16, 1),
-    Stage(3, 2, 6, 24, 2),
-    Stage(5, 2, 6, 40, 2),
-    Stage(3, 2, 6, 80, 3),
-    Stage(5, 1, 6, 112, 3),
-    Stage(5, 2, 6, 192, 4),
-    Stage(3, 1, 6, 320, 1),
-)
-FEATURE_STAGES = (1, 2, 4, 6)  # outputs at /4, /8, /16, /32; the stem gives /2
-
-
-class Scaling(NamedTuple):
-    """Compound scaling of B0, and the 2D resolution (pixels) the classifier was trained at."""
-
-    width: float
-    depth: float
-    resolution: int
-
-
-SCALING = {
-    "b0": Scaling(1.0, 1.0, 224),
-    "b1": Scaling(1.0, 1.1, 240),
-    "b2": Scaling(1.1, 1.2, 260),
-    "b3": Scaling(1.2, 1.4, 300),
-    "b4": Scaling(1.4, 1.8, 380),
-    "b5": Scaling(1.6, 2.2, 456),
-    "b6": Scaling(1.8, 2.6, 528),
-    "b7": Scaling(2.0, 3.1, 600),
-    "b8": Scaling(2.2, 3.6, 672),
-    "l2": Scaling(4.3, 5.3, 800),
-}
-
-
-def round_channels(channels: float, *, divisor: int = 8, floor: float = 0.9) -> int:
-    """The nearest multiple of `divisor`, never below `floor` times the wish (Tan and Le 2019)."""
-    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
-    return rounded if rounded >= floor * channels else rounded + divisor
-
-
-def scaled(variant: str) -> tuple[int, tuple[Stage, ...]]:
-    """Stem channels and stages of a variant of `SCALING`; an unknown one is a ValueError."""
-    if variant not in SCALING:
-        raise ValueError(f"EfficientNet {variant!r} is unknown; known: {', '.join(SCALING)}")
-    width, depth, _ = SCALING[variant]
-    stages = tuple(
-        dataclasses.replace(
-            stage,
-            channels=round_channels(stage.channels * width),
-            repeats=math.ceil(stage.repeats * depth),
-        )
-        for stage in B0_STAGES
-    )
-    return round_channels(B0_STEM * width), stages
-
-
 def feature_info(variant: str) -> tuple[Feature, ...]:
-    """Channels and reduction of the five features of a variant, finest first."""
-    stem, stages = scaled(variant)
-    channels = (stem, *(stages[i].channels for i in FEATURE_STAGES))
+    """Channels and reduction (in the plane) of the five features of a variant, finest first."""
+    net = network(variant)
+    channels = (net.stem, *(net.stages[s][-1].channels for s in net.features))
     return tuple(Feature(c, 2 ** (i + 1)) for i, c in enumerate(channels))
 
 
-class Block(nn.Module):
-    """Depthwise-separable (expansion 1) or inverted residual block with squeeze-and-excitation."""
+def depths(
+    variant: str,
+    kernels: int | Sequence[int] | None = None,
+    strides: int | Sequence[int] | None = None,
+    padding: str = "zero",
+    factorised: bool = False,
+) -> tuple[Depth, ...]:
+    """What the stem, then each stage, does along depth; the arguments are `EfficientNet`'s.
 
-    stage: Stage
-    stride: int
+    Raises:
+      ValueError: there are too few or too many entries, one is not a positive number, a stage that
+        keeps its resolution has a depth stride, or the padding is unknown.
+    """
+    check_depth_padding(padding)
+    in_plane = (2, *(blocks[0].stride for blocks in network(variant).stages))
+    windows = _per_stage(variant, "depth_kernels", kernels, len(in_plane))
+    steps = _per_stage(variant, "depth_strides", strides, len(in_plane))
+    if isinstance(strides, int) or (strides is not None and len(strides) == 1):
+        steps = tuple(d if s > 1 else 1 for d, s in zip(steps, in_plane, strict=True))
+    for i, (step, stride) in enumerate(zip(steps, in_plane, strict=True)):
+        if stride == 1 and step not in (1, None):
+            allowed = [j for j, s in enumerate(in_plane) if s > 1]
+            raise ValueError(
+                f"depth_strides={tuple(strides)}: entry {i} is {step}, but stage {i - 1} of "
+                f"{variant!r} has no stride in the plane, so it must be 1; entries {allowed} may "
+                "differ"
+            )
+    return tuple(
+        Depth(window, step, padding, factorised)
+        for window, step in zip(windows, steps, strict=True)
+    )
+
+
+def _per_stage(variant, name, given, count):
+    """One entry for the stem and each stage."""
+    if given is None:
+        return (None,) * count
+    entries = (given,) if isinstance(given, int) else tuple(given)
+    entries = entries * count if len(entries) == 1 else entries
+    if len(entries) != count:
+        raise ValueError(
+            f"{name}={tuple(given)}: found {len(entries)} entries, expected one, or {count} for "
+            f"{variant!r}: the stem's and one for each of its {count - 1} stages"
+        )
+    if not all(isinstance(n, int) and n >= 1 for n in entries):
+        raise ValueError(f"{name}={given}: expected whole numbers of at least 1")
+    return entries
+
+
+def depth_reductions(variant: str, strides: int | Sequence[int] | None = None) -> tuple[int, ...]:
+    """By how much each of the five features is reduced along depth, finest first.
+
+    Args:
+      variant: a key of `efficientnet_table.ROWS`.
+      strides: `EfficientNet.depth_strides`.
+    """
+    net = network(variant)
+    in_plane = (2, *(blocks[0].stride for blocks in net.stages))
+    steps = [
+        stride if depth.stride is None else depth.stride
+        for depth, stride in zip(depths(variant, strides=strides), in_plane, strict=True)
+    ]
+    return tuple(math.prod(steps[: s + 2]) for s in (-1, *net.features))
+
+
+class EfficientNetBlock(nn.Module):
+    """A block of any kind, see `efficientnet_table.Stage`.
+
+    Attributes:
+      block: its numbers.
+      depth: its stage's ways along depth.
+      drop_path_rate: of its residual branch.
+      norm, norm_group, padding, eps, dtype, ops_mode: see `EfficientNet`.
+    """
+
+    block: Block
+    depth: Depth
     drop_path_rate: float
     norm: str
+    norm_group: int
     padding: str
     eps: float
     dtype: Any
@@ -110,52 +120,100 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        def conv(name, features, window=1, stride=1, depthwise=False):
-            return Conv(
-                features,
-                window,
-                stride,
-                self.padding,
-                depthwise=depthwise,
-                dtype=self.dtype,
-                ops_mode=self.ops_mode,
-                name=name,
-            )
-
-        def norm(name, activation, y):
-            module = Norm(self.norm, activation, self.eps, dtype=self.dtype, name=name)
-            return module(y, train=train)
-
-        stage, c_in = self.stage, x.shape[-1]
-        separable = stage.expansion == 1
-        y = x
-        if not separable:
-            y = norm("bn1", "silu", conv("conv_pw", c_in * stage.expansion)(y))
-        y = conv("conv_dw", y.shape[-1], stage.window, self.stride, depthwise=True)(y)
-        y = norm("bn1" if separable else "bn2", "silu", y)
-        # A quarter of the block's own input, not of the expanded channels.
-        y = SqueezeExcite(c_in // 4, self.dtype, name="se")(y)
-        y = conv("conv_pw" if separable else "conv_pwl", stage.channels)(y)
-        y = norm("bn2" if separable else "bn3", None, y)
-        if self.stride == 1 and c_in == stage.channels:
+        block, act = self.block, self.block.activation
+        routing = self._routing(x) if block.experts else None
+        y, stride = x, block.stride
+        if block.fold:
+            fold = self._conv("conv_s2d", block.expanded, 2, stride, padding="same")
+            y, stride = self._norm("bn_s2d", act, fold(y), train), 1
+        windowed = {"window": block.window, "stride": 1 if block.blur else stride}
+        if block.window % 2 == 0:
+            windowed["padding"] = "same"  # the only way an even window keeps the size
+        if block.kind == "plain":
+            y = self._conv("conv", block.channels, **windowed)(y)
+            y = self._blurred(self._norm("bn1", act, y, train))
+        else:
+            count = 1  # of norms: timm numbers them
+            if block.kind == "inverted":
+                y = self._conv("conv_pw", block.expanded, experts=block.experts)(y, routing=routing)
+                y, count = self._norm("bn1", act, y, train), 2
+            if block.kind == "fused":
+                y = self._conv("conv_exp", block.expanded, **windowed)(y)
+            else:
+                grouped = {"group_size": block.group, "experts": block.experts}
+                y = self._conv("conv_dw", 0, **windowed, **grouped)(y, routing=routing)
+            y = self._blurred(self._norm(f"bn{count}", act, y, train))
+            if block.reduced:
+                y = SqueezeExcite(block.reduced, act, self.dtype, name="se")(y)
+            last = "conv_pw" if block.kind == "separable" else "conv_pwl"
+            y = self._conv(last, block.channels, experts=block.experts)(y, routing=routing)
+            y = self._norm(f"bn{count + 1}", None, y, train)
+        if block.skip:
             y = x + DropPath(self.drop_path_rate, name="drop_path")(y, train=train)
         return y
+
+    def _conv(self, name, features, window=1, stride=1, padding=None, group_size=0, experts=0):
+        depth = self.depth if stride > 1 else self.depth.unstrided()
+        return Conv(
+            features,
+            window,
+            stride,
+            padding or self.padding,
+            group_size=group_size,
+            experts=experts,
+            depth=depth,
+            dtype=self.dtype,
+            ops_mode=self.ops_mode,
+            name=name,
+        )
+
+    def _norm(self, name, activation, x, train):
+        module = Norm(
+            self.norm,
+            activation,
+            self.eps,
+            group_size=self.norm_group,
+            dtype=self.dtype,
+            name=name,
+        )
+        return module(x, train=train)
+
+    def _blurred(self, x):
+        if not self.block.blur:
+            return x
+        return Blur(self.block.stride, self.depth, self.ops_mode, name="blur")(x)
+
+    def _routing(self, x):
+        """Each sample's weights of the experts, `(b, experts)`, from the mean over its voxels."""
+        axes = tuple(range(1, x.ndim - 1))
+        pooled = jnp.mean(x.astype(jnp.float32), axes, keepdims=True)
+        logits = Conv(self.block.experts, 1, use_bias=True, name="routing_fn")(pooled)
+        return jax.nn.sigmoid(logits.reshape(x.shape[0], -1))
 
 
 class EfficientNet(nn.Module):
     """The convolutional body of an EfficientNet.
 
     `__call__(x (b, *spatial, c))` returns five features `(b, *spatial / reduction, channels)`,
-    finest first, as `feature_info` says: the stem's activated output /2, then stages 1 /4, 2 /8,
-    4 /16 and 6 /32.
+    finest first, as `feature_info` says: the stem's activated output /2, then the last block's
+    output at /4, /8, /16 and /32 (B0: stages 1, 2, 4 and 6).
+
+    The depth options are for volumes; a 2D network ignores them. An entry for each stage means a
+    tuple whose entry 0 is the stem's.
 
     Attributes:
-      variant: a key of `SCALING`.
-      norm: "batch", "instance" or "group".
+      variant: a key of `efficientnet_table.ROWS`.
+      norm: "batch", "frozen", "instance" or "group", see `layers.Norm`.
       padding: "same" for TensorFlow-trained weights, "symmetric" for PyTorch-trained ones; the two
         are not interchangeable at stride 2.
       eps: of the norms; 1e-3 for TensorFlow-trained weights, 1e-5 for PyTorch-trained ones.
       drop_path_rate: stochastic depth of the last block; grows linearly from 0 at the first.
+      depth_kernels: taps along depth of every convolution that has more than one in the plane:
+        None: as many as there; a number, or one for each stage.
+      depth_strides: strides along depth: None: those of the plane; a number, which takes their
+        place, or one for each stage, 1 where the plane has none.
+      depth_padding: "zero", "edge" or "reflect" beyond the first and the last slice.
+      factorised: whether depthwise convolutions are one in the plane, then a filter along depth.
       dtype: compute dtype; parameters are float32.
       ops_mode: "auto", "lax" or "fast", see `ops.choose`.
     """
@@ -165,32 +223,54 @@ class EfficientNet(nn.Module):
     padding: str = "same"
     eps: float = 1e-3
     drop_path_rate: float = 0.2
+    depth_kernels: int | tuple[int, ...] | None = None
+    depth_strides: int | tuple[int, ...] | None = None
+    depth_padding: str = "zero"
+    factorised: bool = False
     dtype: Any = jnp.float32
     ops_mode: str = "auto"
 
+    def depths(self) -> tuple[Depth, ...]:
+        """What the stem, then each stage, does along depth; ValueError as `depths` says."""
+        return depths(
+            self.variant,
+            self.depth_kernels,
+            self.depth_strides,
+            self.depth_padding,
+            self.factorised,
+        )
+
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> list[jax.Array]:
-        stem, stages = scaled(self.variant)
-        x = Conv(
-            stem, 3, 2, self.padding, dtype=self.dtype, ops_mode=self.ops_mode, name="conv_stem"
-        )(x)
-        x = Norm(self.norm, "silu", self.eps, dtype=self.dtype, name="bn1")(x, train=train)
+        net = network(self.variant)
+        depth, *stage_depths = self.depths()
+        shared = {"dtype": self.dtype, "ops_mode": self.ops_mode}
+        x = Conv(net.stem, 3, 2, self.padding, depth=depth, name="conv_stem", **shared)(x)
+        norm = Norm(
+            self.norm,
+            net.activation,
+            self.eps,
+            group_size=net.norm_group,
+            dtype=self.dtype,
+            name="bn1",
+        )
+        x = norm(x, train=train)
         features, index = [x], 0
-        total = sum(stage.repeats for stage in stages)
-        for s, stage in enumerate(stages):
-            for i in range(stage.repeats):
-                x = Block(
-                    stage,
-                    stage.stride if i == 0 else 1,
+        total = sum(map(len, net.stages))
+        for s, (blocks, depth) in enumerate(zip(net.stages, stage_depths, strict=True)):
+            for i, block in enumerate(blocks):
+                x = EfficientNetBlock(
+                    block,
+                    depth,
                     self.drop_path_rate * index / total,
                     self.norm,
+                    net.norm_group,
                     self.padding,
                     self.eps,
-                    self.dtype,
-                    self.ops_mode,
+                    **shared,
                     name=f"blocks_{s}_{i}",
                 )(x, train=train)
                 index += 1
-            if s in FEATURE_STAGES:
+            if s in net.features:
                 features.append(x)
         return features

@@ -5,12 +5,12 @@ Adding an encoder is adding a file and a row to `ENCODERS`.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 
-from crossdim_jax.models import efficientnet
+from crossdim_jax.models import efficientnet, efficientnet_table
 
 
 class Encoder(NamedTuple):
@@ -20,17 +20,27 @@ class Encoder(NamedTuple):
       build: makes the module.
       stem: path of its first kernel, (*k, in, out); its shape tells the rank and the input
         channels, and porting adapts it to them.
+      norm: the norm that its weights are made for, "batch" or "group".
+      info: gives its `Feature`s.
+      depth_reductions: `depth_strides` -> by how much each feature is reduced along depth.
     """
 
     build: Callable[..., nn.Module]
     stem: str
+    norm: str = "batch"
+    info: Callable[[], tuple[efficientnet.Feature, ...]] | None = None
+    depth_reductions: Callable[..., tuple[int, ...]] | None = None
 
 
 ENCODERS: dict[str, Encoder] = {
-    f"efficientnet_{v}": Encoder(
-        functools.partial(efficientnet.EfficientNet, variant=v), "conv_stem/kernel"
+    architecture: Encoder(
+        functools.partial(efficientnet.EfficientNet, variant=variant),
+        "conv_stem/kernel",
+        efficientnet_table.ROWS[variant].norm,
+        functools.partial(efficientnet.feature_info, variant),
+        functools.partial(efficientnet.depth_reductions, variant),
     )
-    for v in efficientnet.SCALING
+    for architecture, variant in efficientnet_table.VARIANTS.items()
 }
 
 
@@ -50,3 +60,25 @@ def stem(encoder: str) -> str:
     """The path of its first kernel within the encoder; an unknown name is a ValueError."""
     check(encoder)
     return ENCODERS[encoder].stem
+
+
+def norm(encoder: str) -> str:
+    """The norm that its weights are made for; an unknown name is a ValueError."""
+    check(encoder)
+    return ENCODERS[encoder].norm
+
+
+def feature_info(encoder: str) -> tuple[efficientnet.Feature, ...]:
+    """Channels and reduction of its features, finest first; an unknown name is a ValueError."""
+    check(encoder)
+    return ENCODERS[encoder].info()
+
+
+def depth_reductions(encoder: str, strides: int | Sequence[int] | None = None) -> tuple[int, ...]:
+    """By how much each feature is reduced along depth with those `depth_strides`.
+
+    Raises:
+      ValueError: the name is unknown, or the strides do not fit it.
+    """
+    check(encoder)
+    return ENCODERS[encoder].depth_reductions(strides)

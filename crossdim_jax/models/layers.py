@@ -4,130 +4,29 @@ The rank is read from the input, `x.ndim - 2`; arrays are `(batch, *spatial, cha
 are float32 whatever the compute dtype, and have the same names in 2D and 3D.
 """
 
-import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from crossdim_jax import ops
+from crossdim_jax.models.conv import Conv, Upsampled
 
-NORMS = ("batch", "instance", "group")
-
-
-def scaled_normal(scale: float):
-    """An initialiser: normal with variance `scale / fan_in`, fan_in counting the window's taps.
-
-    Draws are padded to a power of two, so that initialising outside of `jit` compiles a dozen
-    small programs instead of one per kernel shape: seconds instead of minutes for a whole network.
-    Inside of `jit` the numbers are the same.
-    """
-
-    def draw(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-        size = math.prod(shape)
-        values = jax.random.normal(key, (1 << (size - 1).bit_length(),), dtype)
-        if not isinstance(values, jax.core.Tracer):
-            values = np.asarray(values)
-        values = values[:size].reshape(shape)
-        return jnp.asarray(values * math.sqrt(scale / math.prod(shape[:-1])), dtype)
-
-    return draw
-
-
-class Conv(nn.Module):
-    """Convolution with a cubic window.
-
-    Attributes:
-      features: output channels; ignored by a depthwise convolution, which keeps its input's.
-      window: kernel size along every axis.
-      stride: stride along every axis.
-      padding: "same" (TensorFlow) or "symmetric" (PyTorch), see `ops.explicit_padding`.
-      use_bias: whether a bias is added.
-      depthwise: one window per channel.
-      dtype: compute dtype.
-      ops_mode: "auto", "lax" or "fast", see `ops.choose`.
-    """
-
-    features: int
-    window: int = 3
-    stride: int = 1
-    padding: str = "same"
-    use_bias: bool = False
-    depthwise: bool = False
-    dtype: Any = jnp.float32
-    ops_mode: str = "auto"
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, below: "Upsampled | None" = None) -> jax.Array:
-        """Convolves x, or `concat(upsampled below, x)` (window 3), see `ops.up_concat_conv`."""
-        nd = x.ndim - 2
-        window, strides = (self.window,) * nd, (self.stride,) * nd
-        c_in = x.shape[-1] + (below.kernel.shape[-1] if below else 0)
-        groups_in = 1 if self.depthwise else c_in
-        features = x.shape[-1] if self.depthwise else self.features
-        kernel = self.param("kernel", scaled_normal(2.0), (*window, groups_in, features))
-        if below:
-            if (self.window, self.stride, self.use_bias, self.depthwise) != (3, 1, False, False):
-                raise ValueError("only a plain 3^n convolution can take an upsampled input")
-            return ops.up_concat_conv(
-                *below[:1],
-                x.astype(self.dtype),
-                *below[1:],
-                kernel.astype(self.dtype),
-                mode=self.ops_mode,
-            )
-        padding = ops.explicit_padding(x.shape[1:-1], window, strides, self.padding)
-        apply = ops.depthwise_conv if self.depthwise else ops.conv
-        x = apply(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            strides=strides,
-            padding=padding,
-            mode=self.ops_mode,
-        )
-        if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (features,))
-            x = x + bias.astype(self.dtype).reshape((1,) * (nd + 1) + (-1,))
-        return x
-
-
-class Upsampled(NamedTuple):
-    """A transposed convolution (window 2, stride 2) that is still to be done: `Conv` folds it."""
-
-    x: jax.Array
-    kernel: jax.Array
-    bias: jax.Array
-
-
-class UpConv(nn.Module):
-    """Transposed convolution with window 2 and stride 2: doubles every axis, keeps the channels.
-
-    It is not computed here: the convolution that takes its output does both at once.
-    """
-
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> Upsampled:
-        nd, c = x.ndim - 2, x.shape[-1]
-        # Windows do not overlap: each output voxel sums c inputs, not the 2^nd c that flax counts.
-        kernel = self.param("kernel", scaled_normal(2.0**nd), (*(2,) * nd, c, c))
-        bias = self.param("bias", nn.initializers.zeros, (c,))
-        return Upsampled(*(a.astype(self.dtype) for a in (x, kernel, bias)))
+NORMS = ("batch", "instance", "group", "frozen")
 
 
 class Norm(nn.Module):
     """Normalisation over voxels, then an activation.
 
     Attributes:
-      kind: "batch" (running statistics in the collection `batch_stats`), "instance" or "group"
-        (groups of 8 channels, or the largest divisor below).
+      kind: "batch" (running statistics in the collection `batch_stats`), "frozen" (those
+        statistics also while training, never updated), "instance" or "group".
       activation: a key of `ops.ACTIVATIONS`.
       eps: added to the variance.
       momentum: decay of the running statistics of "batch".
+      group_size: channels in a group of "group", or the largest divisor below.
       dtype: compute dtype; statistics are float32.
     """
 
@@ -135,6 +34,7 @@ class Norm(nn.Module):
     activation: str | None = None
     eps: float = 1e-5
     momentum: float = 0.9
+    group_size: int = 8
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -146,8 +46,8 @@ class Norm(nn.Module):
         if self.kind == "instance":
             return ops.instance_norm(x, scale, bias, eps=self.eps, activation=self.activation)
         wide = x.astype(jnp.float32)
-        if self.kind == "batch":
-            mean, variance = self._batch_statistics(wide, train)
+        if self.kind in ("batch", "frozen"):
+            mean, variance = self._batch_statistics(wide, train and self.kind == "batch")
         else:
             mean, variance = self._group_statistics(wide)
         wide = (wide - mean) * jax.lax.rsqrt(variance + self.eps)
@@ -174,7 +74,7 @@ class Norm(nn.Module):
 
     def _group_statistics(self, x):
         c = x.shape[-1]
-        size = next(s for s in range(min(8, c), 0, -1) if c % s == 0)
+        size = next(s for s in range(min(self.group_size, c), 0, -1) if c % s == 0)
         grouped = x.reshape(*x.shape[:-1], c // size, size)
         axes = (*range(1, x.ndim - 1), x.ndim)
         mean = jnp.mean(grouped, axes, keepdims=True)
@@ -222,12 +122,13 @@ class ConvNormAct(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Channel gate from the mean over all voxels: reduce, SiLU, expand, sigmoid.
+    """Channel gate from the mean over all voxels: reduce, activation, expand, sigmoid.
 
     Reference: Hu et al. 2018, as in Tan and Le 2019.
     """
 
     reduced: int
+    activation: str | None = "silu"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -235,7 +136,7 @@ class SqueezeExcite(nn.Module):
         axes = tuple(range(1, x.ndim - 1))
         gate = jnp.mean(x.astype(jnp.float32), axes, keepdims=True).astype(self.dtype)
         gate = Conv(self.reduced, 1, use_bias=True, dtype=self.dtype, name="conv_reduce")(gate)
-        gate = jax.nn.silu(gate)
+        gate = ops.ACTIVATIONS[self.activation](gate)
         gate = Conv(x.shape[-1], 1, use_bias=True, dtype=self.dtype, name="conv_expand")(gate)
         return x * jax.nn.sigmoid(gate)
 
@@ -258,11 +159,12 @@ class DropPath(nn.Module):
         return jnp.where(kept, x / keep, jnp.zeros((), x.dtype))
 
 
-def require_multiple(spatial: Sequence[int], divisor: int, network: str) -> None:
-    """Raises ValueError, with the sizes that fit, unless all are multiples of `divisor`."""
-    if any(n % divisor or n == 0 for n in spatial):
-        fits = tuple(max(divisor, -(-n // divisor) * divisor) for n in spatial)
+def require_multiple(spatial: Sequence[int], divisors: Sequence[int], network: str) -> None:
+    """Raises ValueError, with the sizes that fit, unless each is a multiple of its divisor."""
+    if any(n % d or n == 0 for n, d in zip(spatial, divisors, strict=True)):
+        fits = tuple(max(d, -(-n // d) * d) for n, d in zip(spatial, divisors, strict=True))
+        allowed = divisors[0] if len(set(divisors)) == 1 else tuple(divisors)
         raise ValueError(
-            f"{network} halves its input five times: spatial sizes must be multiples of {divisor}, "
-            f"found {tuple(spatial)}; the next larger that fits is {fits}"
+            f"{network} reduces its input by {allowed}: spatial sizes must be multiples of "
+            f"{allowed}, found {tuple(spatial)}; the next larger that fits is {fits}"
         )

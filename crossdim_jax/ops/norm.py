@@ -5,7 +5,12 @@ import functools
 import jax
 import jax.numpy as jnp
 
-ACTIVATIONS = {None: lambda x: x, "silu": jax.nn.silu, "relu": jax.nn.relu}
+ACTIVATIONS = {
+    None: lambda x: x,
+    "silu": jax.nn.silu,
+    "relu": jax.nn.relu,
+    "relu6": jax.nn.relu6,
+}
 
 
 def _statistics(x: jax.Array, eps: float) -> tuple[jax.Array, jax.Array]:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from crossdim_jax import models
-from crossdim_jax.models import efficientnet, encoders
-from crossdim_jax.models.layers import Conv
+from crossdim_jax.models import efficientnet, efficientnet_table, encoders
+from crossdim_jax.models.conv import Conv
+from crossdim_jax.models.layers import Norm
 
 
 def count(tree):
@@ -22,21 +23,48 @@ def shapes(variant, nd, **kwargs):
     return jax.eval_shape(lambda: model.init(jax.random.key(0), x))
 
 
-# Published classifiers (millions, Tan and Le 2019) less head and classifier, counted from timm:
-# total - (1280 w + 2 * 1280) - (1280 + 1) * 1000 at width multiplier 1.
+FAMILIES = "b0 lite0 es cc_b0_4e b0_gn b0_g8_gn blur_b0 b1_pruned x_b3 v2_b0".split()
+FEW_IN_MAKE_TEST = [
+    pytest.param(variant, marks=() if variant in FAMILIES else pytest.mark.slow)
+    for variant in efficientnet_table.ROWS
+]
+
+
+# Published classifiers (Tan and Le 2019, 2021), counted from timm, less head and classifier:
+# (1280 w + 2 * 1280) + (1280 + 1) * 1000 at width multiplier 1.
 @pytest.mark.parametrize(
     "variant,total,head",
-    [("b0", 5_288_548, 1280), ("b1", 7_794_184, 1280), ("b4", 19_341_616, 1792)],
+    [
+        ("b0", 5_288_548, 1280),
+        ("b1", 7_794_184, 1280),
+        ("b4", 19_341_616, 1792),
+        ("b7", 66_347_960, 2560),
+        ("lite0", 4_652_008, 1280),
+        ("v2_s", 21_458_488, 1280),
+    ],
 )
 def test_parameters_equal_the_published_classifier_less_its_head(variant, total, head):
     last = efficientnet.feature_info(variant)[-1].channels
     without_head = total - (last * head + 2 * head) - (head + 1) * 1000
-    assert count(shapes(variant, 2)["params"]) == without_head
+    assert efficientnet_table.parameters(variant) == without_head
+    assert efficientnet_table.network(variant).head == head
+
+
+@pytest.mark.parametrize("variant", FEW_IN_MAKE_TEST)
+def test_counted_parameters_are_those_there_are(variant):
+    norm = efficientnet_table.ROWS[variant].norm
+    assert count(shapes(variant, 2, norm=norm)["params"]) == efficientnet_table.parameters(variant)
 
 
 @pytest.mark.parametrize(
     "variant,channels",
-    [("b0", (32, 24, 40, 112, 320)), ("b4", (48, 32, 56, 160, 448))],
+    [
+        ("b0", (32, 24, 40, 112, 320)),
+        ("b4", (48, 32, 56, 160, 448)),
+        ("v2_s", (24, 48, 64, 160, 256)),
+        ("v2_l", (32, 64, 96, 224, 640)),
+        ("es", (32, 32, 48, 144, 192)),
+    ],
 )
 def test_features_have_the_published_channels(variant, channels):
     info = efficientnet.feature_info(variant)
@@ -44,14 +72,28 @@ def test_features_have_the_published_channels(variant, channels):
     assert tuple(f.reduction for f in info) == (2, 4, 8, 16, 32)
 
 
-@pytest.mark.parametrize("nd", [2, 3])
-@pytest.mark.parametrize("variant", list(efficientnet.SCALING))
-def test_every_variant_gives_the_features_it_announces(variant, nd):
-    model = encoders.build(f"efficientnet_{variant}", drop_path_rate=0.0)
-    x = jnp.zeros((1, *(64,) * nd, 3))
+@pytest.mark.parametrize("variant", FEW_IN_MAKE_TEST)
+def test_every_variant_gives_the_features_it_announces_in_3d(variant):
+    model = efficientnet.EfficientNet(variant, drop_path_rate=0.0)
+    x = jnp.zeros((1, 64, 64, 64, 3))
     features, _ = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), x))
     for feature, info in zip(features, efficientnet.feature_info(variant), strict=True):
-        assert feature.shape == (1, *(64 // info.reduction,) * nd, info.channels)
+        assert feature.shape == (1, *(64 // info.reduction,) * 3, info.channels)
+
+
+def test_v2_rounds_channels_to_the_nearest_multiple_however_far_below():
+    # 1.2 * 16 is nearer to 16 than to 24, and less than 0.9 of it.
+    first, *_ = efficientnet_table.network("v2_b3").stages
+    assert first[0].channels == 16
+    assert efficientnet_table.network("b3").stages[0][0].channels == 24
+
+
+def test_the_names_of_encoders_lead_to_their_rows():
+    assert len(encoders.ENCODERS) == len(efficientnet_table.ROWS)
+    assert encoders.build("efficientnetv2_s").variant == "v2_s"
+    assert encoders.build("efficientnet_b0").variant == "b0"
+    assert encoders.norm("efficientnet_b0_gn") == "group"
+    assert encoders.feature_info("efficientnetv2_s") == efficientnet.feature_info("v2_s")
 
 
 def test_names_are_the_same_in_2d_and_3d():
@@ -61,7 +103,9 @@ def test_names_are_the_same_in_2d_and_3d():
     assert names(2) == names(3)
 
 
-@pytest.mark.parametrize("norm,collections", [("batch", 2), ("instance", 1), ("group", 1)])
+@pytest.mark.parametrize(
+    "norm,collections", [("batch", 2), ("frozen", 2), ("instance", 1), ("group", 1)]
+)
 def test_only_batch_norm_keeps_statistics(norm, collections):
     assert len(shapes("b0", 3, norm=norm)) == collections
 
@@ -89,10 +133,11 @@ def test_paddings_agree_on_odd_sizes_and_differ_on_even_ones(rng):
 
 def test_stochastic_depth_drops_branches_only_while_training(rng):
     x = jnp.asarray(rng.normal(size=(2, 32, 32, 3)), jnp.float32)
-    model = efficientnet.EfficientNet(norm="instance", drop_path_rate=0.9)
+    model = efficientnet.EfficientNet(norm="instance", drop_path_rate=0.9, ops_mode="lax")
     variables = models.init(model, 0, x.shape)
+    options = {"xla_backend_optimization_level": 0}
 
-    @functools.partial(jax.jit, static_argnums=0)
+    @functools.partial(jax.jit, static_argnums=0, compiler_options=options)
     def last(train, seed):
         rngs = {"dropout": jax.random.key(seed)}
         return model.apply(variables, x, train=train, rngs=rngs)[3]
@@ -115,6 +160,32 @@ def test_batch_statistics_move_while_training_only(rng):
     assert float(before["var"].max()) == 1.0
     assert not jnp.allclose(before["mean"], after(True)["mean"])
     assert jnp.array_equal(before["mean"], after(False)["mean"])
+
+
+def test_frozen_statistics_never_move_and_are_always_used(rng):
+    x = jnp.asarray(rng.normal(5.0, 1.0, (2, 32, 32, 3)), jnp.float32)
+    norm = Norm("frozen", "silu")
+    variables = norm.init(jax.random.key(0), x)
+    variables = jax.tree.map(lambda a: a + 0.5, variables)
+    plain = Norm("batch", "silu").apply(variables, x)
+    for train in (False, True):
+        y, updated = norm.apply(variables, x, train=train, mutable=["batch_stats"])
+        np.testing.assert_array_equal(y, plain)
+        assert jax.tree.all(
+            jax.tree.map(jnp.array_equal, updated, dict(batch_stats=variables["batch_stats"]))
+        )
+
+
+def test_group_sizes_follow_the_table(rng):
+    """Groups of 16 channels: one group's scale does not reach another's output."""
+    x = jnp.asarray(rng.normal(size=(1, 4, 4, 32)), jnp.float32)
+    norm = Norm("group", group_size=16)
+    variables = norm.init(jax.random.key(0), x)
+    scaled = x.at[..., 8:16].multiply(100.0)
+    before, after = norm.apply(variables, x), norm.apply(variables, scaled)
+    changed = jnp.abs(after - before).max((0, 1, 2)) > 1e-3
+    assert changed[:16].all() and not changed[16:].any()
+    assert efficientnet_table.network("b3_gn").norm_group == 16
 
 
 def test_unknown_encoder_lists_the_known_ones():

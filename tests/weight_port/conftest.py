@@ -10,21 +10,40 @@ from weight_port import source
 
 @functools.cache
 def random_timm(name):
-    """A timm network in eval mode whose BatchNorm has random weights and statistics."""
+    """A timm network in eval mode with random norms, whose statistics fit its activations.
+
+    Statistics drawn without looking at the activations would let those of the larger networks grow
+    by orders of magnitude, and rounding errors with them: gates that saturate amplify both.
+    """
     torch, timm = pytest.importorskip("torch"), pytest.importorskip("timm")
     torch.manual_seed(0)
     model = timm.create_model(name, pretrained=False).eval()
     generator = np.random.default_rng(1)
+
+    def draw(low, high, n):
+        return torch.tensor(generator.uniform(low, high, n), dtype=torch.float32)
+
+    def settle(norm, inputs):
+        x, n = inputs[0], inputs[0].shape[1]
+        norm.weight.copy_(draw(0.5, 1.5, n))
+        norm.bias.copy_(draw(-0.3, 0.3, n))
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            # Of all channels together, as a channel may be next to constant on one image.
+            variance = x.var((0, 2, 3)).mean()
+            norm.running_mean.copy_(x.mean((0, 2, 3)) + variance.sqrt() * draw(-0.3, 0.3, n))
+            norm.running_var.copy_(variance * draw(0.5, 1.5, n))
+
+    norms = (torch.nn.BatchNorm2d, torch.nn.GroupNorm)
+    hooks = [m.register_forward_pre_hook(settle) for m in model.modules() if isinstance(m, norms)]
     with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                n = module.num_features
-                module.weight.copy_(torch.tensor(generator.uniform(0.5, 1.5, n)))
-                module.bias.copy_(torch.tensor(generator.normal(0, 0.2, n)))
-                module.running_mean.copy_(torch.tensor(generator.normal(0, 0.2, n)))
-                # Not above the activations' own variance by far, nor below: 30 random blocks
-                # would fade out, or amplify rounding beyond what the test allows.
-                module.running_var.copy_(torch.tensor(generator.uniform(0.5, 1.5, n)))
+        for path, parameter in model.named_parameters():
+            if ".se." in path or "routing_fn" in path:
+                parameter.mul_(0.3)  # gates that neither saturate nor depend on the image alone
+            if path.endswith("bias") and parameter.ndim == 1:
+                parameter.copy_(draw(-0.3, 0.3, len(parameter)))  # timm's are zero: any would do
+        model(torch.tensor(generator.normal(size=(1, 3, 128, 128)), dtype=torch.float32))
+    for hook in hooks:
+        hook.remove()
     return model
 
 

@@ -48,21 +48,48 @@ def test_names(torch_name, path):
     assert flax_path(torch_name) == path
 
 
-def test_only_the_heads_bn2_is_unused():
-    assert UNUSED.fullmatch("bn2.weight") and not UNUSED.fullmatch("blocks.0.0.bn2.weight")
+def test_only_step_counters_are_unused_whatever_the_recipe():
+    assert UNUSED.fullmatch("bn2.num_batches_tracked") and not UNUSED.fullmatch("bn2.weight")
 
 
-@pytest.mark.parametrize("recipe", [FLAT, DEEP, dataclasses.replace(DEEP, norm="batch")])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        FLAT,
+        dataclasses.replace(FLAT, head=False),
+        dataclasses.replace(FLAT, norm="frozen"),
+        DEEP,
+        dataclasses.replace(DEEP, norm="batch"),
+        dataclasses.replace(DEEP, depth_kernels=(1, 3, 3, 2, 3, 4, 5, 3), factorised=True),
+    ],
+    ids=str,
+)
 def test_accounts_are_complete(source, recipe):
     done = convert(source, recipe)
     assert set(done.used) | set(done.unused) == set(source.arrays)
     assert not set(done.used) & set(done.unused)
-    shapes = {path: array.shape for path, array in done.arrays.items()}
+    shapes = {p: array.shape for p, array in done.arrays.items() if not p.startswith("head/")}
     assert shapes == target_shapes("efficientnet_b0", recipe)
     assert all(array.dtype == np.float32 for array in done.arrays.values())
     statistics = [n for n in done.unused if n.rsplit(".", 1)[1] in ("running_mean", "running_var")]
-    assert len(statistics) == (2 if recipe.norm == "batch" else 98)  # the head's own, or all
-    assert "classifier.weight" in done.unused and "conv_head.weight" in done.unused
+    heads = [path for path in done.arrays if path.startswith("head/")]
+    kept = recipe.ndim == 2 and recipe.head
+    assert len(heads) == (7 if kept else 0)
+    # The head's own two, or all; or none, where the head is kept.
+    assert len(statistics) == (98 if recipe.norm == "instance" else 0 if kept else 2)
+    assert ("classifier.weight" in done.unused) == (not kept)
+
+
+def test_the_head_keeps_its_values_and_its_layout(source):
+    arrays = convert(source, FLAT).arrays
+    for name, ours, order in [
+        ("conv_head.weight", "conv_head/kernel", (2, 3, 1, 0)),
+        ("bn2.running_var", "bn2/var", (0,)),
+        ("classifier.weight", "classifier/kernel", (1, 0)),
+        ("classifier.bias", "classifier/bias", (0,)),
+    ]:
+        expected = source.arrays[name].transpose(order)
+        np.testing.assert_array_equal(arrays[f"head/encoder/{ours}"], expected)
 
 
 @pytest.mark.parametrize("norm", ["instance", "group"])
@@ -96,6 +123,83 @@ def test_the_stem_is_adapted_then_inflated(source):
     np.testing.assert_allclose(
         found[1, 0, 2, 4, 5], stem[5, 1, 0, 2] * 3 / 16 / 3, rtol=1e-6
     )  # channel 4 is green again
+
+
+def test_patterns_choose_modes_and_the_last_one_counts(source):
+    choices = ("blocks_[56]_.*=center", "encoder/blocks_5_1/conv_dw/kernel=sqrt")
+    done = convert(source, dataclasses.replace(DEEP, inflate_at=choices))
+    plain = convert(source, DEEP)
+    modes = {path.removeprefix("params/encoder/"): mode for path, mode in done.modes.items()}
+    assert modes["blocks_5_0/conv_dw/kernel"] == modes["blocks_6_0/conv_dw/kernel"] == "center"
+    assert modes["blocks_5_1/conv_dw/kernel"] == "sqrt"
+    assert modes["conv_stem/kernel"] == modes["blocks_4_2/conv_dw/kernel"] == "mean"
+    for path, array in done.arrays.items():
+        same = np.array_equal(array, plain.arrays[path])
+        assert same == (done.modes.get(path, "mean") == "mean"), path
+    center = done.arrays["params/encoder/blocks_6_0/conv_dw/kernel"]
+    flat = source.arrays["blocks.6.0.conv_dw.weight"].transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(center[1], flat)
+
+
+@pytest.mark.parametrize(
+    ("choice", "match"),
+    [
+        ("blocks_9_.*=center", "'blocks_9_.*': matches no path"),
+        (".*/conv_pw/kernel=center", "matches no path"),  # 1x1: nothing to inflate
+        ("blocks_(=center", "not a regular expression"),
+    ],
+)
+def test_patterns_that_choose_no_kernel_are_errors(choice, match, source):
+    with pytest.raises(WeightsError, match=match):
+        convert(source, dataclasses.replace(DEEP, inflate_at=(choice,)))
+
+
+def test_depth_taps_follow_the_stages(source):
+    taps = (1, 3, 2, 4, 3, 7, 5, 1)
+    recipe = dataclasses.replace(DEEP, depth_kernels=taps)
+    arrays = convert(source, recipe).arrays
+    assert arrays[STEM].shape == (1, 3, 3, 16, 32)
+    for stage, depth in enumerate(taps[1:]):
+        path = f"blocks_{stage}_0/conv_dw"
+        kernel = arrays[f"params/encoder/{path}/kernel"]
+        assert kernel.shape[0] == depth
+        flat = source.arrays[f"blocks.{stage}.0.conv_dw.weight"].transpose(2, 3, 1, 0)
+        np.testing.assert_allclose(kernel.sum(0), flat, rtol=1e-5, atol=1e-6)
+
+
+def test_factorised_kernels_multiply_to_the_dense_ones(source):
+    """Of every mode, on the real encoder's tensors, with other depths than in the plane."""
+    recipe = dataclasses.replace(DEEP, inflate="gaussian", depth_kernels=(1, 3, 2, 4, 3, 3, 3, 1))
+    dense = convert(source, recipe).arrays
+    apart = convert(source, dataclasses.replace(recipe, factorised=True)).arrays
+    filters = [path for path in apart if path.endswith("depth_kernel")]
+    assert len(filters) == 15  # of 16 blocks, the last has one tap along depth
+    for path, array in dense.items():
+        partner = path.replace("conv_dw/kernel", "conv_dw/depth_kernel")
+        found = apart[path] * apart[partner] if partner in filters else apart[path]
+        np.testing.assert_allclose(found, array, rtol=1e-6, atol=1e-9)
+
+
+def test_acs_names_the_kernels_it_cannot_make(source):
+    recipe = dataclasses.replace(DEEP, inflate="acs")
+    assert convert(source, recipe).modes[STEM] == "acs"
+    with pytest.raises(WeightsError, match="(?s)blocks_2_0/conv_dw/kernel: 5x5, 3 taps.*blocks_2"):
+        convert(source, dataclasses.replace(recipe, depth_kernels=3))
+    apart = dataclasses.replace(DEEP, factorised=True, inflate_at=("blocks_1_.*=acs",))
+    with pytest.raises(WeightsError, match="blocks_1_0/conv_dw/kernel: 3x3, factorised"):
+        convert(source, apart)
+    convert(source, dataclasses.replace(apart, inflate_at=("conv_stem/.*=acs",)))  # it is dense
+
+
+def test_statistics_to_measure_are_fresh_where_the_source_has_none(source):
+    bare = {n: a for n, a in source.arrays.items() if "running_" not in n and "num_" not in n}
+    bare = dataclasses.replace(source, arrays=bare)
+    recipe = dataclasses.replace(DEEP, norm="batch")
+    with pytest.raises(WeightsError, match="98|96 problems"):
+        convert(bare, recipe)
+    done = convert(bare, dataclasses.replace(recipe, statistics="reestimate"))
+    assert len(done.fresh) == 96 and "batch_stats/encoder/bn1/mean" in done.fresh
+    assert (done.arrays["batch_stats/encoder/bn1/var"] == 1).all()
 
 
 @pytest.mark.parametrize("policy", ["reinit", "released"])
@@ -160,9 +264,12 @@ def test_a_checkpoint_of_another_architecture_is_refused(make_source, source):
 
 
 def test_repeat_with_running_statistics_is_refused():
-    with pytest.raises(WeightsError, match="repeat.*running statistics"):
-        dataclasses.replace(DEEP, norm="batch", inflate="repeat")
+    for change in ({"inflate": "repeat"}, {"inflate_at": ("blocks_0_.*=repeat",)}):
+        for norm in ("batch", "frozen"):
+            with pytest.raises(WeightsError, match="repeat.*--statistics=reestimate"):
+                dataclasses.replace(DEEP, norm=norm, **change)
     dataclasses.replace(DEEP, norm="instance", inflate="repeat")  # measures its own
+    dataclasses.replace(DEEP, norm="batch", inflate="repeat", statistics="reestimate")
 
 
 @pytest.mark.parametrize(
@@ -176,6 +283,13 @@ def test_repeat_with_running_statistics_is_refused():
         ({"stem": "sum"}, "1 input channel, found 16"),
         ({"stem": "grey"}, "tile, gray"),
         ({"in_channels": 0}, "found 0"),
+        ({"inflate_at": ("center",)}, "expected PATTERN=MODE"),
+        ({"inflate_at": ("a=b=cubic",)}, "'cubic'; the known ones"),
+        ({"inflate": "acs", "factorised": True}, "'acs' is no product"),
+        ({"ndim": 2, "inflate": None, "factorised": True}, "3D weights only: factorised"),
+        ({"ndim": 2, "inflate": None, "depth_kernels": 3}, "3D weights only: depth kernels"),
+        ({"statistics": "reestimate"}, "'instance' keeps no running statistics"),
+        ({"statistics": "measure"}, "known choices: carry, reestimate"),
     ],
 )
 def test_recipes_that_make_no_sense(change, match):

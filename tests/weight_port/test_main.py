@@ -1,6 +1,7 @@
 """The command, from a name or a config to a file that the network loads."""
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -12,9 +13,9 @@ import numpy as np
 import pytest
 
 from crossdim_jax import config as config_lib
-from crossdim_jax import models, params
+from crossdim_jax import experiment, models, params
 from crossdim_jax.errors import ConfigError, WeightsError
-from weight_port import plan
+from weight_port import plan, verify
 from weight_port.__main__ import main
 
 pytest.importorskip("torch")
@@ -48,6 +49,11 @@ def get_config(arg=""):
 """
 
 
+def port(command):
+    """The command without the certificate, which runs networks and has tests of its own."""
+    return main([*command, "--no-certificate"])
+
+
 @pytest.fixture
 def config(tmp_path):
     path = tmp_path / "experiment.py"
@@ -64,7 +70,7 @@ def checkpoint(tmp_path, timm_model):
 
 def test_by_hand_from_a_file(tmp_path, checkpoint, capsys):
     out = tmp_path / "new" / "folder"
-    assert main([NAME, f"--checkpoint={checkpoint}", *DEEP, f"--out={out}", "--license=mit"]) == 0
+    assert port([NAME, f"--checkpoint={checkpoint}", *DEEP, f"--out={out}", "--license=mit"]) == 0
     (path,) = out.iterdir()
     assert path.name == f"{NAME}-3d-repeat-16ch-tile-instance.safetensors"
     weights = params.load_weights(path)
@@ -92,16 +98,22 @@ def test_by_hand_from_a_file(tmp_path, checkpoint, capsys):
         "eps": 1e-3,
         "ndim": 3,
         "inflate": "repeat",
+        "inflate_at": [],
+        "depth_kernels": None,
+        "depth_taps": [3, 3, 3, 5, 3, 5, 5, 3],
+        "factorised": False,
         "in_channels": 16,
         "stem": "tile",
         "norm": "instance",
+        "statistics": "dropped",
         "seed": 0,
         "tensors": 208,
         "values": 4_289_180,  # the paper's 3D B0 with 16 input channels
         "fresh": [],
     }
     told = capsys.readouterr().out
-    for fact in ("4,289,180 parameters", "208 used of 360", "running statistics 96", str(path)):
+    facts = ("4,289,180 parameters", "208 used of 360", "running statistics 96", "17 by repeat")
+    for fact in (*facts, "classification head 7", "by stage 3,3,3,5,3,5,5,3", str(path)):
         assert fact in told
     assert told.rstrip().splitlines()[-1].startswith("next     python launch.py")
 
@@ -109,25 +121,25 @@ def test_by_hand_from_a_file(tmp_path, checkpoint, capsys):
 def test_existing_files_are_kept_unless_told_otherwise(tmp_path, capsys):
     out = tmp_path / "x.safetensors"
     command = ["tf_efficientnet_b0", "--random", f"--out={out}"]
-    assert main(command) == 0
+    assert port(command) == 0
     before = out.read_bytes()
-    assert main([*command, "--seed=1"]) == 1
+    assert port([*command, "--seed=1"]) == 1
     assert f"error: {out} exists" in capsys.readouterr().err
     assert out.read_bytes() == before
-    assert main([*command, "--seed=1", "--overwrite"]) == 0
+    assert port([*command, "--seed=1", "--overwrite"]) == 0
     assert out.read_bytes() != before
     assert list(tmp_path.iterdir()) == [out]
 
 
 def test_a_random_file_says_so_in_name_and_record(tmp_path):
-    assert main([NAME, "--random", f"--out={tmp_path}"]) == 0
+    assert port([NAME, "--random", f"--out={tmp_path}"]) == 0
     (path,) = tmp_path.iterdir()
     assert path.name == "tf_efficientnet_b0.random-2d-3ch-tile-batch.safetensors"
     assert params.load_weights(path).metadata["source"] == "random"
 
 
 def test_by_config_the_network_loads_it(config, checkpoint, tmp_path, capsys):
-    assert main([f"--config={config}", f"--checkpoint={checkpoint}"]) == 0
+    assert port([f"--config={config}", f"--checkpoint={checkpoint}"]) == 0
     assert f"--config={config}" in capsys.readouterr().out
     weights = params.load_weights(tmp_path / "ported.safetensors")
     model = models.build("dxnet")
@@ -145,7 +157,7 @@ def test_by_config_the_network_loads_it(config, checkpoint, tmp_path, capsys):
 def test_by_config_with_argument_and_override(config, checkpoint, tmp_path, capsys):
     command = [f"--config={config}:center", "--config.model.norm=batch"]
     out = tmp_path / "other.safetensors"
-    assert main([*command, f"--checkpoint={checkpoint}", f"--out={out}"]) == 0
+    assert port([*command, f"--checkpoint={checkpoint}", f"--out={out}"]) == 0
     record = params.load_weights(out).metadata
     assert record["inflate"] == "center" and record["norm"] == "batch"
     following = capsys.readouterr().out.rstrip().splitlines()[-1]  # loads just this file
@@ -170,7 +182,7 @@ def test_by_config_with_argument_and_override(config, checkpoint, tmp_path, caps
 def test_configs_that_would_not_load_are_refused_before_writing(
     override, match, config, checkpoint, tmp_path, capsys
 ):
-    assert main([f"--config={config}", override, f"--checkpoint={checkpoint}"]) == 1
+    assert port([f"--config={config}", override, f"--checkpoint={checkpoint}"]) == 1
     assert match in capsys.readouterr().err
     assert not (tmp_path / "ported.safetensors").exists()
 
@@ -179,13 +191,13 @@ def test_a_mismatch_the_config_accepts_is_ported(config, checkpoint, tmp_path):
     text = config.read_text()
     text = text.replace('"ignore": ()', '"ignore": ("padding", "eps")')
     config.write_text(text.replace('"same"', '"symmetric"').replace("1e-3", "1e-5"))
-    assert main([f"--config={config}", f"--checkpoint={checkpoint}"]) == 0
+    assert port([f"--config={config}", f"--checkpoint={checkpoint}"]) == 0
     record = params.load_weights(tmp_path / "ported.safetensors").metadata
     assert record["padding"] == "same"  # the weights' own: the config does not rewrite history
 
 
 def test_faulty_configs_are_named(tmp_path, capsys):
-    assert main([f"--config={tmp_path}/gone.py:demo"]) == 1
+    assert port([f"--config={tmp_path}/gone.py:demo"]) == 1
     assert "gone.py: no such config file" in capsys.readouterr().err
     (tmp_path / "bad.py").write_text("def get_config(arg):\n    raise KeyError(arg)\n")
     with pytest.raises(ConfigError, match="bad.py:demo: KeyError: 'demo'"):
@@ -210,25 +222,25 @@ def test_an_existing_file_of_another_recipe_is_described(config, checkpoint, tmp
     """The default name may promise another mode than the overrides ask for."""
     out = tmp_path / "ported.safetensors"
     again = [f"--config={config}", f"--checkpoint={checkpoint}"]
-    assert main(again) == 0
+    assert port(again) == 0
     before = out.read_bytes()
-    assert main(again) == 1
+    assert port(again) == 1
     said = capsys.readouterr().err
     assert f"error: {out} exists and holds" in said and "3D by repeat" in said
     assert "That is what the config asks for" in said and "keep both" not in said
 
-    assert main([*again, "--config.weights.inflate=mean"]) == 1
+    assert port([*again, "--config.weights.inflate=mean"]) == 1
     said = capsys.readouterr().err
     assert "3D by repeat" in said and "inflate: found 'repeat', expected 'mean'" in said
     other = tmp_path / f"{NAME}-3d-mean-16ch-tile-instance.safetensors"
     assert f"  --config.weights.file={other}\n" in said and "--overwrite" in said
     assert out.read_bytes() == before and not other.exists()
     mine = [*again, "--config.weights.inflate=mean", f"--config.weights.file={other}"]
-    assert main(mine) == 0  # the advice works
+    assert port(mine) == 0  # the advice works
     assert params.load_weights(other).metadata["inflate"] == "mean"
 
     out.write_bytes(b"something else")
-    assert main(again) == 1
+    assert port(again) == 1
     said = capsys.readouterr().err
     assert "exists and is not a weight file" in said and "--overwrite" in said
     assert out.read_bytes() == b"something else"
@@ -241,7 +253,7 @@ def test_the_next_command_can_be_pasted(config, checkpoint, tmp_path, capsys):
     overrides = ["--config.model.norm=group"]
     overrides += ["--config.weights.skip=('encoder/bn1/.*', 'encoder/conv_stem/kernel')"]
     command = [f"--config={config}", f"--checkpoint={checkpoint}"]
-    assert main([*command, *overrides]) == 0
+    assert port([*command, *overrides]) == 0
     python, launch, given, *flags, workdir = shlex.split(
         capsys.readouterr().out.rstrip().splitlines()[-1].removeprefix("next")
     )
@@ -256,13 +268,13 @@ def test_the_next_command_can_be_pasted(config, checkpoint, tmp_path, capsys):
     assert config_lib.read(str(config), flags).weights.file == str(written)
 
     elsewhere = [*overrides, "--config.data.root=/data", f"--config.weights.file={tmp_path}/b"]
-    assert main([*command, *elsewhere]) == 0
+    assert port([*command, *elsewhere]) == 0
     assert "/path/to/cases" not in capsys.readouterr().out  # the config knows
 
 
 def test_the_next_command_by_hand_says_what_the_file_holds(tmp_path, checkpoint, capsys):
     out = tmp_path / "x.safetensors"
-    assert main([NAME, f"--checkpoint={checkpoint}", *DEEP, f"--out={out}"]) == 0
+    assert port([NAME, f"--checkpoint={checkpoint}", *DEEP, f"--out={out}"]) == 0
     following = capsys.readouterr().out.rstrip().splitlines()[-1]
     for flag in (f"file={out}", f"source={NAME}", "inflate=repeat", "stem=tile"):
         assert f" --config.weights.{flag} " in following
@@ -273,7 +285,7 @@ def test_the_experiment_that_comes_with_the_project(checkpoint, tmp_path, monkey
     monkeypatch.syspath_prepend(str(ROOT))  # its config imports its neighbours
     config = str(ROOT / "configs" / "brats_dxnet.py")
     out = tmp_path / "w.safetensors"
-    assert main([f"--config={config}", f"--checkpoint={checkpoint}", f"--out={out}"]) == 0
+    assert port([f"--config={config}", f"--checkpoint={checkpoint}", f"--out={out}"]) == 0
     record = params.load_weights(out).metadata
     found = {
         key: record[key] for key in ("id", "ndim", "in_channels", "inflate", "norm", "padding")
@@ -309,8 +321,106 @@ def test_flags_that_make_no_sense(command, match, capsys):
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, capsys):
     (tmp_path / "file").write_text("in the way")
-    assert main([NAME, "--random", f"--out={tmp_path}/file/x.safetensors"]) == 1
+    assert port([NAME, "--random", f"--out={tmp_path}/file/x.safetensors"]) == 1
     assert "cannot write the weight file" in capsys.readouterr().err
+
+
+def test_every_option_reaches_the_file_and_its_record(tmp_path, checkpoint, capsys):
+    """The file is named after them, and the command that trains with it says them too."""
+    options = ["--ndim=3", "--inflate=gaussian", "--inflate-at=blocks_[56]_.*=center"]
+    options += ["--inflate-at=conv_stem/kernel=mean", "--depth-kernels=1,3,3,3,3,3,3,2"]
+    options += ["--factorised", "--norm=frozen", "--in-channels=4", "--stem=gray"]
+    command = [NAME, f"--checkpoint={checkpoint}", *options, f"--out={tmp_path / 'out'}"]
+    assert port(command) == 0
+    told = capsys.readouterr().out
+    (path,) = (tmp_path / "out").iterdir()
+    digits = re.search("-mixed([0-9a-f]{6})-", path.name)[1]
+    assert path.name == (
+        f"{NAME}-3d-gaussian-mixed{digits}-d1.3.3.3.3.3.3.2-factorised-4ch-gray-frozen.safetensors"
+    )
+    record = params.load_weights(path).metadata
+    assert record["inflate_at"] == ["blocks_[56]_.*=center", "conv_stem/kernel=mean"]
+    assert record["depth_kernels"] == record["depth_taps"] == [1, 3, 3, 3, 3, 3, 3, 2]
+    assert record["factorised"] is True and record["statistics"] == "carried"
+    assert "11 by gaussian, 5 by center, 1 by mean" in told and "carried over from 2D" in told
+    following = shlex.split(told.rstrip().splitlines()[-1].removeprefix("next"))
+    for flag in (
+        "--config.weights.inflate_at=('blocks_[56]_.*=center', 'conv_stem/kernel=mean')",
+        "--config.model.depth_kernels=(1, 3, 3, 3, 3, 3, 3, 2)",
+        "--config.model.factorised=True",
+    ):
+        assert flag in following
+
+
+def test_the_configs_depth_options_make_the_file_its_network_loads(checkpoint, tmp_path, capsys):
+    """Port for the project's own config, with everything changed, then load as training does."""
+    config = str(ROOT / "configs" / "brats_dxnet.py")
+    changes = {
+        "model.depth_kernels": "(1, 3, 3, 3, 3, 3, 3, 1)",
+        "model.factorised": "True",
+        "model.norm": "frozen",
+        "weights.inflate": "repeat",
+        "weights.inflate_at": "('blocks_0_.*=center',)",
+        "weights.reestimate": "4",
+        "weights.file": f"{tmp_path}/w.safetensors",
+    }
+    flags = [f"--config.{field}={value}" for field, value in changes.items()]
+    assert port([f"--config={config}", f"--checkpoint={checkpoint}", *flags]) == 0
+    loaded = config_lib.read(config, flags)
+    weights = experiment.load_weights(experiment.build(loaded, tmp_path))
+    assert weights.metadata["statistics"] == "stale" and weights.metadata["factorised"]
+    assert weights.metadata["depth_taps"] == [1, 3, 3, 3, 3, 3, 3, 1]
+    for change, match in [
+        ("weights.reestimate=0", "stale the 2D network's running BatchNorm"),
+        ("model.factorised=False", "factorised: found True, expected False"),
+        ("model.depth_kernels=3", r"depth_taps: found \[1, 3, .*expected \[3, 3, "),
+        ("weights.inflate_at=()", "inflate_at: found .*blocks_0_.*expected \\(\\)"),
+    ]:
+        field = change.partition("=")[0]  # said once: flags for tuples add up
+        others = [flag for flag in flags if not flag.startswith(f"--config.{field}=")]
+        other = config_lib.read(config, [*others, f"--config.{change}"])
+        with pytest.raises(WeightsError, match=match):
+            experiment.load_weights(experiment.build(other, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("flags", "match"),
+    [
+        (["--depth-kernels=1,x"], "--depth-kernels=1,x: expected a number of taps"),
+        (["--depth-kernels=1,3"], "depth_kernels=(1, 3): found 2 entries, expected one, or 8"),
+        (["--inflate-at=center"], "expected PATTERN=MODE"),
+        (["--inflate-at=blocks_7_.*=center"], "matches no path"),
+        (["--inflate=acs", "--depth-kernels=3"], "blocks_2_0/conv_dw/kernel: 5x5, 3 taps"),
+        (["--inflate=acs", "--factorised"], "'acs' is no product"),
+        (["--norm=batch"], "'repeat' cannot keep BatchNorm"),
+        (["--norm=instance", "--statistics=reestimate"], "'instance' keeps no running statistics"),
+    ],
+)
+def test_depth_flags_that_make_no_sense_cost_no_download(flags, match, tmp_path, capsys):
+    """No checkpoint is given: what is wrong is said before one is looked for."""
+    assert port([NAME, "--ndim=3", *flags, f"--out={tmp_path}"]) == 1
+    said = capsys.readouterr().err
+    assert match in said and "download" not in said
+
+
+def test_weights_made_for_group_norm_need_it_or_new_statistics(tmp_path, capsys):
+    command = ["efficientnet_b0_gn", "--random", f"--out={tmp_path}"]
+    assert port(command) == 0  # its own norm is the default
+    (path,) = tmp_path.iterdir()
+    assert path.name.endswith("-2d-3ch-tile-group.safetensors")
+    assert port([*command, "--norm=batch"]) == 1
+    assert "efficientnet_b0_gn is made for norm 'group'" in capsys.readouterr().err
+
+
+def test_a_file_is_certified_unless_told_otherwise(tmp_path, checkpoint, monkeypatch):
+    asked = []
+    monkeypatch.setattr(verify, "certify", lambda path, *, source: asked.append((path, source)))
+    command = [NAME, f"--checkpoint={checkpoint}"]
+    assert port([*command, f"--out={tmp_path}/a.safetensors"]) == 0
+    assert asked == []
+    assert main([*command, f"--out={tmp_path}/b.safetensors"]) == 0
+    ((path, source),) = asked
+    assert path == tmp_path / "b.safetensors" and path.exists() and source.name.timm == NAME
 
 
 def run(*arguments, **environment):
@@ -343,11 +453,12 @@ def test_safetensors_need_neither_torch_nor_timm(tmp_path, checkpoint):
     program = (
         "import sys; sys.modules['torch'] = sys.modules['timm'] = None\n"
         "from weight_port.__main__ import main\n"
-        f"sys.exit(main([{NAME!r}, '--checkpoint={checkpoint}', '--out={tmp_path}/a.safetensors']))"
+        f"sys.exit(main([{NAME!r}, '--checkpoint={checkpoint}', '--out={tmp_path}/a.safetensors',"
+        " '--no-certificate']))"
     )
     done = run("-c", program)
     assert done.returncode == 0, done.stderr
-    assert main([NAME, f"--checkpoint={checkpoint}", f"--out={tmp_path}/b.safetensors"]) == 0
+    assert port([NAME, f"--checkpoint={checkpoint}", f"--out={tmp_path}/b.safetensors"]) == 0
     ours, theirs = (params.load_weights(tmp_path / f"{x}.safetensors").arrays for x in "ab")
     assert ours.keys() == theirs.keys()
     assert all(np.array_equal(ours[key], theirs[key]) for key in ours)

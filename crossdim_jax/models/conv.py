@@ -1,0 +1,271 @@
+"""Convolutions of every kind the networks use, 2D and 3D from one body of code.
+
+The rank is read from the input, `x.ndim - 2`; arrays are `(batch, *spatial, channels)`. Parameters
+are float32 whatever the compute dtype, and have the same names in 2D and 3D.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from crossdim_jax import ops
+
+# jnp.pad's word for each way of padding the depth axis.
+DEPTH_PADDINGS = {"zero": "constant", "edge": "edge", "reflect": "reflect"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Depth:
+    """What a convolution does along the depth of a volume; in 2D it says nothing.
+
+    Attributes:
+      window: taps along depth, for convolutions that have more than one in the plane; None: as
+        many as there.
+      stride: along depth; None: as in the plane.
+      padding: a key of `DEPTH_PADDINGS`: what lies beyond the first and the last slice.
+      factorised: whether a depthwise (or grouped) convolution is one in the plane, then a filter
+        along depth for every channel.
+    """
+
+    window: int | None = None
+    stride: int | None = None
+    padding: str = "zero"
+    factorised: bool = False
+
+    def axes(self, window: int, stride: int, nd: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Window and stride per axis of a convolution in nd dimensions."""
+        windows, strides = (window,) * nd, (stride,) * nd
+        if nd == 3 and window > 1 and self.window is not None:
+            windows = (self.window, *windows[1:])
+        if nd == 3 and self.stride is not None:
+            strides = (self.stride, *strides[1:])
+        return windows, strides
+
+    def unstrided(self) -> "Depth":
+        """The same for a convolution without a stride."""
+        return dataclasses.replace(self, stride=None)
+
+
+IN_PLANE = Depth()  # depth is an axis like the others
+
+
+def check_depth_padding(padding: str) -> None:
+    """Raises ValueError, listing the known paddings, unless this is one."""
+    if padding not in DEPTH_PADDINGS:
+        raise ValueError(
+            f"depth_padding={padding!r} is unknown; known: {', '.join(DEPTH_PADDINGS)}"
+        )
+
+
+def pad_depth(
+    x: jax.Array,
+    windows: Sequence[int],
+    strides: Sequence[int],
+    convention: str,
+    depth_padding: str,
+) -> tuple[jax.Array, tuple[tuple[int, int], ...]]:
+    """Pads the depth of a volume where zeros will not do.
+
+    Args:
+      x: `(b, *spatial, c)`.
+      windows, strides: per axis.
+      convention: "same" or "symmetric", see `ops.explicit_padding`.
+      depth_padding: a key of `DEPTH_PADDINGS`.
+
+    Returns:
+      x, longer along depth unless that is padded with zeros; and the zeros per axis that are left
+      to the convolution. Every axis comes out at `ceil(size / stride)`.
+    """
+    pads = ops.explicit_padding(x.shape[1:-1], windows, strides, convention)
+    if convention == "symmetric":
+        # k // 2 on both sides would be one too many for the even windows that depth may have.
+        pads = tuple(((k - 1) // 2, k // 2) for k in windows)
+    check_depth_padding(depth_padding)
+    if len(windows) != 3 or depth_padding == "zero" or not any(pads[0]):
+        return x, pads
+    width = ((0, 0), pads[0], *((0, 0),) * (x.ndim - 2))
+    return jnp.pad(x, width, DEPTH_PADDINGS[depth_padding]), ((0, 0), *pads[1:])
+
+
+def scaled_normal(scale: float, *, leading: int = 0):
+    """An initialiser: normal with variance `scale / fan_in`, fan_in counting the window's taps.
+
+    Draws are padded to a power of two, so that initialising outside of `jit` compiles a dozen
+    small programs instead of one per kernel shape: seconds instead of minutes for a whole network.
+    Inside of `jit` the numbers are the same.
+
+    Args:
+      scale: see above.
+      leading: axes before the window, which are not part of the fan-in.
+    """
+
+    def draw(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+        size = math.prod(shape)
+        values = jax.random.normal(key, (1 << (size - 1).bit_length(),), dtype)
+        if not isinstance(values, jax.core.Tracer):
+            values = np.asarray(values)
+        values = values[:size].reshape(shape)
+        return jnp.asarray(values * math.sqrt(scale / math.prod(shape[leading:-1])), dtype)
+
+    return draw
+
+
+class Conv(nn.Module):
+    """Convolution with a square or cubic window.
+
+    Parameters: `kernel (*window, in / groups, features)`, with the experts as its first axis if it
+    is conditional, and `bias`. Factorised in 3D, the kernel's window is `(1, k, k)`, and
+    `depth_kernel (kd, 1, 1, 1, features)` follows it.
+
+    Attributes:
+      features: output channels; ignored by a grouped convolution, which keeps its input's.
+      window: kernel size along every axis.
+      stride: stride along every axis.
+      padding: "same" (TensorFlow) or "symmetric" (PyTorch), see `ops.explicit_padding`.
+      use_bias: whether a bias is added.
+      group_size: input channels per group; 1: depthwise, 0: all of them, a dense convolution.
+      experts: how many kernels are mixed anew for each sample, see `Conv.__call__`; 0: ordinary.
+      depth: what is different along depth.
+      dtype: compute dtype.
+      ops_mode: "auto", "lax" or "fast", see `ops.choose`.
+    """
+
+    features: int
+    window: int = 3
+    stride: int = 1
+    padding: str = "same"
+    use_bias: bool = False
+    group_size: int = 0
+    experts: int = 0
+    depth: Depth = IN_PLANE
+    dtype: Any = jnp.float32
+    ops_mode: str = "auto"
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        below: "Upsampled | None" = None,
+        routing: jax.Array | None = None,
+    ) -> jax.Array:
+        """Convolves x, or `concat(upsampled below, x)` (window 3), see `ops.up_concat_conv`.
+
+        Args:
+          x: `(b, *spatial, c)`.
+          below: a transposed convolution to be done with this one.
+          routing: `(b, experts)`: each sample's weights of the experts. Yang et al. 2019.
+        """
+        nd = x.ndim - 2
+        windows, strides = self.depth.axes(self.window, self.stride, nd)
+        c_in = x.shape[-1] + (below.kernel.shape[-1] if below else 0)
+        features = c_in if self.group_size else self.features
+        factorised = bool(self.depth.factorised and self.group_size and nd == 3 and windows[0] > 1)
+        flat = (1, *windows[1:]) if factorised else windows
+        x, kernel = x.astype(self.dtype), self._kernel((*flat, self.group_size or c_in, features))
+        if below:
+            plain = not (self.use_bias or self.group_size or self.experts)
+            if set(windows) != {3} or set(strides) != {1} or not plain:
+                raise ValueError("only a plain 3^n convolution can take an upsampled input")
+            return ops.up_concat_conv(*below[:1], x, *below[1:], kernel, mode=self.ops_mode)
+        if factorised:
+            x = self._convolve(x, kernel, (1, *strides[1:]), routing)
+            shape = (windows[0], 1, 1, 1, features)
+            # The product has the variance that the dense kernel would be drawn with.
+            along = self.param("depth_kernel", scaled_normal(1.0), shape).astype(self.dtype)
+            x = self._grouped(x, along, (strides[0], 1, 1), 1)
+        else:
+            x = self._convolve(x, kernel, strides, routing)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (features,))
+            x = x + bias.astype(self.dtype).reshape((1,) * (nd + 1) + (-1,))
+        return x
+
+    def _kernel(self, shape: tuple[int, ...]) -> jax.Array:
+        """The kernel, or those that it is mixed of: mixing wants them in float32."""
+        if self.experts:
+            shape = (self.experts, *shape)
+            return self.param("kernel", scaled_normal(2.0, leading=1), shape)
+        return self.param("kernel", scaled_normal(2.0), shape).astype(self.dtype)
+
+    def _convolve(self, x, kernel, strides, routing):
+        """With the kernel, or with each sample's own mixture."""
+        if not self.experts:
+            return self._grouped(x, kernel, strides, self.group_size)
+        mixed = jnp.tensordot(routing.astype(jnp.float32), kernel, 1).astype(self.dtype)
+
+        def one(x, kernel):
+            return self._grouped(x[None], kernel, strides, self.group_size)[0]
+
+        return jax.vmap(one)(x, mixed)
+
+    def _grouped(self, x, kernel, strides, group_size):
+        nd = x.ndim - 2
+        x, padding = pad_depth(x, kernel.shape[:nd], strides, self.padding, self.depth.padding)
+        if group_size > 1:
+            return ops.conv_lax(x, kernel, strides, padding, groups=x.shape[-1] // group_size)
+        apply = ops.depthwise_conv if group_size else ops.conv
+        return apply(x, kernel, strides=strides, padding=padding, mode=self.ops_mode)
+
+
+class Upsampled(NamedTuple):
+    """A transposed convolution that is still to be done: `Conv` folds it."""
+
+    x: jax.Array
+    kernel: jax.Array
+    bias: jax.Array
+
+
+class UpConv(nn.Module):
+    """Transposed convolution that doubles the axes it is told to; it keeps the channels.
+
+    It is not computed here: the convolution that takes its output does both at once.
+
+    Attributes:
+      factors: per axis, window and stride at once: 2 doubles, 1 leaves as it is; None: all 2.
+      dtype: compute dtype.
+    """
+
+    factors: tuple[int, ...] | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> Upsampled:
+        nd, c = x.ndim - 2, x.shape[-1]
+        window = self.factors or (2,) * nd
+        # Windows do not overlap: each output voxel sums c inputs, not as many as flax counts.
+        kernel = self.param("kernel", scaled_normal(math.prod(window)), (*window, c, c))
+        bias = self.param("bias", nn.initializers.zeros, (c,))
+        return Upsampled(*(a.astype(self.dtype) for a in (x, kernel, bias)))
+
+
+class Blur(nn.Module):
+    """Binomial blur (1, 2, 1) / 4 along every axis that has a stride, then the stride.
+
+    Zero padding in the plane, whatever the padding of the convolutions. Reference: Zhang 2019.
+
+    Attributes:
+      stride, depth, ops_mode: as in `Conv`; depth's window does not matter.
+    """
+
+    stride: int = 2
+    depth: Depth = IN_PLANE
+    ops_mode: str = "auto"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        nd = x.ndim - 2
+        _, strides = self.depth.axes(3, self.stride, nd)
+        kernel = np.ones((1,) * nd, np.float32)
+        for axis, stride in enumerate(strides):
+            taps = np.array([0.25, 0.5, 0.25] if stride > 1 else [1.0], np.float32)
+            kernel = kernel * np.expand_dims(taps, [a for a in range(nd) if a != axis])
+        x, padding = pad_depth(x, kernel.shape, strides, "symmetric", self.depth.padding)
+        kernel = jnp.asarray(np.repeat(kernel[..., None, None], x.shape[-1], -1), x.dtype)
+        return ops.depthwise_conv(x, kernel, strides=strides, padding=padding, mode=self.ops_mode)

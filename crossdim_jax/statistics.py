@@ -1,0 +1,105 @@
+"""Running statistics of batch norms, measured anew with the parameters at rest.
+
+An inflated network that starts with the 2D network's statistics is only normalised rightly where
+its responses are the 2D network's. Where they are not, its own are measured before the first step.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from crossdim_jax import sharding
+from crossdim_jax.errors import ConfigError
+from crossdim_jax.train_state import step_key
+
+
+def reestimate(
+    model: Any,
+    variables: Mapping[str, Any],
+    batches: Iterable[np.ndarray],
+    mesh: jax.sharding.Mesh,
+    *,
+    patches: int,
+    seed: int = 0,
+) -> tuple[Any, int]:
+    """The averages of every batch norm's statistics over patches, in train mode.
+
+    Each batch is normalised by its own statistics at every layer, as in training, so one pass
+    measures all layers. The result is what the running averages of training would converge to if
+    the parameters stood still; what they were before does not enter. It depends on the
+    parameters, the patches and the seed alone.
+
+    Args:
+      model: a Linen module, `apply(variables, image, train=True, rngs={"dropout": key},
+        mutable=["batch_stats"])`, whose batch norms are running averages `keep * old + (1 - keep) *
+        new`, each with any `keep` of its own.
+      variables: {"params": ..., "batch_stats": ...}, on the mesh.
+      batches: this process's part of each batch of images, `(b, *spatial, c)`; as many are taken as
+        hold that many patches, over all processes.
+      mesh: from `sharding.make_mesh`.
+      patches: how many, rounded up to whole batches.
+      seed: of dropout.
+
+    Returns:
+      the new `batch_stats`, on the mesh, and the number of patches that were used.
+
+    Raises:
+      ConfigError: the model keeps no running statistics, there are fewer patches, or what they gave
+        is not finite.
+    """
+    params, before = variables["params"], variables.get("batch_stats") or {}
+    if not jax.tree.leaves(before):
+        raise ConfigError(
+            "running statistics cannot be re-estimated: this network keeps none (its norms measure "
+            "their own); set the number of patches to 0, or choose norm=batch"
+        )
+    everywhere = sharding.replicated(mesh)
+
+    def measure(params, stats, image, key):
+        _, changes = model.apply(
+            {"params": params, "batch_stats": stats},
+            image,
+            train=True,
+            rngs={"dropout": key},
+            mutable=["batch_stats"],
+        )
+        return changes["batch_stats"]
+
+    measure = jax.jit(
+        measure,
+        in_shardings=(everywhere, everywhere, sharding.batched(mesh), everywhere),
+        out_shardings=everywhere,
+    )
+    add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b), out_shardings=everywhere)
+    zeros = jax.device_put(jax.tree.map(jnp.zeros_like, before), everywhere)
+    total, kept, seen, count = zeros, None, 0, 0
+    source = iter(batches)
+    while seen < patches:
+        if (images := next(source, None)) is None:
+            raise ConfigError(f"re-estimation asks for {patches} patches, but there are {seen}")
+        image = sharding.shard_batch({"image": images}, mesh)["image"]
+        key = step_key(seed, count)
+        now = measure(params, zeros, image, key)  # (1 - keep) * new
+        if kept is None:
+            kept = jax.tree.map(_keep, now, measure(params, now, image, key))
+        total, seen, count = add(total, now), seen + image.shape[0], count + 1
+    stats = jax.tree.map(lambda sum, keep: sum / (count * (1 - keep)), total, kept)
+    if not all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(stats)):
+        raise ConfigError(
+            "re-estimated statistics are not finite: the network's responses overflow on these "
+            "patches. Check the images' intensities, or inflate by mean instead of repeat."
+        )
+    return jax.device_put(stats, everywhere), seen
+
+
+def _keep(first: jax.Array, second: jax.Array) -> float:
+    """The decay of a running average, which began at 0 and saw the same batch twice.
+
+    `first` is `(1 - keep) * new` and `second` is `keep * first + first`.
+    """
+    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    known = np.isfinite(first) & (np.abs(first) > np.finfo(np.float32).tiny)
+    return float(np.median(second[known] / first[known])) - 1 if known.any() else 0.0

@@ -1,0 +1,67 @@
+"""Two small EfficientNets from the real code: a few blocks, compiled in a second."""
+
+import contextlib
+import functools
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from crossdim_jax import params
+from crossdim_jax.models import efficientnet, efficientnet_table, encoders
+from crossdim_jax.models.efficientnet_table import Row, Stage
+from weight_port import rename
+from weight_port.source import Name, Source
+
+STAGES = (
+    Stage("separable", 3, 1, 1, 16, 1),  # residual
+    Stage("inverted", 3, 2, 2, 16, 1),
+    Stage("inverted", 5, 2, 2, 16, 1),
+    Stage("inverted", 3, 2, 2, 16, 1),
+    Stage("inverted", 5, 2, 2, 24, 1),
+)
+ROWS = {
+    "tiny": Row(STAGES, 64, stem=16),
+    # Without squeeze-and-excitation nothing looks at the whole volume.
+    "tiny_plain": Row(efficientnet_table._without_gates(STAGES), 64, stem=16),
+}
+
+
+@contextlib.contextmanager
+def registered() -> Iterator[None]:
+    """The encoders `efficientnet_tiny` and `efficientnet_tiny_plain` exist meanwhile."""
+    with pytest.MonkeyPatch.context() as patch:
+        for variant, row in ROWS.items():
+            patch.setitem(efficientnet_table.ROWS, variant, row)
+            encoder = encoders.Encoder(
+                functools.partial(efficientnet.EfficientNet, variant=variant),
+                "conv_stem/kernel",
+                info=functools.partial(efficientnet.feature_info, variant),
+                depth_reductions=functools.partial(efficientnet.depth_reductions, variant),
+            )
+            patch.setitem(encoders.ENCODERS, f"efficientnet_{variant}", encoder)
+        yield
+
+
+def source(architecture: str = "efficientnet_tiny", *, padding: str = "same") -> Source:
+    """Random weights and statistics under timm's names, as from a checkpoint."""
+    rng = np.random.default_rng(1)
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    tree = jax.eval_shape(encoders.build(architecture).init, jax.random.key(0), image)
+    arrays = {}
+    for path, leaf in params.flatten({c: {"encoder": t} for c, t in tree.items()}).items():
+        kind = path.rpartition("/")[2]
+        if kind == "kernel":
+            value = rng.normal(0, np.sqrt(2 / np.prod(leaf.shape[:-1])), leaf.shape)
+        elif kind in ("scale", "var"):
+            value = rng.uniform(0.5, 1.5, leaf.shape)
+        else:
+            value = rng.normal(0, 0.2, leaf.shape)
+        value = rename.to_torch_layout(value.astype(np.float32), path)
+        arrays[rename.torch_name(path)] = np.ascontiguousarray(value)
+    eps = 1e-3 if padding == "same" else 1e-5
+    name = Name(architecture, architecture, architecture, padding, eps)
+    origin = {"source": "file", "id": architecture, "url": None, "file": "tiny.safetensors"}
+    return Source(name, arrays, origin | {"sha256": "0" * 64, "licence": "unknown"})

@@ -1,0 +1,228 @@
+"""The certificate of a weight file: both networks are run, and what they differ by is written down.
+
+Three things are claimed of a file, and each is measured:
+
+  made     every tensor is what its record says it was made of and how;
+  timm     the 2D network that it comes from is timm's, feature by feature and logit by logit;
+  volume   on a volume that does not change along depth, the 3D network is the 2D network: exactly,
+           where the inflation promises that, and otherwise by how much it departs.
+
+A promise that does not hold is a sentence in `problems`. What could not be run says "not run" and
+why.
+"""
+
+import dataclasses
+import datetime
+import importlib.metadata
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+import crossdim_jax
+from crossdim_jax import params
+from crossdim_jax.errors import CrossdimError
+from crossdim_jax.models import encoders
+from crossdim_jax.weights import HEAD, content_sha256
+from weight_port import forward, head, norms, volume
+from weight_port.convert import Recipe, convert
+from weight_port.forward import NOT_RUN, TOLERANCE
+from weight_port.source import Source
+
+VERSION = 1
+SAME_TENSOR = 1e-6  # likewise for tensors made again: exp and sqrt may differ in the last digit
+PACKAGES = ("jax", "flax", "numpy", "torch", "timm")
+
+
+def measure(
+    weights: params.Weights, source: Source | None = None, *, absent: str = "no source was given"
+) -> dict[str, Any]:
+    """Makes a certificate; JSON-able. See the module.
+
+    Args:
+      weights: the file.
+      source: what it was made of; None leaves out what needs it.
+      absent: why there is no source.
+    """
+    record, recipe = weights.metadata, recipe_of(weights)
+    made, problems = _made(weights, recipe, source, absent)
+    timm = _timm(weights, recipe, source, absent, problems)
+    certificate = {
+        "certificate": VERSION,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "conditions": {
+            "plane": forward.PLANE,
+            "depth": forward.DEPTH if recipe.ndim == 3 else None,
+            "batch": 1,
+            "input": f"standard normal, seed {forward.SEED}",
+            "tolerance": TOLERANCE,
+        },
+        "content_sha256": content_sha256(weights.arrays),
+        "source_sha256": record.get("sha256"),
+        "source_content_sha256": source_sha256(source) if source else None,
+        "versions": {"crossdim_jax": crossdim_jax.__version__, **versions()},
+        "made": made,
+        "timm": timm,
+    }
+    if recipe.ndim == 3:
+        certificate["volume"] = volume.compare(weights, recipe, source, absent, problems)
+    else:
+        image = forward.image(recipe.in_channels)
+        found = forward.features(
+            record["architecture"], weights.arrays, image, **forward.attributes(record)
+        )
+        certificate["activations"] = [{"2d": forward.moments(feature)} for feature in found]
+    return certificate | {"problems": problems}
+
+
+def recipe_of(weights: params.Weights) -> Recipe:
+    """The recipe that a weight file's record speaks of."""
+    record = weights.metadata
+    fields = [field.name for field in dataclasses.fields(Recipe)]
+    # What a 2D record has nothing to say of is None there.
+    said = {name: record[name] for name in fields if record.get(name) is not None}
+    said = {name: tuple(v) if isinstance(v, list) else v for name, v in said.items()}
+    carried = str(record.get("statistics") or "carried") in ("carried", "dropped")
+    said["statistics"] = "carry" if carried else "reestimate"
+    said["head"] = any(path.startswith(f"{HEAD}/") for path in weights.arrays)
+    return Recipe(**{"inflate": None} | said)
+
+
+def source_sha256(source: Source) -> str:
+    """Hash of a source's tensors, whatever kind of file they came in.
+
+    The classification head and BatchNorm's counters are left out: not every kind has them.
+    """
+    body = {
+        name: np.asarray(array, np.float32)
+        for name, array in source.arrays.items()
+        if not forward.HEAD.match(name) and not name.endswith("num_batches_tracked")
+    }
+    return content_sha256(body)
+
+
+def versions() -> dict[str, str | None]:
+    """Of the libraries that take part; None where one is not installed."""
+    found: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def _not_run(reason: str) -> dict[str, str]:
+    return {"status": NOT_RUN, "reason": reason}
+
+
+# --------------------------------------------------------------------------- how it was made
+
+
+def _made(
+    weights: params.Weights, recipe: Recipe, source: Source | None, absent: str
+) -> tuple[dict[str, Any], list[str]]:
+    """The accounts of both sides, and whether making the file again gives the same tensors."""
+    record, problems = weights.metadata, []
+    accounts = {"unused": list(record.get("unused", ())), "fresh": list(record.get("fresh", ()))}
+    if source is None:
+        return _not_run(absent) | accounts, problems
+    known = (record.get("certificate") or {}).get("source_content_sha256")
+    if source.origin.get("sha256") != record.get("sha256") and known != source_sha256(source):
+        problems.append(
+            f"source: found sha256 {source.origin.get('sha256')}, the file was made of "
+            f"{record.get('sha256')}"
+        )
+    try:
+        again = convert(source, recipe)
+    except CrossdimError as error:
+        return {"status": "failed"} | accounts, [*problems, f"source: {error}"]
+    measured = norms.recorded(recipe.norm, recipe.statistics) == "stale"
+    differing = []
+    for path in sorted(again.arrays.keys() | weights.arrays.keys()):
+        if measured and path.startswith("batch_stats/"):
+            continue  # measured on images since, or about to be
+        ours, theirs = weights.arrays.get(path), again.arrays.get(path)
+        if ours is None or theirs is None or ours.shape != theirs.shape:
+            differing.append(path)
+        elif forward.relative_error(ours, theirs) > SAME_TENSOR:
+            differing.append(path)
+    if differing:
+        problems.append(
+            f"made again from the source, {len(differing)} tensors differ: "
+            + ", ".join(differing[:5])
+            + (", ..." if len(differing) > 5 else "")
+        )
+    return {
+        "status": "run",
+        "used": list(again.used),
+        "unused": list(again.unused),
+        "fresh": list(again.fresh),
+        "target": len(again.arrays),
+        "differing": differing,
+    }, problems
+
+
+# --------------------------------------------------------------------------- against timm
+
+
+def _timm(
+    weights: params.Weights,
+    recipe: Recipe,
+    source: Source | None,
+    absent: str,
+    problems: list[str],
+) -> dict[str, Any]:
+    """The 2D network against timm's: relative error of each feature, and of the logits."""
+    if source is None:
+        return _not_run(absent)
+    channels = source.origin.get("in_channels", 3)
+    # A 2D file is looked at itself where timm has that network; else the one it was made from.
+    usual = encoders.norm(source.name.architecture)
+    itself = recipe.ndim == 2 and recipe.norm == usual and recipe.in_channels == channels
+    itself = itself and not weights.metadata.get("fresh")
+    try:
+        image = forward.image(channels)
+        expected, logits = forward.timm_outputs(source, image)
+        plain = Recipe(2, channels, usual, None, "tile")
+        arrays = weights.arrays if itself else convert(source, plain).arrays
+    except CrossdimError as error:
+        return _not_run(str(error).splitlines()[0])
+    # The conventions are the file's: that they are those of the weights is what is looked at.
+    conventions = {field: weights.metadata[field] for field in ("padding", "eps")}
+    found = forward.features(source.name.architecture, arrays, image, norm=usual, **conventions)
+    errors = [forward.relative_error(a, b) for a, b in zip(found, expected, strict=True)]
+    result = {
+        "status": "run",
+        "model": source.name.model,
+        "of": "this file" if itself else "the 2D network it was made from",
+        "features": [forward.short(error) for error in errors],
+    }
+    problems += [
+        f"timm: feature /{2 ** (i + 1)} differs by {error:.2g}, expected at most {TOLERANCE:g}"
+        for i, error in enumerate(errors)
+        if not error <= TOLERANCE
+    ]
+    eps = conventions["eps"]
+    return result | _logits(source, arrays, found[-1], logits, eps, problems)
+
+
+def _logits(
+    source: Source,
+    arrays: Mapping[str, np.ndarray],
+    feature: np.ndarray,
+    expected: np.ndarray | None,
+    eps: float,
+    problems: list[str],
+) -> dict[str, Any]:
+    """The relative error of the logits, where both sides have a classification head."""
+    tensors = {path: array for path, array in arrays.items() if path.startswith(f"{HEAD}/")}
+    if expected is None or not tensors:
+        whose = "source" if expected is None else "file"
+        return {"logits": _not_run(f"the {whose} has no classification head")}
+    settings = head.settings(source.name.architecture)
+    found = np.asarray(head.logits(tensors, feature, eps=source.name.eps, **settings))
+    error = forward.relative_error(found, expected)
+    if not error <= TOLERANCE:
+        problems.append(f"timm: logits differ by {error:.2g}, expected at most {TOLERANCE:g}")
+    return {"logits": forward.short(error)}

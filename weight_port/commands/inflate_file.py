@@ -1,0 +1,61 @@
+"""`inflate`: 3D weights of a 2D weight file, with neither torch nor timm."""
+
+import argparse
+
+from crossdim_jax import params
+from crossdim_jax.errors import WeightsError
+from weight_port import channels, ours, plan
+from weight_port.commands import recipe_flags
+from weight_port.commands.making import make
+from weight_port.convert import Recipe
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's flags."""
+    add = parser.add_argument
+    add("file", metavar="FILE", help="2D weights that this command's `port` wrote")
+    add("--config", metavar="CONFIG", help="make exactly what this experiment will load")
+    recipe_flags.add_recipe(parser)
+    recipe_flags.add_writing(parser)
+    parser.set_defaults(ndim=3)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Reads, inflates, checks, writes, certifies and tells."""
+    args.ndim = None  # said by the command, not by hand
+    recipe_flags.refuse_with_config(args)
+    args.ndim = 3
+    weights = ours.read_2d(args.file, "inflation")
+    origin, record = ours.as_source(weights), weights.metadata
+    if args.config:
+        todo = plan.from_config(
+            args.config, args.overrides, out=args.out, seed=args.seed or record.get("seed") or 0
+        )
+    else:
+        # A stem that was adapted already stays as it is, unless another is asked for.
+        kept = {field: record[field] for field in ("in_channels", "stem", "seed")}
+        kept |= {} if record["norm"] in ("batch", "frozen") else {"norm": record["norm"]}
+        recipe = recipe_flags.recipe(args, **kept)
+        todo = plan.by_hand(
+            record["id"], recipe, args.out or "weights", random=record["source"] == "random"
+        )
+    _check_stem(weights, todo.recipe)
+    if not args.overwrite:
+        todo.refuse_existing()
+    todo.check_recipe()
+    make(todo, origin, certificate=args.certificate)
+    return 0
+
+
+def _check_stem(weights: params.Weights, recipe: Recipe) -> None:
+    """Raises WeightsError if another stem is asked for and the file no longer has the source's."""
+    record = weights.metadata
+    found = (record["in_channels"], record["stem"])
+    wanted = (recipe.in_channels, recipe.stem)
+    adapted = found[0] != channels.SOURCE_CHANNELS or record["stem"] == "reinit"
+    if adapted and found != wanted and not channels.draws(recipe.stem, recipe.in_channels):
+        raise WeightsError(
+            f"{weights.name}: its stem has {found[0]} input channels by {found[1]!r}, asked for "
+            f"{wanted[0]} by {wanted[1]!r}. Start from a file with {channels.SOURCE_CHANNELS} "
+            "input channels, whose stem is the source's own, or keep the stem as it is."
+        )

@@ -1,0 +1,88 @@
+"""`list`: the networks whose weights can be ported."""
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+from collections.abc import Sequence
+
+from crossdim_jax.errors import WeightsError
+from weight_port import names
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's flags."""
+    add = parser.add_argument
+    add("words", nargs="*", metavar="WORD", help="only networks whose names hold all of these")
+    add("--tags", action="store_true", help="also timm's pre-trained weights, and their licences")
+    add("--json", action="store_true", help="for programs: one mapping a network")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Prints the table, or JSON; both name what is left out, and why."""
+    timm = importlib.util.find_spec("timm") is not None
+    rows = names.supported(ask_timm=args.tags or (args.json and timm))
+    rows = [row for row in rows if _matches(row, args.words)]
+    if not rows:
+        raise WeightsError(
+            f"No network is called {' '.join(args.words)!r}; see them all with: python -m "
+            "weight_port list"
+        )
+    if args.json:
+        found = [dataclasses.asdict(row) for row in rows]
+        print(json.dumps({"supported": found, "left_out": names.LEFT_OUT}, indent=1))
+    else:
+        print(table(rows, tags=args.tags))
+    return 0
+
+
+def _matches(row: names.Row, words: Sequence[str]) -> bool:
+    every = (row.architecture, *row.models, *(row.tags or ()))
+    return all(any(word in name for name in every) for word in words)
+
+
+COLUMNS = ("architecture", "timm's names", "parameters", "pixels", "features /2 ... /32", "norm")
+
+
+def table(rows: Sequence[names.Row], *, tags: bool = False) -> str:
+    """The rows as text, at most 120 columns wide without tags."""
+    cells = [COLUMNS, *map(_cells, rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(COLUMNS))]
+    right = {COLUMNS.index("parameters"), COLUMNS.index("pixels")}
+    lines = []
+    for row, source in zip(cells, (None, *rows), strict=True):
+        parts = [
+            text.rjust(width) if i in right else text.ljust(width)
+            for i, (text, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(parts).rstrip())
+        if tags and source is not None:
+            for tag in source.tags or ("no pre-trained weights in timm",):
+                licence = (source.licences or {}).get(tag)
+                lines.append(f"    {tag}{f'  ({licence})' if licence else ''}")
+    lines += ["", f"{len(rows)} architectures, {sum(len(row.models) for row in rows)} names."]
+    lines.append("tf_ names: SAME padding and eps 1e-3; the others: symmetric padding, eps 1e-5.")
+    odd = [
+        name
+        for row in rows
+        for name, padding in row.paddings.items()
+        if (padding == "same") != name.startswith("tf_")
+    ]
+    if odd:
+        lines.append(f"As tf_ names: {', '.join(odd)}.")
+    # Patterns there: "..." reads better than the end of one.
+    left_out = {name.replace(r"(_\w+)?", "..."): why for name, why in names.LEFT_OUT.items()}
+    lines += [f"Left out: {name}: {why}." for name, why in left_out.items()]
+    return "\n".join(lines)
+
+
+def _cells(row: names.Row) -> tuple[str, ...]:
+    both = f"[tf_]{row.architecture}" if len(row.models) == 2 else row.models[0]
+    return (
+        row.architecture,
+        both,
+        f"{row.parameters:,}",
+        str(row.resolution),
+        " ".join(map(str, row.channels)),
+        row.norm,
+    )

@@ -1,0 +1,144 @@
+"""A weight file from a plan and a source: convert, check, write, certify, tell."""
+
+import collections
+import datetime
+import importlib.metadata
+import re
+import shlex
+from typing import Any
+
+import numpy as np
+
+import crossdim_jax
+from crossdim_jax import params
+from weight_port import norms, plan, source
+from weight_port.convert import HEAD, Converted, Recipe, convert
+
+
+def make(todo: plan.Plan, origin: source.Source, *, certificate: bool) -> None:
+    """Converts, checks, writes, certifies, and prints what was done."""
+    converted = convert(origin, todo.recipe)
+    metadata = record(origin, todo.recipe, converted)
+    todo.check(params.Weights(converted.arrays, metadata, todo.out))
+    params.save_weights(todo.out, converted.arrays, metadata)
+    if certificate:
+        from weight_port import verify  # runs networks: only where it is asked for
+
+        verify.certify(todo.out, source=origin)
+    print(summary(todo, metadata, converted))
+
+
+def record(origin: source.Source, recipe: Recipe, converted: Converted) -> dict[str, Any]:
+    """The metadata of a weight file: all it takes to judge it, or to make it again."""
+    shapes = {path: array.shape for path, array in converted.arrays.items()}
+    return {
+        **origin.origin,
+        "architecture": origin.name.architecture,
+        "padding": origin.name.padding,
+        "eps": origin.name.eps,
+        "ndim": recipe.ndim,
+        "inflate": recipe.inflate,
+        "inflate_at": list(recipe.inflate_at),
+        "depth_kernels": recipe.depth_kernels,
+        **params.depth_form(shapes, recipe.ndim),
+        "in_channels": recipe.in_channels,
+        "stem": recipe.stem,
+        "norm": recipe.norm,
+        "statistics": norms.recorded(recipe.norm, recipe.statistics),
+        "seed": recipe.seed,
+        "tensors": len(converted.arrays),
+        "values": sum(array.size for array in converted.arrays.values()),
+        "unused": list(converted.unused),
+        "fresh": list(converted.fresh),
+        **stamp(),
+    }
+
+
+def stamp() -> dict[str, Any]:
+    """When, and with which versions, a file is written."""
+    found: dict[str, str | None] = {"crossdim_jax": crossdim_jax.__version__}
+    for package in ("jax", "flax", "numpy", "torch", "timm"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {"versions": found, "date": now}
+
+
+UNUSED = {
+    "BatchNorm counters": r".*num_batches_tracked",
+    "classification head": r"(conv_head|bn2|classifier)\..*",
+    "running statistics": r".*running_(mean|var)",
+}
+
+
+def summary(todo: plan.Plan, metadata: dict[str, Any], converted: Converted) -> str:
+    """What was done, for people; ends with the next command."""
+    groups: dict[str, int] = {}
+    for name in converted.unused:
+        kind = next((k for k, pattern in UNUSED.items() if re.fullmatch(pattern, name)), name)
+        groups[kind] = groups.get(kind, 0) + 1
+    unused = ", ".join(f"{kind} {n}" for kind, n in groups.items())
+    counts = {
+        what: int(np.sum([a.size for path, a in converted.arrays.items() if path.startswith(what)]))
+        for what in ("params/", HEAD)
+    }
+    head = f", and {counts[HEAD]:,} numbers of the head" if counts[HEAD] else ""
+    lines = {
+        "weights": params.describe(metadata),
+        "sha256": metadata["sha256"] or "none",
+        "tensors": f"{len(converted.used)} used of {len(converted.used) + len(converted.unused)}",
+        "unused": unused or "none",
+        "fresh": ", ".join(converted.fresh) or "none",
+        "kernels": _kernels(metadata, converted),
+        "norms": _norms(todo.recipe),
+        "written": f"{len(converted.arrays)} tensors, {counts['params/']:,} parameters{head}",
+        "file": str(todo.out),
+        "next": next_command(todo),
+    }
+    return "\n".join(f"{key:8} {value}" for key, value in lines.items() if value)
+
+
+def _kernels(metadata: dict[str, Any], converted: Converted) -> str:
+    """How many kernels were inflated by which mode, and their taps by stage."""
+    modes = list(converted.modes.values())
+    if not modes:
+        return ""
+    counts = ", ".join(f"{n} by {mode}" for mode, n in collections.Counter(modes).most_common())
+    taps = ",".join(map(str, metadata["depth_taps"]))
+    form = ", factorised" if metadata["factorised"] else ""
+    return f"{counts}; taps along depth by stage {taps}{form}"
+
+
+def _norms(recipe: Recipe) -> str:
+    said = {
+        "carried": "running statistics carried over from 2D",
+        "stale": "running statistics are stale: measure them with config.weights.reestimate, or "
+        "`python -m weight_port reestimate`",
+        "dropped": "running statistics dropped, each input is normalised by its own",
+    }[norms.recorded(recipe.norm, recipe.statistics)]
+    if "carried" in said and {"sqrt", "acs"} & set(recipe.modes):
+        said += "; they describe 2D responses, which this mode changes: consider reestimate"
+    return f"{recipe.norm}: {said}"
+
+
+def next_command(todo: plan.Plan) -> str:
+    """The command that trains with the file; that inflates it, where no network takes 2D files."""
+    recipe = todo.recipe
+    if recipe.ndim == 2 and todo.config is None:
+        return shlex.join(["python", "-m", "weight_port", "inflate", str(todo.out)])
+    said = {
+        "weights.file": todo.out,
+        "weights.source": todo.name,
+        "weights.inflate": recipe.inflate,
+        "weights.inflate_at": recipe.inflate_at,
+        "weights.stem": recipe.stem,
+        "model.norm": recipe.norm,
+        "model.depth_kernels": recipe.depth_kernels,
+        "model.factorised": recipe.factorised,
+        "weights.reestimate": 16 if recipe.statistics == "reestimate" else None,
+    }
+    by_hand = [f"--config.{field}={value}" for field, value in said.items() if value]
+    options = todo.config or shlex.join(["--config=CONFIG", *by_hand, plan.DATA_ROOT])
+    return f"python launch.py {options} --workdir=runs/NAME"

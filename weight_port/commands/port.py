@@ -1,0 +1,66 @@
+"""`port`: a 2D classifier's weights into the weights of a 2D or 3D encoder."""
+
+import argparse
+
+from crossdim_jax.models import encoders
+from weight_port import plan, source
+from weight_port.commands import recipe_flags
+from weight_port.commands.making import make
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's flags."""
+    add = parser.add_argument
+    add("name", nargs="?", help="a timm name, such as tf_efficientnet_b0.ns_jft_in1k; see `list`")
+    add("--config", metavar="FILE", help="port exactly what this experiment will load")
+    origin = parser.add_mutually_exclusive_group()
+    origin.add_argument(
+        "--checkpoint", metavar="FILE", help=".safetensors, .pth, .pt or .bin; no network needed"
+    )
+    origin.add_argument(
+        "--random", action="store_true", help="random weights of that architecture, no network"
+    )
+    add("--ndim", type=int, choices=(2, 3), help="spatial rank of the encoder (default: 2)")
+    recipe_flags.add_recipe(parser)
+    add(
+        "--no-head",
+        dest="head",
+        action="store_false",
+        help="leave the classifier's head out of a 2D file; it could not be exported",
+    )
+    add("--license", "--licence", dest="licence", help="of the checkpoint's weights, recorded")
+    recipe_flags.add_writing(parser)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Plans, reads, converts, checks, writes, certifies and tells."""
+    usage = args.parser.error
+    if (args.name is None) == (args.config is None):
+        usage("give either a timm name or --config=FILE")
+    recipe_flags.refuse_with_config(args)
+    if args.licence and not args.checkpoint:
+        usage("--license goes with --checkpoint; otherwise it is known")
+    if args.config:
+        todo = plan.from_config(
+            args.config,
+            args.overrides,
+            out=args.out,
+            seed=args.seed or 0,
+            random=args.random,
+            head=args.head,
+        )
+    else:
+        own = encoders.norm(source.parse_name(args.name).architecture)
+        recipe = recipe_flags.recipe(args, **({} if args.ndim == 3 else {"norm": own}))
+        todo = plan.by_hand(args.name, recipe, args.out or "weights", random=args.random)
+    if not args.overwrite:
+        todo.refuse_existing()  # before anything is downloaded
+    todo.check_recipe()
+    if args.checkpoint:
+        origin = source.from_file(args.checkpoint, todo.name, licence=args.licence or "unknown")
+    elif args.random:
+        origin = source.random(todo.name, seed=todo.recipe.seed)
+    else:
+        origin = source.from_timm(todo.name)
+    make(todo, origin, certificate=args.certificate)
+    return 0

@@ -1,0 +1,210 @@
+"""`reestimate`: a weight file's BatchNorm statistics, measured anew on volumes."""
+
+import argparse
+import glob
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from crossdim_jax import params, sharding, statistics
+from crossdim_jax.data import images
+from crossdim_jax.data.pipeline import crop, crop_start
+from crossdim_jax.data.preprocess import crop_to_brain, zscore
+from crossdim_jax.errors import DataError, WeightsError
+from crossdim_jax.models import encoders
+from weight_port import norms, rename
+from weight_port.commands.making import stamp
+
+PREPARATION = "cropped to non-zero voxels, each channel z-scored over its non-zero voxels"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's flags."""
+    add = parser.add_argument
+    add("file", metavar="FILE", help="2D or 3D weights with norm batch or frozen")
+    add(
+        "--volumes",
+        nargs="+",
+        required=True,
+        metavar="PATTERN",
+        help="NIfTI files, in quotes: of one channel, with one pattern for each input channel, or "
+        "with the channels on a fourth axis",
+    )
+    add("--patch", default="64", metavar="N[,N,N]", help="voxels (z,y,x), or (y,x) (default: 64)")
+    add("--patches", type=int, default=16, metavar="N", help="how many to measure (default: 16)")
+    add("--batch", type=int, default=4, metavar="N", help="patches at a time (default: 4)")
+    add("--seed", type=int, default=0, help="of the patches' places (default: 0)")
+    add("--out", metavar="PATH", help="the file to write (default: FILE with -reestimated)")
+    add("--overwrite", action="store_true", help="replace an existing file")
+    add("--no-certificate", dest="certificate", action="store_false", help="do not certify it")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Reads the file and the volumes, measures, writes, certifies and tells."""
+    path = Path(args.file)
+    plain = path.stem.replace("-stale", "")
+    out = Path(args.out) if args.out else path.with_name(f"{plain}-reestimated.safetensors")
+    if out.exists() and not args.overwrite:
+        raise WeightsError(f"{out} exists; replace it with --overwrite, or choose --out=PATH.")
+    if args.patches < 1 or args.batch < 1:
+        args.parser.error("--patches and --batch: expected 1 or more")
+    weights = params.load_weights(path)
+    record = weights.metadata
+    if record.get("norm") not in norms.KEEPING:
+        raise WeightsError(
+            f"{path}: its norm is {record.get('norm')!r}, which keeps no running statistics; there "
+            f"is nothing to measure. Only {' and '.join(norms.KEEPING)} keep them."
+        )
+    patch = _patch(args.patch, record["ndim"])
+    cases = find_cases(args.volumes, record["in_channels"])
+    batches = patches_of(cases, patch, record["in_channels"], batch=args.batch, seed=args.seed)
+    arrays, used = measure(weights, batches, patches=args.patches, seed=args.seed)
+    fresh = [path for path in record.get("fresh") or () if not path.startswith("batch_stats/")]
+    metadata = {key: value for key, value in record.items() if key != "certificate"} | {
+        "statistics": f"reestimated ({used} patches)",
+        "reestimated_on": {
+            "files": [str(Path(file).name) for case in cases for file in case],
+            "patch": list(patch),
+            "seed": args.seed,
+            "preparation": PREPARATION,
+        },
+        "fresh": fresh,
+        **stamp(),
+    }
+    params.save_weights(out, arrays, metadata)
+    if args.certificate:
+        from weight_port import verify  # runs networks: only where it is asked for
+
+        verify.certify(out)
+    print(f"measured {used} patches of {patch} from {len(cases)} cases\nfile     {out}")
+    return 0
+
+
+def measure(
+    weights: params.Weights, batches: Iterator[np.ndarray], *, patches: int, seed: int = 0
+) -> tuple[dict[str, np.ndarray], int]:
+    """The file's tensors with new running statistics, and the number of patches used."""
+    record = weights.metadata
+    settings: dict[str, Any] = {
+        field: tuple(record[field]) if isinstance(record[field], list) else record[field]
+        for field in ("depth_kernels", "factorised")
+        if record.get(field)
+    }
+    encoder = encoders.build(
+        record["architecture"],
+        norm="batch",  # frozen ones measure nothing; the tensors are the same
+        padding=record["padding"],
+        eps=record["eps"],
+        drop_path_rate=0.0,
+        **settings,
+    )
+    tree = params.unflatten(dict(weights.arrays))
+    mesh = sharding.make_mesh(1)
+    variables = {c: tree[c][rename.MODULE] for c in ("params", "batch_stats")}
+    variables = jax.device_put(jax.tree.map(jnp.asarray, variables), sharding.replicated(mesh))
+    stats, used = statistics.reestimate(
+        encoder, variables, batches, mesh, patches=patches, seed=seed
+    )
+    found = params.flatten({"batch_stats": {rename.MODULE: stats}})
+    return dict(weights.arrays) | {k: np.asarray(v, np.float32) for k, v in found.items()}, used
+
+
+def _patch(text: str, ndim: int) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        sizes = ()
+    sizes = sizes * ndim if len(sizes) == 1 else sizes
+    if len(sizes) != ndim or min(sizes) < 32:
+        raise WeightsError(
+            f"--patch={text}: expected {ndim} lengths of 32 or more, or one for all, such as 64."
+        )
+    return sizes
+
+
+def find_cases(patterns: Sequence[str], channels: int) -> list[tuple[str, ...]]:
+    """The files of each case: one, or one for each channel.
+
+    Args:
+      patterns: shell patterns; as many as channels, unless a file holds all channels.
+      channels: input channels of the weights.
+
+    Raises:
+      DataError: a pattern matches nothing, or the channels' files are not equally many.
+    """
+    found = [sorted(glob.glob(pattern, recursive=True)) for pattern in patterns]
+    for pattern, paths in zip(patterns, found, strict=True):
+        if not paths:
+            raise DataError(f"--volumes {pattern!r}: matches no file")
+    if len(patterns) == 1 or channels == 1:  # or names that a shell has expanded already
+        return [(path,) for path in sorted({path for paths in found for path in paths})]
+    if len(patterns) != channels:
+        raise DataError(
+            f"--volumes: found {len(patterns)} patterns, expected {channels}, one for each input "
+            "channel of the weights, or one if each file holds all channels. Put patterns in quotes"
+        )
+    if len(counts := {len(paths) for paths in found}) > 1:
+        told = ", ".join(f"{p!r}: {len(f)}" for p, f in zip(patterns, found, strict=True))
+        raise DataError(f"--volumes: the channels have {sorted(counts)} files ({told}); make equal")
+    return list(zip(*found, strict=True))
+
+
+def read_case(files: Sequence[str], channels: int) -> np.ndarray:
+    """A case as (z, y, x, channels) float32, prepared as `PREPARATION` says.
+
+    Raises:
+      DataError: a file cannot be read, holds NaN, or its channels or shape do not fit.
+    """
+    volumes = []
+    for file in files:
+        ndim = 4 if len(files) == 1 and channels > 1 else 3
+        volume, _ = images.read_nifti(file, ndim=ndim)
+        volumes.append(volume[..., None] if volume.ndim == 3 else volume)
+    if len(shapes := {volume.shape[:3] for volume in volumes}) > 1:
+        raise DataError(f"{', '.join(files)}: shapes differ: {sorted(shapes)}")
+    image = np.concatenate([volume.astype(np.float32) for volume in volumes], -1)
+    if image.shape[-1] != channels:
+        raise DataError(
+            f"{files[0]}: holds {image.shape[-1]} channels, but the weights take {channels}"
+        )
+    if not np.isfinite(image).all():
+        raise DataError(f"{files[0]}: holds NaN or infinite voxels; repair or leave it out")
+    try:
+        box = tuple(slice(*bounds) for bounds in crop_to_brain(image))
+    except ValueError as error:
+        raise DataError(f"{files[0]}: {error}") from error
+    return zscore(image[box])
+
+
+def patches_of(
+    cases: Sequence[Sequence[str]], patch: Sequence[int], channels: int, *, batch: int, seed: int
+) -> Iterator[np.ndarray]:
+    """Batches of random patches without end, `(batch, *patch, channels)`, the cases in turn.
+
+    A 2D patch is of one axial slice, drawn among those that are not empty.
+    """
+    rng = np.random.default_rng(seed)
+    flat = len(patch) == 2
+    kept: dict[Sequence[str], np.ndarray] = {}  # a file is read once, while there are few
+    count = 0
+    while True:
+        rows = []
+        for _ in range(batch):
+            files = cases[count % len(cases)]
+            count += 1
+            if files not in kept:
+                kept |= {files: read_case(files, channels)}
+                if len(kept) > 8:
+                    kept.pop(next(iter(kept)))
+            image = kept[files]
+            if flat:
+                occupied = np.flatnonzero(image.any(axis=(1, 2, 3)))
+                image = image[rng.choice(occupied)][None]
+            window = (1, *patch) if flat else tuple(patch)
+            rows.append(crop(image, crop_start(image.shape[:3], window, rng), window))
+        rows = np.stack(rows)
+        yield rows[:, 0] if flat else rows

@@ -1,0 +1,222 @@
+"""`python -m weight_port verify FILE`: makes a file's certificate, and holds a file to it."""
+
+import argparse
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from crossdim_jax import files, params
+from crossdim_jax.errors import CrossdimError, WeightsError
+from weight_port import inspect, ours, source
+from weight_port.certificate import measure, source_sha256
+from weight_port.forward import NOT_RUN, TOLERANCE
+from weight_port.source import Source
+from weight_port.volume import FROM_SOURCE
+
+SUFFIX = ".certificate.json"
+# What may differ between two certificates of the same file: they are from two places and times.
+CIRCUMSTANCES = (
+    *("date", "versions", "problems", "reason", "reference", "of"),
+    *("used", "unused"),  # a 2D weight file, as a source, has other tensors than a checkpoint
+)
+_AGAINST_2D = re.compile(r"^volume\.stages\[\d+\]\.(edge|zero\w*|activations\.2d\.\w+)$")
+RELATIVE = 0.05  # of measured departures, which hang on rounding in other machines' arithmetic
+
+
+def certificate_path(path: str | os.PathLike) -> Path:
+    """Where the copy of a file's certificate lies: beside it."""
+    return Path(f"{path}{SUFFIX}")
+
+
+def certify(
+    path: str | os.PathLike, *, source: Source | None = None, absent: str = "no source was given"
+) -> dict[str, Any]:
+    """Makes a weight file's certificate and writes it into the file's record and beside the file.
+
+    Args:
+      path: a file that `params.save_weights` wrote.
+      source: what it was made of; without it, what needs it is recorded as not run.
+      absent: why there is no source.
+
+    Returns:
+      the certificate, see `certificate.measure`.
+
+    Raises:
+      WeightsError: the file does not do what its recipe promises; the certificate, which names
+        the broken promises, is written all the same.
+    """
+    weights = params.load_weights(path)
+    made = measure(weights, source, absent=absent)
+    text = json.dumps(made, indent=1, sort_keys=True, allow_nan=False)
+    params.save_weights(path, weights.arrays, {**weights.metadata, "certificate": made})
+    try:
+        files.write_text(certificate_path(path), text + "\n")
+    except OSError as error:
+        raise WeightsError(
+            f"{certificate_path(path)}: cannot write the certificate ({error.strerror or error}). "
+            "Choose a folder that can be written and has room."
+        ) from error
+    if made["problems"]:
+        raise WeightsError(
+            f"{path} was written, but it does not do what its recipe promises:\n  "
+            + "\n  ".join(made["problems"])
+            + "\nDo not train with it. Is the source what its name says, and are its conventions?"
+        )
+    return made
+
+
+# --------------------------------------------------------------------------- comparing
+
+
+def departures(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What two certificates of one file disagree on, as sentences; parts that one lacks are left.
+
+    Errors below the tolerance are rounding and equal; measured departures may differ by a few per
+    cent between machines; hashes and names must be the same. What was compared with the source is
+    not held against what was compared with the kernels' own sums: running statistics may differ.
+    """
+    then_leaves, now_leaves = dict(_leaves(stored)), dict(_leaves(now))
+    volumes = [certificate.get("volume", {}) for certificate in (stored, now)]
+    limit = max([TOLERANCE, *(volume.get("tolerance", 0.0) for volume in volumes)])
+    if len({str(v.get("reference")).startswith(FROM_SOURCE) for v in volumes}) > 1:
+        then_leaves = {k: v for k, v in then_leaves.items() if not _AGAINST_2D.search(k)}
+    found = []
+    for place in sorted(then_leaves.keys() & now_leaves.keys()):
+        then, this = then_leaves[place], now_leaves[place]
+        if not _same(then, this, limit):
+            found.append(f"{place}: certified {_show(then)}, found {_show(this)}")
+    return found
+
+
+def _leaves(tree: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields (place, value); a list of names is one value, and parts that were not run have none.
+
+    "volume.stages[2].edge" is a place.
+    """
+    if isinstance(tree, Mapping):
+        if tree.get("status") == NOT_RUN:
+            return
+        for key, value in tree.items():
+            if key not in CIRCUMSTANCES:
+                yield from _leaves(value, f"{place}.{key}" if place else key)
+    elif isinstance(tree, list) and not all(isinstance(item, str) for item in tree):
+        for index, value in enumerate(tree):
+            yield from _leaves(value, f"{place}[{index}]")
+    else:
+        yield place, tree
+
+
+def _same(then: Any, now: Any, limit: float) -> bool:
+    if then is None or now is None:  # unknown to one of them: a source without a hash
+        return True
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (then, now))
+    if numbers and isinstance(then, float | int) and (isinstance(then, float) or then != now):
+        return math.isclose(then, now, rel_tol=RELATIVE, abs_tol=limit)
+    return then == now
+
+
+def _show(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def beside(path: str | os.PathLike, stored: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the copy that lies beside the file; nothing if there is none."""
+    copy = certificate_path(path)
+    if not copy.exists():
+        return []
+    try:
+        same = json.loads(copy.read_text(encoding="utf-8")) == stored
+    except (OSError, ValueError):
+        return [f"{copy}: cannot be read as JSON; make it again with verify --write"]
+    return [] if same else [f"{copy}: is not the certificate that is in the file"]
+
+
+# --------------------------------------------------------------------------- the source
+
+
+def find_source(
+    weights: params.Weights, *, checkpoint: str | None = None, file: str | None = None
+) -> tuple[Source | None, str]:
+    """What a weight file was made of, or None and why it is not there. No network is asked.
+
+    Args:
+      weights: the file.
+      checkpoint: a checkpoint of timm's.
+      file: a 2D weight file of this project.
+
+    Raises:
+      WeightsError: a file was named and cannot be read.
+    """
+    record = weights.metadata
+    name = str(record.get("id"))
+    if checkpoint:
+        return source.from_file(checkpoint, name), ""
+    if file:
+        return ours.as_source(ours.read_2d(file, "comparison")), ""
+    try:
+        if record.get("source") == "timm":
+            return source.from_timm(name, cached_only=True), ""
+        if record.get("source") == "random":
+            return _drawn_again(record), ""
+    except CrossdimError as error:
+        return None, str(error).splitlines()[0]
+    return None, f"its source {record.get('file')} was not given (--checkpoint=FILE)"
+
+
+def _drawn_again(record: Mapping[str, Any]) -> Source:
+    """Random weights from their seed, if this machine's torch draws what the file was made of."""
+    found = source.random(str(record["id"]), seed=record.get("seed") or 0)
+    known = (record.get("certificate") or {}).get("source_content_sha256")
+    if known != source_sha256(found):
+        raise WeightsError("random weights, which this version of torch draws differently")
+    return found
+
+
+# --------------------------------------------------------------------------- the command
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's flags."""
+    add = parser.add_argument
+    add("file", metavar="FILE", help="a weight file of this project, 2D or 3D")
+    origin = parser.add_mutually_exclusive_group()
+    origin.add_argument(
+        "--checkpoint", metavar="FILE", help="timm's checkpoint that it was made of"
+    )
+    origin.add_argument(
+        "--source", metavar="FILE", help="a 2D weight file of the same source, instead"
+    )
+    add("--write", action="store_true", help="make the certificate anew and keep it")
+    add("--json", action="store_true", help="the whole comparison, for programs")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Runs the file against its source; 0 if it keeps its promises and its certificate."""
+    weights = params.load_weights(args.file)
+    origin, absent = find_source(weights, checkpoint=args.checkpoint, file=args.source)
+    if args.write:
+        stored = now = certify(args.file, source=origin, absent=absent)
+        found = []
+    else:
+        stored = weights.metadata.get("certificate")
+        now = measure(weights, origin, absent=absent)
+        found = [*now["problems"]]
+        if stored is None:
+            found.append("there is no certificate in the file; `verify --write` makes one")
+        else:
+            found += [*departures(stored, now), *beside(args.file, stored)]
+    if args.json:
+        print(json.dumps({"file": args.file, "departures": found, "found": now}, indent=1))
+    else:
+        print("\n".join([params.describe(weights.metadata), *inspect.certificate_lines(now)]))
+        if found:
+            print(f"\n{args.file} departs from what it should be:")
+            print("\n".join(f"  {departure}" for departure in found))
+        else:
+            print(f"\n{args.file} is what its certificate of {stored['date']} says.")
+    return 1 if found else 0
