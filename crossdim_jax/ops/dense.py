@@ -1,0 +1,217 @@
+"""Dense 3D convolution for CPUs: 2D convolutions with depth folded into the batch.
+
+XLA sends a 3D convolution down a slow path on CPUs, and computes a kernel's gradient as a
+convolution with a window as large as the image, after transposing both. Here a 3D convolution is
+one 2D convolution that gives the outputs of all depth taps, which are then shifted and added; a
+kernel's gradient is a sum of matrix products over blocks of rows that stay in the cache.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from crossdim_jax.ops.blocks import space_to_depth
+
+Padding = tuple[tuple[int, int], ...]
+
+# Voxels of one block of the kernel's gradient: its operands then fit a core's cache.
+BLOCK_VOXELS = 2048
+
+
+# On smaller grids the kernel outweighs the image, and it should not be rearranged.
+SMALL_GRID = 8**3
+
+# With this many input channels or fewer, depth taps are gathered rather than scattered.
+FEW_CHANNELS = 8
+
+
+def conv3d_folded(
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: Padding
+) -> jax.Array:
+    """Dense 3D convolution; arguments as those of `conv`."""
+    if strides == (1, 1, 1):
+        return _unit_stride(x, kernel, padding)
+    if strides == (2, 2, 2):
+        return _unit_stride(*_halved(x, kernel, padding))
+    return _summed(x, kernel, strides, padding)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _unit_stride(x, kernel, padding):
+    if math.prod(x.shape[1:4]) <= SMALL_GRID:
+        return _summed(x, kernel, (1, 1, 1), padding)
+    if x.shape[-1] <= min(FEW_CHANNELS, kernel.shape[-1] // 2):
+        return _gathered(x, kernel, padding)
+    return _stacked(x, kernel, padding)
+
+
+def _forward(x, kernel, padding):
+    return _unit_stride(x, kernel, padding), (x, kernel)
+
+
+def _backward(padding, residuals, g):
+    x, kernel = residuals
+    # The input's gradient is the same operation with the kernel turned round.
+    turned = jnp.swapaxes(kernel[::-1, ::-1, ::-1], -1, -2)
+    dx = _unit_stride(g, turned, _turned_padding(kernel.shape[:3], padding))
+    dkernel = kernel_gradient(x, g, kernel.shape[:3], padding)
+    return dx, dkernel.astype(kernel.dtype)
+
+
+_unit_stride.defvjp(_forward, _backward)
+
+
+def _turned_padding(window: tuple[int, ...], padding: Padding) -> Padding:
+    return tuple(
+        (k - 1 - low, k - 1 - high) for k, (low, high) in zip(window, padding, strict=True)
+    )
+
+
+def _halved(
+    x: jax.Array, kernel: jax.Array, padding: Padding
+) -> tuple[jax.Array, jax.Array, Padding]:
+    """A convolution with stride 2 as one with stride 1 over blocks of 2 x 2 x 2 voxels.
+
+    A block's voxels become channels, `(b, d / 2, h / 2, w / 2, 8 c_in)`; the window is filled up
+    with zeros to whole blocks. Half of its products are with zeros, and still its gradients take a
+    fraction of the time that a strided convolution's take.
+    """
+    odd = tuple((0, n % 2) for n in x.shape[1:4])
+    blocks = space_to_depth(jnp.pad(x, ((0, 0), *odd, (0, 0))), (2, 2, 2))
+    fill, outer = [], []
+    for n, k, (low, high) in zip(x.shape[1:4], kernel.shape[:3], padding, strict=True):
+        before = low % 2
+        taps = -(-(k + before) // 2)
+        size = (n + low + high - k) // 2 + 1
+        fill.append((before, 2 * taps - k - before))
+        first = (low + 1) // 2
+        outer.append((first, size - 1 + taps - first - (n + 1) // 2))
+    by_output = jnp.moveaxis(jnp.pad(kernel, (*fill, (0, 0), (0, 0))), -1, 0)
+    return blocks, jnp.moveaxis(space_to_depth(by_output, (2, 2, 2)), 0, -1), tuple(outer)
+
+
+def _conv2d(x, kernel, strides, padding):
+    numbers = lax.conv_dimension_numbers(x.shape, kernel.shape, ("NHWC", "HWIO", "NHWC"))
+    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=numbers)
+
+
+def _stacked(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
+    """One 2D convolution gives the outputs of all depth taps, which are shifted and added."""
+    batch, depth = x.shape[:2]
+    taps, out = kernel.shape[0], kernel.shape[-1]
+    flat = jnp.moveaxis(kernel, 0, -2).reshape(*kernel.shape[1:4], taps * out)
+    y = _conv2d(x.reshape(batch * depth, *x.shape[2:]), flat, (1, 1), padding[1:])
+    y = y.reshape(batch, depth, *y.shape[1:3], taps, out)
+    low, size = padding[0][0], depth + sum(padding[0]) - taps + 1
+    total = 0
+    for t in range(taps):
+        # Output d takes slice d + t - low, where there is one. Padding each tap's own slices,
+        # rather than all at once, leaves one pass over y.
+        first, last = max(low - t, 0), min(depth + low - t, size)
+        if first < last:
+            part = y[:, first + t - low : last + t - low, :, :, t]
+            total = total + jnp.pad(part, ((0, 0), (first, size - last), (0, 0), (0, 0), (0, 0)))
+    return total
+
+
+def _gathered(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
+    """One 2D convolution over the slices that all depth taps see, side by side as channels."""
+    batch, taps = x.shape[0], kernel.shape[0]
+    x = jnp.pad(x, ((0, 0), padding[0], (0, 0), (0, 0), (0, 0)))
+    size = x.shape[1] - taps + 1
+    x = jnp.concatenate([x[:, t : t + size] for t in range(taps)], -1)
+    flat = jnp.moveaxis(kernel, 0, 2).reshape(*kernel.shape[1:3], -1, kernel.shape[-1])
+    y = _conv2d(x.reshape(batch * size, *x.shape[2:]), flat, (1, 1), padding[1:])
+    return y.reshape(batch, size, *y.shape[1:])
+
+
+def _summed(
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: Padding
+) -> jax.Array:
+    """One 2D convolution per depth tap, over the slices that tap sees; their sum."""
+    batch, depth = x.shape[:2]
+    taps = kernel.shape[0]
+    step = strides[0]
+    size = (depth + sum(padding[0]) - taps) // step + 1
+    x = jnp.pad(x, ((0, 0), padding[0], (0, 0), (0, 0), (0, 0)))
+    last = (size - 1) * step + 1
+    total = 0
+    for t in range(taps):
+        slices = x[:, t : t + last : step]
+        y = _conv2d(
+            slices.reshape(batch * size, *slices.shape[2:]), kernel[t], strides[1:], padding[1:]
+        )
+        total = total + y
+    return total.reshape(batch, size, *total.shape[1:])
+
+
+def kernel_gradient(
+    x: jax.Array, g: jax.Array, window: tuple[int, ...], padding: Padding
+) -> jax.Array:
+    """The kernel's gradient of a 3D convolution with stride 1, as matrix products.
+
+    `dk[t, i, j] = sum_p x[p + (t, i, j) - low]^T g[p]`. Rows (the second spatial axis) are taken in
+    blocks. Of a block, the gradient's copies shifted along the first and the third axis stand side
+    by side as columns, and so do the window's rows of x: one product gives all taps. The first
+    axis is never cut, as it may be sharded.
+
+    Args:
+      x: `(b, d, h, w, c_in)`.
+      g: `(b, d_out, h_out, w_out, c_out)`.
+      window: (kd, kh, kw).
+      padding: of the convolution, `((low, high), ...)`.
+
+    Returns:
+      `(kd, kh, kw, c_in, c_out)`, float32 at least.
+    """
+    if x.shape[-1] < g.shape[-1]:
+        # Shift the one with fewer channels: the same sum with the roles exchanged.
+        swapped = kernel_gradient(g, x, window, _turned_padding(window, padding))
+        return jnp.swapaxes(swapped[::-1, ::-1, ::-1], -1, -2)
+    batch, depth, _, width, c_in = x.shape
+    (d_out, h_out, w_out), c_out = g.shape[1:4], g.shape[-1]
+    kd, kh, kw = window
+    (d_low, _), (h_low, h_high), (w_low, _) = padding
+    rows = _rows_per_block(h_out, batch * depth * width)
+    x = _pad_or_cut(x, 2, h_low, h_high)
+
+    def block(n):
+        part = lax.dynamic_slice_in_dim(g, n * rows, rows, 2)
+        # Column (t, j) at (u, v) is g[u - t + d_low, v - j + w_low].
+        part = _pad_or_cut(part, 1, kd - 1 - d_low, depth + d_low - d_out)
+        part = _pad_or_cut(part, 3, kw - 1 - w_low, width + w_low - w_out)
+        shifted = [
+            part[:, kd - 1 - t : kd - 1 - t + depth, :, kw - 1 - j : kw - 1 - j + width]
+            for t in range(kd)
+            for j in range(kw)
+        ]
+        seen = lax.dynamic_slice_in_dim(x, n * rows, rows + kh - 1, 2)
+        seen = jnp.concatenate([seen[:, :, i : i + rows] for i in range(kh)], -1)
+        return lax.dot_general(
+            seen.reshape(-1, kh * c_in),
+            jnp.concatenate(shifted, -1).reshape(-1, kd * kw * c_out),
+            (((0,), (0,)), ((), ())),
+            preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
+        )
+
+    blocks = h_out // rows
+    total = block(0)
+    if blocks > 1:
+        total = lax.fori_loop(1, blocks, lambda n, total: total + block(n), total)
+    return total.reshape(kh, c_in, kd, kw, c_out).transpose(2, 0, 3, 1, 4)
+
+
+def _rows_per_block(height: int, voxels_per_row: int) -> int:
+    """The least divisor of `height` that makes a block of `BLOCK_VOXELS` voxels or more."""
+    wanted = math.ceil(BLOCK_VOXELS / voxels_per_row)
+    return next(n for n in range(min(wanted, height), height + 1) if height % n == 0)
+
+
+def _pad_or_cut(x: jax.Array, axis: int, low: int, high: int) -> jax.Array:
+    """Adds zeros at both ends of an axis; a negative number takes entries away."""
+    config = [(0, 0, 0)] * x.ndim
+    config[axis] = (low, high, 0)
+    return lax.pad(x, jnp.zeros((), x.dtype), config)
