@@ -190,21 +190,26 @@ def _timm(
         return _not_run(str(error).splitlines()[0])
     # The conventions are the file's: that they are those of the weights is what is looked at.
     conventions = {field: weights.metadata[field] for field in ("padding", "eps")}
-    found = forward.features(source.name.architecture, arrays, image, norm=usual, **conventions)
+    found, nudged = (
+        forward.features(source.name.architecture, arrays, x, norm=usual, **conventions)
+        for x in (image, forward.perturbed(image))
+    )
+    limits = forward.limits(found, nudged)
     errors = [forward.relative_error(a, b) for a, b in zip(found, expected, strict=True)]
     result = {
         "status": "run",
         "model": source.name.model,
         "of": "this file" if itself else "the 2D network it was made from",
         "features": [forward.short(error) for error in errors],
+        "limits": limits,
     }
     problems += [
-        f"timm: feature /{2 ** (i + 1)} differs by {error:.2g}, expected at most {TOLERANCE:g}"
-        for i, error in enumerate(errors)
-        if not error <= TOLERANCE
+        f"timm: feature /{2 ** (i + 1)} differs by {error:.2g}, expected at most {limit:g}"
+        for i, (error, limit) in enumerate(zip(errors, limits, strict=True))
+        if not error <= limit
     ]
     eps = conventions["eps"]
-    return result | _logits(source, arrays, found[-1], logits, eps, problems)
+    return result | _logits(source, arrays, found[-1], logits, eps, limits[-1], problems)
 
 
 def _logits(
@@ -213,6 +218,7 @@ def _logits(
     feature: np.ndarray,
     expected: np.ndarray | None,
     eps: float,
+    limit: float,
     problems: list[str],
 ) -> dict[str, Any]:
     """The relative error of the logits, where both sides have a classification head."""
@@ -223,6 +229,6 @@ def _logits(
     settings = head.settings(source.name.architecture)
     found = np.asarray(head.logits(tensors, feature, eps=source.name.eps, **settings))
     error = forward.relative_error(found, expected)
-    if not error <= TOLERANCE:
-        problems.append(f"timm: logits differ by {error:.2g}, expected at most {TOLERANCE:g}")
+    if not error <= limit:
+        problems.append(f"timm: logits differ by {error:.2g}, expected at most {limit:g}")
     return {"logits": forward.short(error)}

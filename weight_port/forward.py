@@ -18,6 +18,9 @@ from weight_port.source import Source
 # Pixels and slices: the coarsest feature is 4 x 4, enough for a norm of its own statistics.
 PLANE, DEPTH, SEED = 128, 16, 0
 TOLERANCE = 1e-4  # relative error in float32 up to which features are called equal
+# Some features amplify whatever rounding left of those before them. Rounding is allowed as much as
+# a change of the input by this fraction makes of it, but no more than equality can bear.
+NUDGE, LOOSEST = 1e-5, 0.1
 NOT_RUN = "not run"
 
 # The fields of a record that are the encoder's attributes, and what a record that does not name
@@ -115,6 +118,23 @@ def timm_outputs(origin: Source, image: np.ndarray) -> tuple[list[np.ndarray], n
 def image(channels: int) -> np.ndarray:
     """A standard normal image, (1, plane, plane, channels)."""
     return np.random.default_rng(SEED).normal(size=(1, PLANE, PLANE, channels)).astype(np.float32)
+
+
+def perturbed(image: np.ndarray) -> np.ndarray:
+    """The image, every value changed by about `NUDGE` of itself."""
+    noise = np.random.default_rng(SEED + 2).normal(size=image.shape).astype(np.float32)
+    return image * (1 + NUDGE * noise)
+
+
+def limits(features: list[np.ndarray], nudged: list[np.ndarray]) -> list[float | None]:
+    """Up to which relative error each feature is called equal; three digits.
+
+    Args:
+      features: of an image.
+      nudged: of the same image, `perturbed`.
+    """
+    changes = [relative_error(b, a) for a, b in zip(features, nudged, strict=True)]
+    return [short(min(max(TOLERANCE, change), LOOSEST)) for change in changes]
 
 
 def short(value: float) -> float | None:

@@ -96,7 +96,7 @@ def _tensors(weights: params.Weights) -> list[str]:
         windows = {
             "x".join(map(str, array.shape[:-2]))
             for path, array in arrays.items()
-            if path.endswith("kernel") and set(array.shape[:-2]) > {1}
+            if path.endswith("kernel") and max(array.shape[:-2], default=1) > 1
         }
         values = sum(array.size for array in arrays.values())
         found.append(
@@ -120,7 +120,7 @@ def certificate_lines(certificate: Mapping[str, Any]) -> list[str]:
         ("versions", ", ".join(versions)),
         ("source", f"sha256 {certificate['source_sha256'] or 'none'}"),
         ("made", _made(certificate["made"])),
-        ("timm", _timm(certificate["timm"], conditions["tolerance"])),
+        ("timm", _timm(certificate["timm"])),
     ]
     found = _section("certificate", rows)
     if "volume" in certificate:
@@ -143,7 +143,7 @@ def _made(made: Mapping[str, Any]) -> str:
     )
 
 
-def _timm(timm: Mapping[str, Any], tolerance: float) -> str:
+def _timm(timm: Mapping[str, Any]) -> str:
     if timm["status"] == NOT_RUN:
         return f"not run: {timm['reason']}"
     errors = " ".join(map(_number, timm["features"]))
@@ -154,8 +154,13 @@ def _timm(timm: Mapping[str, Any], tolerance: float) -> str:
         logits = _number(logits)
     return (
         f"{timm['of']} against {timm['model']}: features {errors}, logits {logits} "
-        f"(at most {tolerance:g})"
+        f"(at most {_limits(timm['limits'])})"
     )
+
+
+def _limits(limits: Sequence[float]) -> str:
+    """One number where all features have it, else one for each."""
+    return f"{limits[0]:g}" if len(set(limits)) == 1 else " ".join(f"{x:.0e}" for x in limits)
 
 
 def _volume(volume: Mapping[str, Any]) -> list[str]:
@@ -165,7 +170,8 @@ def _volume(volume: Mapping[str, Any]) -> list[str]:
         where = promise["where"]
         said = "no promise" if where == "nowhere" else f"equal to 2D {where}"
         rows.append((f"{padding} padding", f"{said}: {promise['why']}"))
-    rows.append(("at most", f"{volume['tolerance']:g} where equality is promised"))
+    limits = _limits([row["limit"] for row in volume["stages"]])
+    rows.append(("at most", f"{limits} where equality is promised"))
     errors = {
         "own sums": "own",  # 2D of its own kernels, summed over depth
         "edge": "edge",

@@ -21,9 +21,12 @@ SUFFIX = ".certificate.json"
 # What may differ between two certificates of the same file: they are from two places and times.
 CIRCUMSTANCES = (
     *("date", "versions", "problems", "reason", "reference", "of"),
+    *("limits", "limit"),  # measured, and only as good as the arithmetic
     *("used", "unused"),  # a 2D weight file, as a source, has other tensors than a checkpoint
 )
 _AGAINST_2D = re.compile(r"^volume\.stages\[\d+\]\.(edge|zero\w*|activations\.2d\.\w+)$")
+_TIMM = re.compile(r"^timm\.(?:features\[(\d+)\]|logits)$")
+_ERROR = re.compile(r"^volume\.stages\[(\d+)\]\.(?:own|edge|zero\w*)$")
 RELATIVE = 0.05  # of measured departures, which hang on rounding in other machines' arithmetic
 
 
@@ -81,13 +84,12 @@ def departures(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """
     then_leaves, now_leaves = dict(_leaves(stored)), dict(_leaves(now))
     volumes = [certificate.get("volume", {}) for certificate in (stored, now)]
-    limit = max([TOLERANCE, *(volume.get("tolerance", 0.0) for volume in volumes)])
     if len({str(v.get("reference")).startswith(FROM_SOURCE) for v in volumes}) > 1:
         then_leaves = {k: v for k, v in then_leaves.items() if not _AGAINST_2D.search(k)}
     found = []
     for place in sorted(then_leaves.keys() & now_leaves.keys()):
         then, this = then_leaves[place], now_leaves[place]
-        if not _same(then, this, limit):
+        if not _same(then, this, _limit(stored, place)):
             found.append(f"{place}: certified {_show(then)}, found {_show(this)}")
     return found
 
@@ -108,6 +110,15 @@ def _leaves(tree: Any, place: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, f"{place}[{index}]")
     else:
         yield place, tree
+
+
+def _limit(certificate: Mapping[str, Any], place: str) -> float:
+    """Up to which error the feature at that place is called equal."""
+    if match := _TIMM.match(place):
+        return certificate["timm"].get("limits", [TOLERANCE])[int(match[1] or -1)]
+    if match := _ERROR.match(place):
+        return certificate["volume"]["stages"][int(match[1])].get("limit", TOLERANCE)
+    return TOLERANCE
 
 
 def _same(then: Any, now: Any, limit: float) -> bool:

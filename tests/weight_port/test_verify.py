@@ -11,7 +11,7 @@ from crossdim_jax import params
 from crossdim_jax.errors import WeightsError
 from crossdim_jax.weights import content_sha256
 from tests.weight_port import tiny
-from weight_port import certificate, forward, ours, verify
+from weight_port import certificate, forward, ours, verify, volume
 from weight_port.__main__ import main
 from weight_port.commands.making import record
 from weight_port.convert import Recipe, convert
@@ -19,6 +19,7 @@ from weight_port.volume import sum_over_depth
 
 FLAT = Recipe(2, 3, "batch", None, "tile")
 DEEP = Recipe(3, 4, "batch", "mean", "gray")
+NOTHING = volume.Promise("nowhere", "")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -184,6 +185,23 @@ def test_measured_statistics_are_nobodys_copy(write, source):
     alone = certificate.measure(params.load_weights(path))
     assert alone["volume"]["stages"][0]["edge"] != made["volume"]["stages"][0]["edge"]
     assert verify.departures(alone, made) == verify.departures(made, alone) == []
+
+
+def test_limits_follow_what_a_feature_makes_of_a_small_change():
+    """No looser than that, so that a sound network is held to the tolerance."""
+    feature = np.random.default_rng(0).normal(size=(1, 4, 4, 8))
+    moved = [feature * (1 + change) for change in (1e-6, 1e-4, 3e-3, 0.5)]
+    assert forward.limits([feature] * 4, moved) == [forward.TOLERANCE, 1e-4, 3e-3, 0.1]
+
+
+def test_a_sound_network_is_held_to_the_tolerance(write, source):
+    made = certificate.measure(params.load_weights(write(DEEP)), source)
+    assert {row["limit"] for row in made["volume"]["stages"]} == {forward.TOLERANCE}
+    row = made["volume"]["stages"][2]
+    row["own"] = 3e-4
+    (problem,) = volume.broken([row], {"edge": NOTHING, "zero": NOTHING})
+    assert "feature /8 differs by 0.0003, expected at most 0.0001" in problem
+    assert volume.broken([row | {"limit": 1e-3}], {"edge": NOTHING, "zero": NOTHING}) == []
 
 
 def test_departures_are_named_and_rounding_is_not():
