@@ -115,7 +115,8 @@ def _leaves(tree: Any, place: str = "") -> Iterator[tuple[str, Any]]:
 def _limit(certificate: Mapping[str, Any], place: str) -> float:
     """Up to which error the feature at that place is called equal."""
     if match := _TIMM.match(place):
-        return certificate["timm"].get("limits", [TOLERANCE])[int(match[1] or -1)]
+        limits = certificate["timm"].get("limits")
+        return limits[int(match[1] or -1)] if limits else TOLERANCE
     if match := _ERROR.match(place):
         return certificate["volume"]["stages"][int(match[1])].get("limit", TOLERANCE)
     return TOLERANCE

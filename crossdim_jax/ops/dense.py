@@ -120,7 +120,7 @@ def _stacked(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
 def _gathered(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
     """One 2D convolution over the slices that all depth taps see, side by side as channels."""
     batch, taps = x.shape[0], kernel.shape[0]
-    x = jnp.pad(x, ((0, 0), padding[0], (0, 0), (0, 0), (0, 0)))
+    x = _pad_or_cut(x, 1, *padding[0])
     size = x.shape[1] - taps + 1
     x = jnp.concatenate([x[:, t : t + size] for t in range(taps)], -1)
     flat = jnp.moveaxis(kernel, 0, 2).reshape(*kernel.shape[1:3], -1, kernel.shape[-1])
@@ -136,7 +136,7 @@ def _summed(
     taps = kernel.shape[0]
     step = strides[0]
     size = (depth + sum(padding[0]) - taps) // step + 1
-    x = jnp.pad(x, ((0, 0), padding[0], (0, 0), (0, 0), (0, 0)))
+    x = _pad_or_cut(x, 1, *padding[0])
     last = (size - 1) * step + 1
     total = 0
     for t in range(taps):
