@@ -45,6 +45,7 @@ def main(argv: list[str]) -> None:
     if CONFIG.value is None:
         raise app.UsageError("--config=FILE is needed, such as --config=configs/brats_dxnet.py")
     experiment.quiet_libraries()
+    experiment.cache_compiled_programs()
     start_distributed()
     job = experiment.build(CONFIG.value, WORKDIR.value)
     if MODE.value == "predict":

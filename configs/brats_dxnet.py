@@ -55,7 +55,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.depth_padding = "zero"  # or edge, reflect: beyond the first and the last slice
     config.model.factorised = False  # True: depthwise kernels as a plane, then a depth filter
     config.model.dtype = "float32"  # bfloat16 on GPU and TPU
-    config.model.ops = "auto"  # convolutions: auto, lax or fast
+    config.model.ops = "auto"  # convolutions: auto, lax, fast or unfolded
 
     config.weights.source = "tf_efficientnet_b0.ns_jft_in1k"
     config.weights.file = "weights/dxnet_b0_repeat.safetensors"

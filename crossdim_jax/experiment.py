@@ -4,7 +4,9 @@ The edge of the library, with `modes`: a config is read here, and passed on as p
 """
 
 import dataclasses
+import hashlib
 import os
+import platform
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -102,6 +104,8 @@ def build(config: ConfigDict, workdir: str | os.PathLike) -> Experiment:
     settings = config.challenge.to_dict()
     challenge = challenges.get(settings.pop("name"), **settings)
     attributes = config.model.to_dict()
+    if "ops" in attributes:
+        attributes["ops"] = ops.choose(attributes["ops"], depth_shards=config.mesh.depth)
     model = models.build(attributes.pop("name"), out_channels=len(challenge.regions), **attributes)
     check_patch(tuple(config.data.patch), model.divisors(3))
     if "phantoms" in config:
@@ -302,12 +306,35 @@ def environment(experiment: Experiment, split: splits.Split) -> str:
     return "\n".join(
         [
             f"jax {jax.__version__} on {len(devices)} {devices[0].device_kind}, mesh {mesh}, "
-            f"ops {ops.choose(config.model.ops)}, compute {config.model.dtype}",
+            f"ops {experiment.model.ops}, compute {config.model.dtype}",
             f"{config.challenge.name}: {len(split.train)} cases train, "
             f"{len(split.validation)} are held out",
             f"run folder {experiment.workdir}",
         ]
     )
+
+
+def cache_compiled_programs() -> None:
+    """Keeps compiled programs on disk, so that the next start does not compile them again.
+
+    In `$JAX_COMPILATION_CACHE_DIR`, or else in `$XDG_CACHE_HOME/crossdim_jax` (`~/.cache`), one
+    folder for each kind of CPU, as programs are compiled for its instructions.
+    `JAX_ENABLE_COMPILATION_CACHE=false` turns it off.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = root / "crossdim_jax" / f"compiled-{_cpu()}"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def _cpu() -> str:
+    """A short name for this kind of CPU."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        kind = "".join(sorted({x for x in lines if x.startswith(("flags", "Features"))}))
+    except OSError:
+        kind = platform.machine() + platform.processor()
+    return hashlib.sha256(kind.encode()).hexdigest()[:12]
 
 
 def say(text: str) -> None:

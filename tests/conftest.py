@@ -1,4 +1,4 @@
-"""Four CPU devices, strict rank promotion, warnings as errors, and the optional real images."""
+"""Four CPU devices, no compilation cache, strict rank promotion, warnings as errors, and the optional real images."""
 
 import os
 
@@ -7,6 +7,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
 ).strip()
+
+# Programs that tests start leave nothing in the user's cache.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
 from pathlib import Path  # noqa: E402
 

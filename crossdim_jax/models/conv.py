@@ -133,7 +133,7 @@ class Conv(nn.Module):
       experts: how many kernels are mixed anew for each sample, see `Conv.__call__`; 0: ordinary.
       depth: what is different along depth.
       dtype: compute dtype.
-      ops_mode: "auto", "lax" or "fast", see `ops.choose`.
+      ops_mode: "auto", "lax", "fast" or "unfolded", see `ops.choose`.
     """
 
     features: int

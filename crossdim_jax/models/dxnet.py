@@ -35,7 +35,7 @@ class DXNet(nn.Module):
       stem_width: channels of the full-resolution block.
       widths: channels of the decoder's levels, coarsest first.
       dtype: compute dtype, e.g. "bfloat16"; parameters and logits are float32.
-      ops: "auto", "lax" or "fast", see `ops.choose`.
+      ops: "auto", "lax", "fast" or "unfolded", see `ops.choose`.
 
     Reference: Messaoudi et al. 2023, Sect. 2.2.1 and Figure 6.
     """

@@ -215,7 +215,7 @@ class EfficientNet(nn.Module):
       depth_padding: "zero", "edge" or "reflect" beyond the first and the last slice.
       factorised: whether depthwise convolutions are one in the plane, then a filter along depth.
       dtype: compute dtype; parameters are float32.
-      ops_mode: "auto", "lax" or "fast", see `ops.choose`.
+      ops_mode: "auto", "lax", "fast" or "unfolded", see `ops.choose`.
     """
 
     variant: str = "b0"

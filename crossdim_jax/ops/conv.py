@@ -17,17 +17,24 @@ from crossdim_jax.ops import blocks
 from crossdim_jax.ops.dense import conv3d_folded
 from crossdim_jax.ops.depthwise import depthwise_shifted
 
-MODES = ("auto", "lax", "fast")
+MODES = ("auto", "lax", "fast", "unfolded")
 
 Padding = tuple[tuple[int, int], ...]
 
 
-def choose(mode: str = "auto", *, backend: str | None = None) -> str:
-    """Says which formulation is used: "lax" or "fast".
+def choose(mode: str = "auto", *, backend: str | None = None, depth_shards: int = 1) -> str:
+    """Says which formulation is used: "lax", "fast" or "unfolded".
+
+    This is the one place where it is decided. "lax" is XLA's own convolutions; "fast" the forms of
+    this package; "unfolded" the same but for `up_concat_conv`, whose folded form works on a grid
+    of n + 1 positions: where devices share a volume along depth, XLA would gather it. Within
+    "fast", forms differ by shape; each says where (`dense`, `depthwise`, `fold`).
 
     Args:
-      mode: "auto" chooses by backend ("fast" on CPU, "lax" elsewhere); "lax" and "fast" force one.
+      mode: "auto" chooses: on CPU "fast", or "unfolded" if the volume is shared; elsewhere "lax",
+        as GPUs and TPUs have good native convolutions. Any other forces one.
       backend: a jax backend name; the default backend if None.
+      depth_shards: the number of devices that share one volume along depth.
 
     Raises:
       ValueError: `mode` is unknown.
@@ -36,7 +43,9 @@ def choose(mode: str = "auto", *, backend: str | None = None) -> str:
         raise ValueError(f"ops={mode!r} is unknown; known: {', '.join(MODES)}")
     if mode != "auto":
         return mode
-    return "fast" if (backend or jax.default_backend()) == "cpu" else "lax"
+    if (backend or jax.default_backend()) != "cpu":
+        return "lax"
+    return "unfolded" if depth_shards > 1 else "fast"
 
 
 def explicit_padding(
@@ -113,7 +122,7 @@ def conv(
         if any(s != 1 for s in strides):
             x = x[(slice(None), *(slice(None, None, s) for s in strides))]
         return jnp.einsum("...i,io->...o", x, kernel.reshape(kernel.shape[-2:]))
-    if nd == 3 and choose(mode) == "fast":
+    if nd == 3 and choose(mode) != "lax":
         return conv3d_folded(x, kernel, strides, tuple(padding))
     return conv_lax(x, kernel, strides, padding)
 
@@ -138,7 +147,7 @@ def depthwise_conv(
     Returns:
       `(b, *spatial_out, c)`.
     """
-    if choose(mode) == "fast":
+    if choose(mode) != "lax":
         return depthwise_shifted(x, kernel, tuple(strides), tuple(padding))
     return conv_lax(x, kernel, strides, padding, groups=x.shape[-1])
 
