@@ -41,6 +41,48 @@ def assert_same(ours, reference, rtol):
         assert float(jnp.abs(a - b).max()) <= rtol * scale
 
 
+# Dense 3D takes another form by shape: large grids, few input channels, several blocks of rows.
+DENSE = {
+    "scattered taps": ((1, 9, 10, 11, 3), (3, 3, 3, 3, 4), (1, 1, 1), ((1, 1),) * 3),
+    "gathered taps": ((2, 9, 10, 11, 2), (3, 3, 3, 2, 8), (1, 1, 1), ((1, 1),) * 3),
+    "several blocks": ((2, 16, 6, 70, 3), (3, 3, 3, 3, 2), (1, 1, 1), ((1, 1),) * 3),
+    "even window": ((1, 9, 10, 11, 3), (2, 2, 2, 3, 4), (1, 1, 1), ((1, 0), (0, 1), (1, 1))),
+    "no padding": ((1, 9, 10, 11, 4), (3, 2, 3, 4, 4), (1, 1, 1), ((0, 0),) * 3),
+    "cropped": ((1, 9, 10, 11, 3), (3, 3, 3, 3, 4), (1, 1, 1), ((-1, 1), (1, -1), (0, -2))),
+    "stride 2": ((1, 19, 20, 21, 3), (5, 3, 3, 3, 4), (2, 2, 2), ((2, 1), (0, 1), (1, 1))),
+    "stride in the plane": ((1, 9, 10, 11, 3), (3, 3, 3, 3, 4), (1, 2, 2), ((1, 1),) * 3),
+    "stride along depth": ((1, 9, 10, 11, 3), (3, 3, 3, 3, 4), (2, 1, 1), ((1, 1),) * 3),
+    "stride 3": ((1, 9, 10, 11, 3), (3, 3, 3, 3, 4), (3, 1, 1), ((1, 1),) * 3),
+}
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_every_dense_form_equals_lax(x64, rng, name):
+    shape, kernel_shape, strides, padding = DENSE[name]
+    x, kernel = (jnp.asarray(rng.normal(size=s)) for s in (shape, kernel_shape))
+
+    def form(mode):
+        return lambda x, k: ops.conv(x, k, strides=strides, padding=padding, mode=mode)
+
+    reference = value_and_gradients(form("lax"), x, kernel)
+    assert_same(value_and_gradients(form("fast"), x, kernel), reference, 1e-10)
+
+
+@pytest.mark.parametrize("strides", [(1, 2, 2), (2, 1, 2), (3, 1, 1), (4, 2, 1)], ids=str)
+def test_depthwise_strides_may_differ_by_axis(x64, rng, strides):
+    """A stride larger than the window leaves voxels that nothing sees: their gradient is 0."""
+    x, kernel = jnp.asarray(rng.normal(size=(2, 9, 8, 7, 3))), rng.normal(size=(3, 3, 3, 1, 3))
+
+    def form(mode):
+        return lambda x, k: ops.depthwise_conv(
+            x, k, strides=strides, padding=((1, 1), (0, 1), (1, 0)), mode=mode
+        )
+
+    reference = value_and_gradients(form("lax"), x, jnp.asarray(kernel))
+    ours = value_and_gradients(form("fast"), x, jnp.asarray(kernel))
+    assert_same(ours, reference, 1e-10)
+
+
 @pytest.mark.parametrize("spatial,window,stride,padding", SHAPES)
 @pytest.mark.parametrize("kind,c_in,c_out,batch", [("dense", 3, 4, 2), ("depthwise", 5, 5, 1)])
 def test_fast_equals_lax(x64, rng, spatial, window, stride, padding, kind, c_in, c_out, batch):
@@ -81,10 +123,11 @@ def test_fast_equals_lax_under_transforms(rng, kind, transform):
     assert_same(value_and_gradients(form("fast"), x, kernel), reference, rtol)
 
 
+@pytest.mark.parametrize("window", [(2, 2, 2), (1, 2, 2), (2, 1, 2)], ids=str)
 @pytest.mark.parametrize("spatial", [(3, 4, 5), (3, 4), (1, 1, 2)])
-def test_upsample_conv_equals_transposed_convolution(x64, rng, spatial):
+def test_upsample_conv_equals_transposed_convolution(x64, rng, spatial, window):
     x = jnp.asarray(rng.normal(size=(2, *spatial, 3)))
-    kernel = jnp.asarray(rng.normal(size=(*(2,) * len(spatial), 3, 4)))
+    kernel = jnp.asarray(rng.normal(size=(*window[: len(spatial)], 3, 4)))
     reference = value_and_gradients(ops.upsample_conv_lax, x, kernel)
     assert_same(value_and_gradients(ops.upsample_conv, x, kernel), reference, 1e-10)
 
@@ -101,7 +144,8 @@ def test_unknown_names_list_the_known_ones():
         ops.explicit_padding((8,), (3,), (1,), "valid")
 
 
-def test_auto_is_fast_on_cpu_only():
+def test_auto_is_fast_on_cpu_only_and_does_not_fold_a_shared_volume():
     assert ops.choose("auto", backend="cpu") == "fast"
+    assert ops.choose("auto", backend="cpu", depth_shards=2) == "unfolded"
     assert ops.choose("auto", backend="gpu") == "lax"
     assert ops.choose("lax", backend="cpu") == "lax"
