@@ -1,4 +1,4 @@
-"""Four CPU devices, no compilation cache, warnings as errors, and the optional real images."""
+"""Four CPU devices, strict rank promotion, no compilation cache, and the optional real images."""
 
 import os
 

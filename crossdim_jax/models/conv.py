@@ -171,6 +171,7 @@ class Conv(nn.Module):
         x, kernel = x.astype(self.dtype), self._kernel((*flat, self.group_size or c_in, features))
         if below:
             plain = not (self.use_bias or self.group_size or self.experts)
+            plain = plain and self.depth.padding == "zero"
             if set(windows) != {3} or set(strides) != {1} or not plain:
                 raise ValueError("only a plain 3^n convolution can take an upsampled input")
             return ops.up_concat_conv(*below[:1], x, *below[1:], kernel, mode=self.ops_mode)

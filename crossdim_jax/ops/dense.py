@@ -2,8 +2,11 @@
 
 XLA sends a 3D convolution down a slow path on CPUs, and computes a kernel's gradient as a
 convolution with a window as large as the image, after transposing both. Here a 3D convolution is
-one 2D convolution that gives the outputs of all depth taps, which are then shifted and added; a
-kernel's gradient is a sum of matrix products over blocks of rows that stay in the cache.
+a few 2D ones, in the form that suits its shape: all depth taps' outputs at once, which are then
+shifted and added (`_stacked`, large grids); all depth taps' inputs side by side (`_gathered`, few
+input channels); a convolution for each tap (`_summed`, small grids); or one matrix product
+(`_patches`, very small ones). Stride 2 is taken away first (`_halved`). The kernel's gradient is a
+sum of matrix products over blocks of rows that stay in the cache.
 """
 
 import functools
@@ -21,7 +24,7 @@ Padding = tuple[tuple[int, int], ...]
 BLOCK_VOXELS = 2048
 
 
-# On smaller grids the kernel outweighs the image, and it should not be rearranged.
+# On grids of so many voxels or fewer the kernel outweighs the image: it should stay as it lies.
 SMALL_GRID = 8**3
 
 # With this many input channels or fewer, depth taps are gathered rather than scattered.
@@ -41,7 +44,10 @@ def conv3d_folded(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _unit_stride(x, kernel, padding):
-    if math.prod(x.shape[1:4]) <= SMALL_GRID:
+    voxels = math.prod(x.shape[:4])
+    if voxels <= kernel.shape[-1]:
+        return _patches(x, kernel, padding)
+    if voxels <= SMALL_GRID:
         return _summed(x, kernel, (1, 1, 1), padding)
     if x.shape[-1] <= min(FEW_CHANNELS, kernel.shape[-1] // 2):
         return _gathered(x, kernel, padding)
@@ -106,6 +112,7 @@ def _stacked(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
     y = _conv2d(x.reshape(batch * depth, *x.shape[2:]), flat, (1, 1), padding[1:])
     y = y.reshape(batch, depth, *y.shape[1:3], taps, out)
     low, size = padding[0][0], depth + sum(padding[0]) - taps + 1
+    wide = jnp.promote_types(x.dtype, jnp.float32)
     total = 0
     for t in range(taps):
         # Output d takes slice d + t - low, where there is one. Padding each tap's own slices,
@@ -113,19 +120,44 @@ def _stacked(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
         first, last = max(low - t, 0), min(depth + low - t, size)
         if first < last:
             part = y[:, first + t - low : last + t - low, :, :, t]
-            total = total + jnp.pad(part, ((0, 0), (first, size - last), (0, 0), (0, 0), (0, 0)))
-    return total
+            part = jnp.pad(part, ((0, 0), (first, size - last), (0, 0), (0, 0), (0, 0)))
+            total = total + part.astype(wide)
+    return total.astype(x.dtype)
+
+
+def _shifted(x: jax.Array, axis: int, taps: int, pad: tuple[int, int]) -> list[jax.Array]:
+    """For each tap, the entries of x along an axis that it sees, and zeros where there are none.
+
+    Padding each on its own leaves one pass over x; padding x first would make two.
+    """
+    length, low = x.shape[axis], pad[0]
+    size = length + sum(pad) - taps + 1
+    seen = []
+    for t in range(taps):
+        first, last = max(low - t, 0), min(length + low - t, size)
+        if first >= last:
+            seen.append(jnp.zeros((*x.shape[:axis], size, *x.shape[axis + 1 :]), x.dtype))
+            continue
+        part = lax.slice_in_dim(x, first + t - low, last + t - low, axis=axis)
+        seen.append(_pad_or_cut(part, axis, first, size - last))
+    return seen
 
 
 def _gathered(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
     """One 2D convolution over the slices that all depth taps see, side by side as channels."""
     batch, taps = x.shape[0], kernel.shape[0]
-    x = _pad_or_cut(x, 1, *padding[0])
-    size = x.shape[1] - taps + 1
-    x = jnp.concatenate([x[:, t : t + size] for t in range(taps)], -1)
+    x = jnp.concatenate(_shifted(x, 1, taps, padding[0]), -1)
     flat = jnp.moveaxis(kernel, 0, 2).reshape(*kernel.shape[1:3], -1, kernel.shape[-1])
-    y = _conv2d(x.reshape(batch * size, *x.shape[2:]), flat, (1, 1), padding[1:])
-    return y.reshape(batch, size, *y.shape[1:])
+    y = _conv2d(x.reshape(-1, *x.shape[2:]), flat, (1, 1), padding[1:])
+    return y.reshape(batch, -1, *y.shape[1:])
+
+
+def _patches(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
+    """One matrix product of everything that each voxel sees with the kernel as it lies."""
+    seen = [x]
+    for axis, (taps, pad) in enumerate(zip(kernel.shape[:3], padding, strict=True), 1):
+        seen = [part for x in seen for part in _shifted(x, axis, taps, pad)]
+    return jnp.concatenate(seen, -1) @ kernel.reshape(-1, kernel.shape[-1])
 
 
 def _summed(
@@ -144,8 +176,8 @@ def _summed(
         y = _conv2d(
             slices.reshape(batch * size, *slices.shape[2:]), kernel[t], strides[1:], padding[1:]
         )
-        total = total + y
-    return total.reshape(batch, size, *total.shape[1:])
+        total = total + y.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return total.reshape(batch, size, *total.shape[1:]).astype(x.dtype)
 
 
 def kernel_gradient(
@@ -176,7 +208,10 @@ def kernel_gradient(
     kd, kh, kw = window
     (d_low, _), (h_low, h_high), (w_low, _) = padding
     rows = _rows_per_block(h_out, batch * depth * width)
-    x = _pad_or_cut(x, 2, h_low, h_high)
+    blocks = -(-h_out // rows)
+    # Rows of zeros fill the last block.
+    g = _pad_or_cut(g, 2, 0, blocks * rows - h_out)
+    x = _pad_or_cut(x, 2, h_low, h_high + blocks * rows - h_out)
 
     def block(n):
         part = lax.dynamic_slice_in_dim(g, n * rows, rows, 2)
@@ -197,7 +232,6 @@ def kernel_gradient(
             preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
         )
 
-    blocks = h_out // rows
     total = block(0)
     if blocks > 1:
         total = lax.fori_loop(1, blocks, lambda n, total: total + block(n), total)
@@ -205,9 +239,13 @@ def kernel_gradient(
 
 
 def _rows_per_block(height: int, voxels_per_row: int) -> int:
-    """The least divisor of `height` that makes a block of `BLOCK_VOXELS` voxels or more."""
-    wanted = math.ceil(BLOCK_VOXELS / voxels_per_row)
-    return next(n for n in range(min(wanted, height), height + 1) if height % n == 0)
+    """Rows that make `BLOCK_VOXELS` voxels or more, if there are so many.
+
+    A divisor of the height, unless that makes a block more than twice as large.
+    """
+    wanted = min(math.ceil(BLOCK_VOXELS / voxels_per_row), height)
+    divisor = next(n for n in range(wanted, height + 1) if height % n == 0)
+    return divisor if divisor <= 2 * wanted else wanted
 
 
 def _pad_or_cut(x: jax.Array, axis: int, low: int, high: int) -> jax.Array:
