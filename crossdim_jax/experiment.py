@@ -162,21 +162,22 @@ def load_weights(experiment: Experiment) -> params.Weights | None:
       ConfigError: statistics are to be re-estimated where there are none.
     """
     options = experiment.config.weights
-    if options.reestimate < 0:
-        raise ConfigError(f"config.weights.reestimate={options.reestimate} must be 0 or more")
+    patches = options.get("reestimate") or 0  # older configs have no such field
+    if patches < 0:
+        raise ConfigError(f"config.weights.reestimate={patches} must be 0 or more")
     if not options.file:
-        if options.reestimate:
+        if patches:
             raise ConfigError(
-                f"config.weights.reestimate={options.reestimate}, but config.weights.file is "
+                f"config.weights.reestimate={patches}, but config.weights.file is "
                 "empty: random parameters have no statistics worth measuring; set it to 0"
             )
         return None
     weights = params.load_weights(options.file)
     image = jax.ShapeDtypeStruct(experiment.image_shape(), jnp.float32)
     variables = jax.eval_shape(experiment.model.init, jax.random.key(0), image)
-    if options.reestimate and not variables.get("batch_stats"):
+    if patches and not variables.get("batch_stats"):
         raise ConfigError(
-            f"config.weights.reestimate={options.reestimate}, but with norm "
+            f"config.weights.reestimate={patches}, but with norm "
             f"{experiment.model.norm!r} the network keeps no running statistics; set it to 0"
         )
     params.check(
@@ -184,7 +185,7 @@ def load_weights(experiment: Experiment) -> params.Weights | None:
         params.requirements(experiment.model, variables) | params.claims(options),
         name=weights.name,
         ignore=options.ignore,
-        reestimate=options.reestimate,
+        reestimate=patches,
     )
     say(params.describe(weights.metadata))
     return weights
@@ -216,7 +217,7 @@ def reestimate(
         {"params": optim.fast(state.params), "batch_stats": state.batch_stats},
         (batch["image"] for batch in data),
         experiment.mesh,
-        patches=config.weights.reestimate,
+        patches=config.weights.get("reestimate") or 0,
         seed=config.seed,
     )
     say(f"running statistics measured on {patches} training patches")

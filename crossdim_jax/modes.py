@@ -59,7 +59,7 @@ def run_training(experiment: Experiment) -> Path:
         skip=config.weights.skip,
     )
     record = dict(weights.metadata) if weights is not None else None
-    if record is not None and config.weights.reestimate:
+    if record is not None and config.weights.get("reestimate"):
         state, patches = experiment_lib.reestimate(experiment, state, training)
         record["statistics"] = f"reestimated ({patches} training patches)"
     step = train.make_train_step(

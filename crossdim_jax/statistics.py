@@ -73,6 +73,10 @@ def reestimate(
         in_shardings=(everywhere, everywhere, sharding.batched(mesh), everywhere),
         out_shardings=everywhere,
     )
+    probe = jax.jit(
+        lambda now: jax.tree.map(lambda leaf: jnp.where(_usable(leaf), leaf, 1), now),
+        out_shardings=everywhere,
+    )
     add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b), out_shardings=everywhere)
     zeros = jax.device_put(jax.tree.map(jnp.zeros_like, before), everywhere)
     total, kept, seen, count = zeros, None, 0, 0
@@ -84,7 +88,8 @@ def reestimate(
         key = step_key(seed, count)
         now = measure(params, zeros, image, key)  # (1 - keep) * new
         if kept is None:
-            kept = jax.tree.map(_keep, now, measure(params, now, image, key))
+            old = probe(now)
+            kept = jax.tree.map(_keep, now, old, measure(params, old, image, key))
         total, seen, count = add(total, now), seen + image.shape[0], count + 1
     stats = jax.tree.map(lambda sum, keep: sum / (count * (1 - keep)), total, kept)
     if not all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(stats)):
@@ -95,11 +100,16 @@ def reestimate(
     return jax.device_put(stats, everywhere), seen
 
 
-def _keep(first: jax.Array, second: jax.Array) -> float:
-    """The decay of a running average, which began at 0 and saw the same batch twice.
+def _usable(first: jax.Array) -> jax.Array:
+    return jnp.isfinite(first) & (jnp.abs(first) > jnp.finfo(jnp.float32).tiny)
 
-    `first` is `(1 - keep) * new` and `second` is `keep * first + first`.
+
+def _keep(first: jax.Array, old: jax.Array, second: jax.Array) -> float:
+    """The decay of a running average, which saw the same batch from 0 and from `old`.
+
+    `first` is `(1 - keep) * new` and `second` is `keep * old + first`. `old` is as large as
+    `first`, for precision, and 1 where that is 0: a batch of zeros tells the decay as well.
     """
-    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
-    known = np.isfinite(first) & (np.abs(first) > np.finfo(np.float32).tiny)
-    return float(np.median(second[known] / first[known])) - 1 if known.any() else 0.0
+    first, old, second = (np.asarray(x, np.float64) for x in (first, old, second))
+    known = np.isfinite(first) & np.isfinite(second)
+    return float(np.median(((second - first) / old)[known])) if known.any() else 0.0

@@ -165,3 +165,10 @@ def test_statistics_that_cannot_be_measured_are_refused_early(fields, match, tmp
     )
     with pytest.raises(ConfigError, match=match):
         experiment.load_weights(built)
+
+
+def test_older_configs_do_not_speak_of_statistics(tmp_path):
+    older = config(weights__file="", mesh__data=1)
+    with older.unlocked():
+        del older.weights["reestimate"], older.weights["inflate_at"]
+    assert experiment.load_weights(experiment.build(older, tmp_path)) is None

@@ -78,6 +78,17 @@ def test_later_norms_see_inputs_normalised_by_their_batch(batches):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_first_patch_of_zeros_does_not_hide_the_decay(batches):
+    """Nothing but background: without a bias, every entry of the first norm's statistics is 0."""
+    model, images = Net(), [np.zeros_like(batches[0]), *batches[:2]]
+    variables = start(model)
+    stats, _ = statistics.reestimate(model, variables, images, MESH, patches=6)
+    seen = seen_by_the_first(variables, images)
+    assert not np.any(seen[0])
+    np.testing.assert_allclose(stats["norm_1"]["mean"], np.mean([m for m, _ in seen], 0), rtol=1e-4)
+    np.testing.assert_allclose(stats["norm_1"]["var"], np.mean([v for _, v in seen], 0), rtol=1e-4)
+
+
 def test_patches_are_rounded_up_to_whole_batches(batches):
     _, used = statistics.reestimate(Net(), start(Net()), batches, MESH, patches=3)
     assert used == 4

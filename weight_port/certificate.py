@@ -24,13 +24,14 @@ from crossdim_jax import params
 from crossdim_jax.errors import CrossdimError
 from crossdim_jax.models import encoders
 from crossdim_jax.weights import HEAD, content_sha256
-from weight_port import forward, head, norms, volume
+from weight_port import forward, head, norms, records, volume
 from weight_port.convert import Recipe, convert
 from weight_port.forward import NOT_RUN, TOLERANCE
 from weight_port.source import Source
 
 VERSION = 1
 SAME_TENSOR = 1e-6  # likewise for tensors made again: exp and sqrt may differ in the last digit
+NEEDED = ("architecture", "padding", "eps", "ndim", "in_channels", "norm", "stem")  # of a record
 PACKAGES = ("jax", "flax", "numpy", "torch", "timm")
 
 
@@ -43,7 +44,11 @@ def measure(
       weights: the file.
       source: what it was made of; None leaves out what needs it.
       absent: why there is no source.
+
+    Raises:
+      WeightsError: the file's record lacks what the networks are built by.
     """
+    records.required(weights.metadata, NEEDED, weights.name)
     record, recipe = weights.metadata, recipe_of(weights)
     made, problems = _made(weights, recipe, source, absent)
     timm = _timm(weights, recipe, source, absent, problems)
@@ -73,6 +78,17 @@ def measure(
         )
         certificate["activations"] = [{"2d": forward.moments(feature)} for feature in found]
     return certificate | {"problems": problems}
+
+
+def another_version(certificate: Mapping[str, Any]) -> str | None:
+    """A sentence, if a certificate is not of the version that is written and read here."""
+    version = certificate.get("certificate")
+    if version == VERSION:
+        return None
+    return (
+        f"the certificate in the file is of version {version}, and this program reads version "
+        f"{VERSION}; `verify --write` makes it anew"
+    )
 
 
 def recipe_of(weights: params.Weights) -> Recipe:
@@ -227,7 +243,7 @@ def _logits(
         whose = "source" if expected is None else "file"
         return {"logits": _not_run(f"the {whose} has no classification head")}
     settings = head.settings(source.name.architecture)
-    found = np.asarray(head.logits(tensors, feature, eps=source.name.eps, **settings))
+    found = np.asarray(head.logits(tensors, feature, eps=eps, **settings))
     error = forward.relative_error(found, expected)
     if not error <= limit:
         problems.append(f"timm: logits differ by {error:.2g}, expected at most {limit:g}")

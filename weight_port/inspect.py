@@ -9,6 +9,7 @@ from typing import Any
 
 from crossdim_jax import params
 from crossdim_jax.weights import HEAD, content_sha256
+from weight_port.certificate import another_version
 from weight_port.forward import NOT_RUN
 
 WIDTH = 100
@@ -110,6 +111,8 @@ def _tensors(weights: params.Weights) -> list[str]:
 
 def certificate_lines(certificate: Mapping[str, Any]) -> list[str]:
     """A certificate as a table."""
+    if other := another_version(certificate):
+        return _section("certificate", [("", other)])
     conditions = certificate["conditions"]
     size = f"{conditions['plane']} x {conditions['plane']}"
     size += f" x {conditions['depth']} slices" if conditions["depth"] else ""

@@ -7,7 +7,7 @@ import numpy as np
 
 from crossdim_jax import params
 from crossdim_jax.errors import WeightsError
-from weight_port import rename
+from weight_port import records, rename
 from weight_port.source import Source, parse_name, sha256
 
 # Fields of a record that say where its weights come from: they stay what they were.
@@ -62,9 +62,10 @@ def as_source(weights: params.Weights) -> Source:
       weights: from `read_2d`.
 
     Raises:
-      WeightsError: the record does not name a network of timm's.
+      WeightsError: the record does not name a network of timm's, or lacks its conventions.
     """
     record, path = weights.metadata, weights.path
+    records.required(record, ("id", "padding", "eps", "in_channels"), weights.name)
     name = parse_name(str(record.get("id")))
     name = dataclasses.replace(name, padding=record["padding"], eps=record["eps"])
     origin = {field: record.get(field) for field in ORIGIN}

@@ -12,7 +12,7 @@ from typing import Any
 from crossdim_jax import files, params
 from crossdim_jax.errors import CrossdimError, WeightsError
 from weight_port import inspect, ours, source
-from weight_port.certificate import measure, source_sha256
+from weight_port.certificate import another_version, measure, source_sha256
 from weight_port.forward import NOT_RUN, TOLERANCE
 from weight_port.source import Source
 from weight_port.volume import FROM_SOURCE
@@ -27,6 +27,10 @@ CIRCUMSTANCES = (
 _AGAINST_2D = re.compile(r"^volume\.stages\[\d+\]\.(edge|zero\w*|activations\.2d\.\w+)$")
 _TIMM = re.compile(r"^timm\.(?:features\[(\d+)\]|logits)$")
 _ERROR = re.compile(r"^volume\.stages\[(\d+)\]\.(?:own|edge|zero\w*)$")
+_MOMENT = re.compile(
+    r"^(?:(volume)\.stages|activations)\[(\d+)\](?:\.activations)?\.(\w+)\.(mean|variance)$"
+)
+_MAYBE_UNKNOWN = ("source_sha256", "source_content_sha256")  # None: a source without, or no source
 RELATIVE = 0.05  # of measured departures, which hang on rounding in other machines' arithmetic
 
 
@@ -78,9 +82,10 @@ def certify(
 def departures(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What two certificates of one file disagree on, as sentences; parts that one lacks are left.
 
-    Errors below the tolerance are rounding and equal; measured departures may differ by a few per
-    cent between machines; hashes and names must be the same. What was compared with the source is
-    not held against what was compared with the kernels' own sums: running statistics may differ.
+    Errors below the tolerance are rounding and equal; measured departures and moments may differ by
+    a few per cent between machines; hashes, names and counts must be the same. What was compared
+    with the source is not held against what was compared with the kernels' own sums: running
+    statistics may differ.
     """
     then_leaves, now_leaves = dict(_leaves(stored)), dict(_leaves(now))
     volumes = [certificate.get("volume", {}) for certificate in (stored, now)]
@@ -89,7 +94,11 @@ def departures(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     found = []
     for place in sorted(then_leaves.keys() & now_leaves.keys()):
         then, this = then_leaves[place], now_leaves[place]
-        if not _same(then, this, _limit(stored, place)):
+        if then is None or this is None:
+            same = then == this or place in _MAYBE_UNKNOWN
+        else:
+            same = _same(then, this, _rounding(stored, place))
+        if not same:
             found.append(f"{place}: certified {_show(then)}, found {_show(this)}")
     return found
 
@@ -112,22 +121,40 @@ def _leaves(tree: Any, place: str = "") -> Iterator[tuple[str, Any]]:
         yield place, tree
 
 
-def _limit(certificate: Mapping[str, Any], place: str) -> float:
-    """Up to which error the feature at that place is called equal."""
+def _rounding(certificate: Mapping[str, Any], place: str) -> float:
+    """By how much the number at that place may differ, however small it is itself.
+
+    Relative errors: by the error up to which their feature is called equal. Moments, which are in
+    the feature's own unit: by what such an error makes of them. Anything else: not at all.
+    """
     if match := _TIMM.match(place):
-        limits = certificate["timm"].get("limits")
-        return limits[int(match[1] or -1)] if limits else TOLERANCE
+        return _limit(certificate, int(match[1] or -1))
     if match := _ERROR.match(place):
-        return certificate["volume"]["stages"][int(match[1])].get("limit", TOLERANCE)
-    return TOLERANCE
+        return _limit(certificate, int(match[1]), in_volume=True)
+    if match := _MOMENT.match(place):
+        volume, index, network, which = match[1], int(match[2]), match[3], match[4]
+        if volume:
+            moments = certificate["volume"]["stages"][index]["activations"][network]
+        else:
+            moments = certificate["activations"][index][network]
+        variance = moments.get("variance") or 0.0
+        limit = _limit(certificate, index, in_volume=bool(volume))
+        return limit * (2 * variance if which == "variance" else math.sqrt(variance))
+    return 0.0
 
 
-def _same(then: Any, now: Any, limit: float) -> bool:
-    if then is None or now is None:  # unknown to one of them: a source without a hash
-        return True
+def _limit(certificate: Mapping[str, Any], index: int, *, in_volume: bool = False) -> float:
+    """Up to which relative error a feature (-1: the last, or the logits) is called equal."""
+    if in_volume:
+        return certificate["volume"]["stages"][index].get("limit", TOLERANCE)
+    limits = certificate.get("timm", {}).get("limits")
+    return limits[index] if limits else TOLERANCE
+
+
+def _same(then: Any, now: Any, rounding: float) -> bool:
     numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (then, now))
-    if numbers and isinstance(then, float | int) and (isinstance(then, float) or then != now):
-        return math.isclose(then, now, rel_tol=RELATIVE, abs_tol=limit)
+    if numbers and (isinstance(then, float) or isinstance(now, float)):
+        return math.isclose(then, now, rel_tol=RELATIVE, abs_tol=rounding)
     return then == now
 
 
@@ -182,8 +209,12 @@ def find_source(
 
 def _drawn_again(record: Mapping[str, Any]) -> Source:
     """Random weights from their seed, if this machine's torch draws what the file was made of."""
-    found = source.random(str(record["id"]), seed=record.get("seed") or 0)
     known = (record.get("certificate") or {}).get("source_content_sha256")
+    if known is None:
+        raise WeightsError(
+            "random weights, and nothing in the file tells which: no certificate has their hash"
+        )
+    found = source.random(str(record["id"]), seed=record.get("seed") or 0)
     if known != source_sha256(found):
         raise WeightsError("random weights, which this version of torch draws differently")
     return found
@@ -220,6 +251,8 @@ def main(args: argparse.Namespace) -> int:
         found = [*now["problems"]]
         if stored is None:
             found.append("there is no certificate in the file; `verify --write` makes one")
+        elif other := another_version(stored):
+            found.append(other)
         else:
             found += [*departures(stored, now), *beside(args.file, stored)]
     if args.json:

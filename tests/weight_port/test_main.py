@@ -17,6 +17,8 @@ from crossdim_jax import experiment, models, params
 from crossdim_jax.errors import ConfigError, WeightsError
 from weight_port import plan, verify
 from weight_port.__main__ import main
+from weight_port.commands import making
+from weight_port.convert import Recipe
 
 pytest.importorskip("torch")
 pytest.importorskip("timm")
@@ -279,6 +281,16 @@ def test_the_next_command_by_hand_says_what_the_file_holds(tmp_path, checkpoint,
     for flag in (f"file={out}", f"source={NAME}", "inflate=repeat", "stem=tile"):
         assert f" --config.weights.{flag} " in following
     assert " --config.data.root=/path/to/cases " in following
+    assert "--config.model." not in following.replace("--config.model.norm=", "")
+
+
+def test_the_next_command_by_hand_names_another_network(tmp_path):
+    recipe = Recipe(3, 16, "instance", "repeat", "tile")
+    todo = plan.by_hand("efficientnet_b4", recipe, str(tmp_path))
+    found = {"architecture": "efficientnet_b4", "padding": "symmetric", "eps": 1e-5}
+    following = making.next_command(todo, found)
+    for flag in ("encoder=efficientnet_b4", "padding=symmetric", "encoder_eps=1e-05"):
+        assert f" --config.model.{flag} " in following
 
 
 def test_the_experiment_that_comes_with_the_project(checkpoint, tmp_path, monkeypatch):

@@ -121,6 +121,16 @@ def test_files_that_cannot_be_measured_are_refused(volumes, tmp_path, capsys):
     assert (tmp_path / "w-reestimated.safetensors").read_bytes() == b"mine"
 
 
+def test_out_is_a_file_or_a_folder(volumes, tmp_path, capsys):
+    path = write(tmp_path / "w-stale.safetensors", statistics="reestimate")
+    patterns = ["--volumes", *(volumes / f"*_{channel}.nii.gz" for channel in BOTH)]
+    assert run(path, *patterns, f"--out={tmp_path / 'folder'}") == 0
+    assert [p.name for p in (tmp_path / "folder").iterdir()] == ["w-reestimated.safetensors"]
+    capsys.readouterr()
+    assert run(path, "--volumes", "nothing", f"--out={path}/x.safetensors") == 1
+    assert f"{path} is not a folder" in capsys.readouterr().err  # before anything is read
+
+
 def test_channels_are_matched_by_pattern_or_read_from_the_fourth_axis(volumes, rng):
     flair, t1 = (str(volumes / f"*_{channel}.nii.gz") for channel in BOTH)
     cases = reestimate.find_cases([flair, t1], 2)

@@ -209,24 +209,72 @@ def test_departures_are_named_and_rounding_is_not():
         "content_sha256": "a",
         "date": "then",
         "timm": {"status": "run", "features": [1e-7, 2e-7], "logits": 1e-7},
-        "volume": {"stages": [{"zero": 0.4, "zero_inside": None, "slices": {"inside": 3}}]},
+        "source_sha256": None,
+        "volume": {
+            "stages": [
+                {
+                    "zero": 0.4,
+                    "zero_inside": None,
+                    "slices": {"inside": 3},
+                    "activations": {"2d": {"mean": 1e-9, "variance": 1e-9}},
+                }
+            ]
+        },
+        "activations": [{"2d": {"mean": 1e-9, "variance": 1e-9}}],
         "made": {"status": "not run", "reason": "x"},
     }
     now = copy.deepcopy(stored)
     now["date"] = "now"
     now["timm"] |= {"features": [3e-7, 9e-7], "logits": {"status": "not run", "reason": "no head"}}
     now["volume"]["stages"][0]["zero"] = 0.405
+    now["source_sha256"] = "c"  # unknown to the other
+    # Means are rounding where they are small beside the standard deviation.
+    now["volume"]["stages"][0]["activations"]["2d"] = {"mean": -1e-9, "variance": 1.01e-9}
+    now["activations"] = [{"2d": {"mean": -1e-9, "variance": 1.01e-9}}]
     now["made"] = {"status": "run", "differing": []}
     assert verify.departures(stored, now) == []
     now["content_sha256"] = "b"
     now["timm"]["features"][1] = 3e-4
-    now["volume"]["stages"][0] |= {"zero": 0.5, "slices": {"inside": 2}}
+    now["volume"]["stages"][0] |= {"zero": 0.5, "slices": {"inside": 2}, "zero_inside": 0.1}
+    now["volume"]["stages"][0]["activations"]["2d"] = {"mean": 1e-6, "variance": 0.0}
+    now["activations"] = [{"2d": {"mean": 1e-6, "variance": 0.0}}]
     assert verify.departures(stored, now) == [
+        "activations[0].2d.mean: certified 1e-09, found 1e-06",
+        "activations[0].2d.variance: certified 1e-09, found 0.0",
         "content_sha256: certified a, found b",
         "timm.features[1]: certified 2e-07, found 0.0003",
+        "volume.stages[0].activations.2d.mean: certified 1e-09, found 1e-06",
+        "volume.stages[0].activations.2d.variance: certified 1e-09, found 0.0",
         "volume.stages[0].slices.inside: certified 3, found 2",
         "volume.stages[0].zero: certified 0.4, found 0.5",
+        "volume.stages[0].zero_inside: certified None, found 0.1",
     ]
+
+
+def test_counts_must_be_the_same():
+    found = verify.departures({"made": {"target": 100}}, {"made": {"target": 101}})
+    assert found == ["made.target: certified 100, found 101"]
+
+
+def test_random_weights_without_a_hash_are_not_said_to_differ(write):
+    weights = params.load_weights(write(DEEP, source="random"))
+    found, why = verify.find_source(weights)
+    assert found is None and "nothing in the file tells which" in why
+
+
+def test_a_certificate_of_another_version_is_named(write, capsys):
+    path = write(DEEP, certificate={"certificate": 0, "date": "then"})
+    for command in ("inspect", "verify"):
+        assert main([command, str(path)]) == (command == "verify")
+        told = " ".join(capsys.readouterr().out.split())
+        assert "the certificate in the file is of version 0, and this program" in told
+
+
+def test_a_record_that_lacks_fields_is_named(write):
+    weights = params.load_weights(write(FLAT, eps=None))
+    for use in (certificate.measure, ours.as_source):
+        with pytest.raises(WeightsError, match=r"w\.safetensors: its record has no eps.*again"):
+            use(weights)
 
 
 # ------------------------------------------------------------------ the command

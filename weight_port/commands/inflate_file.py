@@ -4,7 +4,7 @@ import argparse
 
 from crossdim_jax import params
 from crossdim_jax.errors import WeightsError
-from weight_port import channels, ours, plan
+from weight_port import channels, ours, plan, records
 from weight_port.commands import recipe_flags
 from weight_port.commands.making import make
 from weight_port.convert import Recipe
@@ -13,7 +13,7 @@ from weight_port.convert import Recipe
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's flags."""
     add = parser.add_argument
-    add("file", metavar="FILE", help="2D weights that this command's `port` wrote")
+    add("file", metavar="FILE", help="2D weights that `python -m weight_port` wrote")
     add("--config", metavar="CONFIG", help="make exactly what this experiment will load")
     recipe_flags.add_recipe(parser)
     recipe_flags.add_writing(parser)
@@ -27,6 +27,7 @@ def main(args: argparse.Namespace) -> int:
     args.ndim = 3
     weights = ours.read_2d(args.file, "inflation")
     origin, record = ours.as_source(weights), weights.metadata
+    records.required(record, ("source", "stem", "norm", "seed"), weights.name)
     if args.config:
         todo = plan.from_config(
             args.config, args.overrides, out=args.out, seed=args.seed or record.get("seed") or 0

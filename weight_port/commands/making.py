@@ -5,12 +5,14 @@ import datetime
 import importlib.metadata
 import re
 import shlex
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 import crossdim_jax
 from crossdim_jax import params
+from crossdim_jax.models.dxnet import DXNet
 from weight_port import norms, plan, source
 from weight_port.convert import HEAD, Converted, Recipe, convert
 
@@ -95,7 +97,7 @@ def summary(todo: plan.Plan, metadata: dict[str, Any], converted: Converted) -> 
         "norms": _norms(todo.recipe),
         "written": f"{len(converted.arrays)} tensors, {counts['params/']:,} parameters{head}",
         "file": str(todo.out),
-        "next": next_command(todo),
+        "next": next_command(todo, metadata),
     }
     return "\n".join(f"{key:8} {value}" for key, value in lines.items() if value)
 
@@ -123,17 +125,21 @@ def _norms(recipe: Recipe) -> str:
     return f"{recipe.norm}: {said}"
 
 
-def next_command(todo: plan.Plan) -> str:
+def next_command(todo: plan.Plan, metadata: Mapping[str, Any]) -> str:
     """The command that trains with the file; that inflates it, where no network takes 2D files."""
     recipe = todo.recipe
     if recipe.ndim == 2 and todo.config is None:
         return shlex.join(["python", "-m", "weight_port", "inflate", str(todo.out)])
+    # Where they are those of a config that says nothing of them, there is nothing to say.
+    network = {"encoder": "architecture", "padding": "padding", "encoder_eps": "eps"}
+    named = {name: metadata[field] for name, field in network.items()}
     said = {
         "weights.file": todo.out,
         "weights.source": todo.name,
         "weights.inflate": recipe.inflate,
         "weights.inflate_at": recipe.inflate_at,
         "weights.stem": recipe.stem,
+        **{f"model.{k}": v for k, v in named.items() if v != getattr(DXNet, k)},
         "model.norm": recipe.norm,
         "model.depth_kernels": recipe.depth_kernels,
         "model.factorised": recipe.factorised,

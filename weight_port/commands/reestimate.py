@@ -16,7 +16,7 @@ from crossdim_jax.data.pipeline import crop, crop_start
 from crossdim_jax.data.preprocess import crop_to_brain, zscore
 from crossdim_jax.errors import DataError, WeightsError
 from crossdim_jax.models import encoders
-from weight_port import norms, rename
+from weight_port import norms, records, rename
 from weight_port.commands.making import stamp
 
 PREPARATION = "cropped to non-zero voxels, each channel z-scored over its non-zero voxels"
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--patches", type=int, default=16, metavar="N", help="how many to measure (default: 16)")
     add("--batch", type=int, default=4, metavar="N", help="patches at a time (default: 4)")
     add("--seed", type=int, default=0, help="of the patches' places (default: 0)")
-    add("--out", metavar="PATH", help="the file to write (default: FILE with -reestimated)")
+    add("--out", metavar="PATH", help="a file or a folder (default: FILE with -reestimated)")
     add("--overwrite", action="store_true", help="replace an existing file")
     add("--no-certificate", dest="certificate", action="store_false", help="do not certify it")
 
@@ -46,8 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Reads the file and the volumes, measures, writes, certifies and tells."""
     path = Path(args.file)
-    plain = path.stem.replace("-stale", "")
-    out = Path(args.out) if args.out else path.with_name(f"{plain}-reestimated.safetensors")
+    out = _out(path, args.out)
     if out.exists() and not args.overwrite:
         raise WeightsError(f"{out} exists; replace it with --overwrite, or choose --out=PATH.")
     if args.patches < 1 or args.batch < 1:
@@ -59,6 +58,8 @@ def main(args: argparse.Namespace) -> int:
             f"{path}: its norm is {record.get('norm')!r}, which keeps no running statistics; there "
             f"is nothing to measure. Only {' and '.join(norms.KEEPING)} keep them."
         )
+    needed = ("architecture", "padding", "eps", "ndim", "in_channels")
+    records.required(record, needed, weights.name)
     patch = _patch(args.patch, record["ndim"])
     cases = find_cases(args.volumes, record["in_channels"])
     batches = patches_of(cases, patch, record["in_channels"], batch=args.batch, seed=args.seed)
@@ -82,6 +83,19 @@ def main(args: argparse.Namespace) -> int:
         verify.certify(out)
     print(f"measured {used} patches of {patch} from {len(cases)} cases\nfile     {out}")
     return 0
+
+
+def _out(path: Path, out: str | None) -> Path:
+    """The file to write: `out`, or in the folder `out`, or beside the file."""
+    name = f"{path.stem.replace('-stale', '')}-reestimated.safetensors"
+    found = Path(out) if out else path.with_name(name)
+    if found.suffix != ".safetensors":
+        found /= name
+    if any(folder.exists() and not folder.is_dir() for folder in found.parents):
+        raise WeightsError(f"--out={out}: {found.parent} is not a folder; choose another.")
+    if found.is_dir():
+        raise WeightsError(f"--out={out}: is a folder; choose a name that is free.")
+    return found
 
 
 def measure(
