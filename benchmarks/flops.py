@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from crossdim_jax.models import efficientnet
+from crossdim_jax.models import efficientnet_table, encoders
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,23 +43,31 @@ class Layer:
         return 2 * places * math.prod(self.kernel_shape)
 
 
-def _encoder(variant: str, c_in: int, spatial: tuple[int, ...]) -> Iterator[Layer]:
-    stem, stages = efficientnet.scaled(variant)
-    yield Layer("encoder/conv_stem", "dense", 3, 2, c_in, stem, spatial)
-    spatial, c, one = tuple(-(-n // 2) for n in spatial), stem, (1,) * len(spatial)
-    for s, stage in enumerate(stages):
-        for i in range(stage.repeats):
-            name, stride = f"encoder/blocks_{s}_{i}", stage.stride if i == 0 else 1
-            wide, separable = c * stage.expansion, stage.expansion == 1
-            if not separable:
+def _encoder(encoder: str, c_in: int, spatial: tuple[int, ...]) -> Iterator[Layer]:
+    net = efficientnet_table.network(efficientnet_table.VARIANTS[encoder])
+    yield Layer("encoder/conv_stem", "dense", 3, 2, c_in, net.stem, spatial)
+    spatial, c, one = tuple(-(-n // 2) for n in spatial), net.stem, (1,) * len(spatial)
+    for s, blocks in enumerate(net.stages):
+        for i, block in enumerate(blocks):
+            if (
+                block.kind not in ("separable", "inverted")
+                or block.group != 1
+                or block.experts
+                or block.fold
+                or block.blur
+            ):
+                raise ValueError(f"{encoder}: its blocks are of a kind that is not counted here")
+            name, wide, window = f"encoder/blocks_{s}_{i}", block.expanded, block.window
+            if block.kind == "inverted":
                 yield Layer(f"{name}/conv_pw", "dense", 1, 1, c, wide, spatial)
-            yield Layer(f"{name}/conv_dw", "depthwise", stage.window, stride, wide, wide, spatial)
-            spatial = tuple(-(-n // stride) for n in spatial)
-            yield Layer(f"{name}/se/conv_reduce", "dense", 1, 1, wide, c // 4, one)
-            yield Layer(f"{name}/se/conv_expand", "dense", 1, 1, c // 4, wide, one)
-            last = "conv_pw" if separable else "conv_pwl"
-            yield Layer(f"{name}/{last}", "dense", 1, 1, wide, stage.channels, spatial)
-            c = stage.channels
+            yield Layer(f"{name}/conv_dw", "depthwise", window, block.stride, wide, wide, spatial)
+            spatial = tuple(-(-n // block.stride) for n in spatial)
+            if block.reduced:
+                yield Layer(f"{name}/se/conv_reduce", "dense", 1, 1, wide, block.reduced, one)
+                yield Layer(f"{name}/se/conv_expand", "dense", 1, 1, block.reduced, wide, one)
+            last = "conv_pw" if block.kind == "separable" else "conv_pwl"
+            yield Layer(f"{name}/{last}", "dense", 1, 1, wide, block.channels, spatial)
+            c = block.channels
 
 
 def layers(model: Any, shape: Sequence[int]) -> list[Layer]:
@@ -68,13 +76,17 @@ def layers(model: Any, shape: Sequence[int]) -> list[Layer]:
     Args:
       model: from `models.build("dxnet")`.
       shape: `(b, *spatial, channels)` of its input.
+
+    Raises:
+      ValueError: the encoder has convolutions of a kind that is not counted here.
     """
     _, *spatial, c_in = shape
     spatial = tuple(spatial)
-    variant = model.encoder.removeprefix("efficientnet_")
+    if model.depth_kernels or model.depth_strides or model.factorised:
+        raise ValueError("the encoder's depth options are not counted here; leave them out")
     found = [Layer("full/conv", "dense", 3, 1, c_in, model.stem_width, spatial)]
-    found += _encoder(variant, model.stem_width, spatial)
-    channels = [model.stem_width, *(f.channels for f in efficientnet.feature_info(variant))]
+    found += _encoder(model.encoder, model.stem_width, spatial)
+    channels = [model.stem_width, *(f.channels for f in encoders.feature_info(model.encoder))]
     c = channels.pop()
     sizes = [tuple(n // 2**i for n in spatial) for i in range(len(channels) + 1)]
     for level, (width, skip) in enumerate(zip(model.widths, reversed(channels), strict=True)):

@@ -25,10 +25,10 @@ from crossdim_jax.weights import (
     CLAIMS,
     COLLECTIONS,
     FORMAT,
-    HEAD,
     Weights,
     check,
     describe,
+    is_head,
     load_weights,
     save_weights,
 )
@@ -71,7 +71,7 @@ class MergeReport:
 
     def __str__(self) -> str:
         """One line for a log."""
-        head = sum(_is_head(path) for path in self.unused)
+        head = sum(is_head(path) for path in self.unused)
         return (
             f"{len(self.filled)} tensors from the file, {len(self.fresh)} left fresh and "
             f"{len(self.unused) - head} left out by skip patterns, {len(self.outside)} in other "
@@ -139,11 +139,6 @@ def select(patterns: Iterable[str], paths: Iterable[str]) -> set[str]:
             "of the encoder."
         )
     return chosen
-
-
-def _is_head(path: str) -> bool:
-    """Whether a weight file's path is of the classification head: a collection, not a module."""
-    return path.startswith(f"{HEAD}/")
 
 
 def _inner(path: str) -> str:
@@ -239,7 +234,7 @@ def merge(
         that matches nothing.
     """
     targets = flatten(variables)
-    head = {key for key in weights.arrays if _is_head(key)}
+    head = {key for key in weights.arrays if is_head(key)}
     held = weights.arrays.keys() - head
     modules = {key.split("/")[1] for key in held if "/" in key}
     inside = {key for key in targets if "/" in key and key.split("/")[1] in modules}

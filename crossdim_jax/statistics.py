@@ -4,7 +4,7 @@ An inflated network that starts with the 2D network's statistics is only normali
 its responses are the 2D network's. Where they are not, its own are measured before the first step.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -58,21 +58,7 @@ def reestimate(
         )
     everywhere = sharding.replicated(mesh)
 
-    def measure(params, stats, image, key):
-        _, changes = model.apply(
-            {"params": params, "batch_stats": stats},
-            image,
-            train=True,
-            rngs={"dropout": key},
-            mutable=["batch_stats"],
-        )
-        return changes["batch_stats"]
-
-    measure = jax.jit(
-        measure,
-        in_shardings=(everywhere, everywhere, sharding.batched(mesh), everywhere),
-        out_shardings=everywhere,
-    )
+    measure = _measuring(model, mesh)
     probe = jax.jit(
         lambda now: jax.tree.map(lambda leaf: jnp.where(_usable(leaf), leaf, 1), now),
         out_shardings=everywhere,
@@ -98,6 +84,27 @@ def reestimate(
             "patches. Check the images' intensities, or inflate by mean instead of repeat."
         )
     return jax.device_put(stats, everywhere), seen
+
+
+def _measuring(model: Any, mesh: jax.sharding.Mesh) -> Callable[..., Any]:
+    """`(params, stats, image, key)` -> the statistics after that batch, in train mode."""
+    everywhere = sharding.replicated(mesh)
+
+    def measure(params, stats, image, key):
+        _, changes = model.apply(
+            {"params": params, "batch_stats": stats},
+            image,
+            train=True,
+            rngs={"dropout": key},
+            mutable=["batch_stats"],
+        )
+        return changes["batch_stats"]
+
+    return jax.jit(
+        measure,
+        in_shardings=(everywhere, everywhere, sharding.batched(mesh), everywhere),
+        out_shardings=everywhere,
+    )
 
 
 def _usable(first: jax.Array) -> jax.Array:

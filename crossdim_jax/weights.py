@@ -31,6 +31,11 @@ CLAIMS = ("source", "inflate", "inflate_at", "stem")
 COLOURS = 3  # input channels at which every stem policy but "reinit" keeps the stem as it is
 
 
+def is_head(path: str) -> bool:
+    """Whether a weight file's path is of the classification head: a collection, not a module."""
+    return path.startswith(f"{HEAD}/")
+
+
 @dataclasses.dataclass(frozen=True)
 class Weights:
     """The content of a weight file.

@@ -13,6 +13,7 @@ from crossdim_jax import experiment, optim, params, run_folder
 from crossdim_jax.errors import ConfigError, DataError, WeightsError
 from crossdim_jax.models.layers import Norm
 from crossdim_jax.train_state import TrainState
+from tests.weight_record import RECORD
 
 
 def config(**fields):
@@ -83,18 +84,7 @@ def test_a_folder_nothing_was_trained_in_is_named(tmp_path):
 def test_a_weight_file_must_be_what_the_config_says(tmp_path):
     """The config is the record of what was trained: it may not say `mean` of `repeat` weights."""
     path = tmp_path / "w.safetensors"
-    record = {
-        "id": "tf_efficientnet_b0.ns_jft_in1k",
-        "architecture": "efficientnet_b0",
-        "ndim": 3,
-        "in_channels": 16,
-        "padding": "same",
-        "eps": 1e-3,
-        "norm": "instance",
-        "inflate": "repeat",
-        "stem": "tile",
-    }
-    params.save_weights(path, {}, record)
+    params.save_weights(path, {}, RECORD)
     fields = {"weights__file": str(path), "mesh__data": 1}
     assert experiment.load_weights(experiment.build(config(**fields), tmp_path)) is not None
     for name, value in {"inflate": "mean", "stem": "gray", "source": "efficientnet_b0"}.items():

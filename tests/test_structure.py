@@ -90,7 +90,7 @@ def test_no_grouped_convolution_is_left_to_xla(mode):
 
 
 def test_xla_counts_no_more_than_the_analytic_number():
-    """The compiled gradient, as XLA itself counts; at 32^3, where compiling takes less memory."""
+    """The compiled gradient as XLA counts, loops once; at 32^3, where compiling is cheaper."""
     shape = (1, 32, 32, 32, 4)
     function = jax.jit(jax.grad(functools.partial(loss, network("auto"))))
     compiled = function.lower(*arguments(shape)).compile(

@@ -1,38 +1,26 @@
-"""A weight file is what was written, and is for the network that loads it; or it is refused."""
+"""A weight file comes back as it was written, or it is refused."""
 
 import json
+import os
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from crossdim_jax import models, params
+from crossdim_jax import params
 from crossdim_jax.errors import WeightsError
-from crossdim_jax.weights import HEAD, check_statistics, content_sha256, inflations
-
-RECORD = {
-    "source": "timm",
-    "id": "tf_efficientnet_b0.ns_jft_in1k",
-    "architecture": "efficientnet_b0",
-    "ndim": 3,
-    "in_channels": 16,
-    "padding": "same",
-    "eps": 1e-3,
-    "norm": "instance",
-    "inflate": "repeat",
-    "stem": "tile",
-    "depth_kernels": [3, 3, 3, 5, 3, 5, 5, 3],
-    "factorised": False,
-    "statistics": "dropped",
-}
+from crossdim_jax.weights import HEAD, content_sha256
+from tests.weight_record import RECORD
 
 
 @pytest.fixture
 def arrays(rng):
-    shapes = {"params/encoder/b/kernel": (3, 3, 4, 8), "params/encoder/a/scale": (8,)}
+    shapes = {
+        "params/encoder/b/kernel": (3, 3, 4, 8),
+        "params/encoder/a/scale": (8,),
+        "batch_stats/encoder/a/mean": (8,),
+    }
     return {path: rng.normal(size=shape).astype(np.float32) for path, shape in shapes.items()}
 
 
@@ -44,6 +32,88 @@ def file(tmp_path, arrays):
 def header(path):
     with safe_open(path, framework="numpy") as opened:
         return dict(opened.metadata())
+
+
+# ------------------------------------------------------------------ writing
+
+
+def test_files_come_back_as_written(tmp_path, arrays):
+    path = params.save_weights(tmp_path / "a" / "w.safetensors", arrays, RECORD)
+    weights = params.load_weights(path)
+    assert weights.metadata == RECORD and weights.path == path
+    assert weights.arrays.keys() == arrays.keys()
+    assert all(np.array_equal(weights.arrays[key], arrays[key]) for key in arrays)
+    assert os.listdir(path.parent) == ["w.safetensors"]
+
+
+def test_transposed_views_are_written_in_their_own_order(tmp_path, rng):
+    kernel = rng.normal(size=(4, 3, 2)).astype(np.float32).transpose(2, 0, 1)
+    path = params.save_weights(tmp_path / "w.safetensors", {"params/encoder/k": kernel}, {})
+    np.testing.assert_array_equal(params.load_weights(path).arrays["params/encoder/k"], kernel)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, arrays, monkeypatch):
+    path = params.save_weights(tmp_path / "w.safetensors", arrays, RECORD)
+    before = path.read_bytes()
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(WeightsError, match=r"w.safetensors: .*No space left"):
+        params.save_weights(path, {}, {})
+    assert path.read_bytes() == before and os.listdir(tmp_path) == [path.name]
+
+
+def test_saving_refuses_other_suffixes_and_collections(tmp_path, arrays):
+    with pytest.raises(WeightsError, match="end with .safetensors"):
+        params.save_weights(tmp_path / "w.npz", arrays, {})
+    with pytest.raises(WeightsError, match="found keys encoder/a"):
+        params.save_weights(tmp_path / "w.safetensors", {"encoder/a": np.zeros(1)}, {})
+
+
+def test_a_classification_head_can_be_kept(tmp_path, arrays):
+    arrays = arrays | {f"{HEAD}/encoder/classifier/bias": np.zeros(10, np.float32)}
+    path = params.save_weights(tmp_path / "h.safetensors", arrays, {})
+    assert params.load_weights(path).arrays.keys() == arrays.keys()
+
+
+# ------------------------------------------------------------------ what cannot be read
+
+
+@pytest.mark.parametrize("keep", [0, 5, 100, -1])
+def test_truncated_files_are_named(keep, tmp_path, arrays):
+    path = params.save_weights(tmp_path / "w.safetensors", arrays, RECORD)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(WeightsError, match=r"w.safetensors: not a readable safetensors"):
+        params.load_weights(path)
+
+
+@pytest.mark.parametrize("keep", [0.1, 0.5, 0.9, 0.999])
+def test_a_truncated_file_is_refused(keep, file):
+    content = file.read_bytes()
+    file.write_bytes(content[: int(keep * len(content))])
+    with pytest.raises(WeightsError, match="w.safetensors: not a readable.*cut short"):
+        params.load_weights(file)
+
+
+def test_files_of_other_kinds_say_what_to_do(tmp_path):
+    with pytest.raises(WeightsError, match=r"gone.safetensors: no such.*weight_port"):
+        params.load_weights(tmp_path / "gone.safetensors")
+    with pytest.raises(
+        WeightsError, match=r"w.pth: a PyTorch.*weight_port NAME --checkpoint=.*w.pth"
+    ):
+        params.load_weights(tmp_path / "w.pth")
+    path = tmp_path / "timm.safetensors"
+    save_file({"conv_stem.weight": np.zeros(3, np.float32)}, path)
+    with pytest.raises(WeightsError, match=r"timm.safetensors: found format None.*--checkpoint"):
+        params.load_weights(path)
+    save_file({}, path, {"format": params.FORMAT, "record": "{"})
+    with pytest.raises(WeightsError, match="record in its header"):
+        params.load_weights(path)
+    save_file({}, path, {"format": params.FORMAT, "record": "[1]"})
+    with pytest.raises(WeightsError, match=r"record in its header is \[1\]"):
+        params.load_weights(path)
 
 
 # ------------------------------------------------------------------ hashes
@@ -106,102 +176,9 @@ def test_a_hash_that_was_taken_out_is_missed(file, arrays):
         params.load_weights(file)
 
 
-@pytest.mark.parametrize("keep", [0.1, 0.5, 0.9, 0.999])
-def test_a_truncated_file_is_refused(keep, file):
-    content = file.read_bytes()
-    file.write_bytes(content[: int(keep * len(content))])
-    with pytest.raises(WeightsError, match="w.safetensors: not a readable.*cut short"):
-        params.load_weights(file)
-
-
 def test_files_from_before_hashes_are_loaded_unchecked(file, arrays):
     save_file(arrays, file, {"format": params.FORMAT, "record": json.dumps(RECORD)})
     weights = params.load_weights(file)
     assert not weights.checked and weights.metadata == RECORD
     params.save_weights(file, weights.arrays, weights.metadata)
     assert params.load_weights(file).checked
-
-
-def test_a_classification_head_can_be_kept(tmp_path, arrays):
-    arrays = arrays | {f"{HEAD}/encoder/classifier/bias": np.zeros(10, np.float32)}
-    path = params.save_weights(tmp_path / "h.safetensors", arrays, {})
-    assert params.load_weights(path).arrays.keys() == arrays.keys()
-
-
-# ------------------------------------------------------------------ for another network
-
-
-@pytest.fixture(scope="module")
-def needs():
-    """What DX-Net needs, with the config's own words."""
-    model = models.build("dxnet")
-    image = jax.ShapeDtypeStruct((1, 32, 32, 32, 4), jnp.float32)
-    claims = {"source": RECORD["id"], "inflate": "repeat", "stem": "tile"}
-    variables = jax.eval_shape(model.init, jax.random.key(0), image)
-    return params.requirements(model, variables) | claims
-
-
-def test_the_file_that_is_asked_for_is_taken(file, needs):
-    params.check(params.load_weights(file).metadata, needs)
-
-
-@pytest.mark.parametrize(
-    ("change", "match"),
-    [
-        ({"architecture": "efficientnet_b4"}, "architecture: found 'efficientnet_b4', expected"),
-        ({"padding": "symmetric"}, "padding: found 'symmetric', expected 'same'"),
-        ({"eps": 1e-5}, "eps: found 1e-05, expected 0.001"),
-        ({"in_channels": 4}, "in_channels: found 4, expected 16"),
-    ],
-    ids=["architecture", "padding", "eps", "channels"],
-)
-def test_weights_of_another_network_are_refused(change, match, arrays, needs, tmp_path):
-    path = params.save_weights(tmp_path / "other.safetensors", arrays, RECORD | change)
-    weights = params.load_weights(path)
-    with pytest.raises(WeightsError, match=f"(?s)other.safetensors is not.*{match}"):
-        params.check(weights.metadata, needs, name=weights.name)
-
-
-# ------------------------------------------------------------------ running statistics
-
-
-BATCH = RECORD | {"norm": "batch", "statistics": "carried"}
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {},
-        {"norm": "frozen"},
-        {"statistics": None},  # from before the record said so
-        {"inflate": "mean", "inflate_at": ["blocks_1_.*=repeat"]},
-        {"statistics": "stale"},
-        {"inflate": "mean", "statistics": "stale"},
-    ],
-    ids=str,
-)
-def test_statistics_that_do_not_describe_the_weights_are_refused(change, needs):
-    record = BATCH | change
-    expected = needs | {"norm": record["norm"], "inflate": record["inflate"], "inflate_at": None}
-    with pytest.raises(WeightsError, match=r"w.safetensors: found .*statistics.*reestimate=16"):
-        params.check(record, expected, name="w.safetensors")
-    check_statistics(record, reestimate=8)  # they will be measured anew
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"inflate": "mean"},
-        {"norm": "instance", "statistics": "dropped"},
-        {"statistics": "reestimated (8)"},
-        {"ndim": 2, "inflate": None},
-    ],
-    ids=str,
-)
-def test_statistics_that_do_are_taken(change):
-    check_statistics(BATCH | change)
-
-
-def test_all_modes_of_a_record_are_found():
-    assert inflations({"inflate": "mean", "inflate_at": ["a=b_.*=center"]}) == {"mean", "center"}
-    assert inflations({"inflate": None}) == set()

@@ -12,19 +12,16 @@ why.
 """
 
 import dataclasses
-import datetime
-import importlib.metadata
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-import crossdim_jax
 from crossdim_jax import params
 from crossdim_jax.errors import CrossdimError
 from crossdim_jax.models import encoders
-from crossdim_jax.weights import HEAD, content_sha256
-from weight_port import forward, head, norms, records, volume
+from crossdim_jax.weights import content_sha256, is_head
+from weight_port import forward, head, norms, records, rename, volume
 from weight_port.convert import Recipe, convert
 from weight_port.forward import NOT_RUN, TOLERANCE
 from weight_port.source import Source
@@ -32,7 +29,6 @@ from weight_port.source import Source
 VERSION = 1
 SAME_TENSOR = 1e-6  # likewise for tensors made again: exp and sqrt may differ in the last digit
 NEEDED = ("architecture", "padding", "eps", "ndim", "in_channels", "norm", "stem")  # of a record
-PACKAGES = ("jax", "flax", "numpy", "torch", "timm")
 
 
 def measure(
@@ -54,7 +50,7 @@ def measure(
     timm = _timm(weights, recipe, source, absent, problems)
     certificate = {
         "certificate": VERSION,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **records.stamp(),
         "conditions": {
             "plane": forward.PLANE,
             "depth": forward.DEPTH if recipe.ndim == 3 else None,
@@ -65,7 +61,6 @@ def measure(
         "content_sha256": content_sha256(weights.arrays),
         "source_sha256": record.get("sha256"),
         "source_content_sha256": source_sha256(source) if source else None,
-        "versions": {"crossdim_jax": crossdim_jax.__version__, **versions()},
         "made": made,
         "timm": timm,
     }
@@ -100,7 +95,7 @@ def recipe_of(weights: params.Weights) -> Recipe:
     said = {name: tuple(v) if isinstance(v, list) else v for name, v in said.items()}
     carried = str(record.get("statistics") or "carried") in ("carried", "dropped")
     said["statistics"] = "carry" if carried else "reestimate"
-    said["head"] = any(path.startswith(f"{HEAD}/") for path in weights.arrays)
+    said["head"] = any(map(is_head, weights.arrays))
     return Recipe(**{"inflate": None} | said)
 
 
@@ -112,20 +107,9 @@ def source_sha256(source: Source) -> str:
     body = {
         name: np.asarray(array, np.float32)
         for name, array in source.arrays.items()
-        if not forward.HEAD.match(name) and not name.endswith("num_batches_tracked")
+        if not rename.of_head(name) and not name.endswith("num_batches_tracked")
     }
     return content_sha256(body)
-
-
-def versions() -> dict[str, str | None]:
-    """Of the libraries that take part; None where one is not installed."""
-    found: dict[str, str | None] = {}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found
 
 
 def _not_run(reason: str) -> dict[str, str]:
@@ -238,7 +222,7 @@ def _logits(
     problems: list[str],
 ) -> dict[str, Any]:
     """The relative error of the logits, where both sides have a classification head."""
-    tensors = {path: array for path, array in arrays.items() if path.startswith(f"{HEAD}/")}
+    tensors = {path: array for path, array in arrays.items() if is_head(path)}
     if expected is None or not tensors:
         whose = "source" if expected is None else "file"
         return {"logits": _not_run(f"the {whose} has no classification head")}

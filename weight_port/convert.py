@@ -12,10 +12,10 @@ import numpy as np
 from crossdim_jax import params
 from crossdim_jax.errors import WeightsError
 from crossdim_jax.models import encoders
+from crossdim_jax.weights import is_head
 from weight_port import channels, inflate, norms, rename
 from weight_port.source import Source
 
-HEAD = "head/"  # the collection of the 2D classifier's head
 DEPTH_KERNEL = "depth_kernel"  # name of a factorised convolution's depth filter
 
 
@@ -227,7 +227,7 @@ def convert(source: Source, recipe: Recipe) -> Converted:
     arrays, used, unused, problems = {}, [], [], []
     for name, array in source.arrays.items():
         path = rename.flax_path(name)
-        head = path is not None and path.startswith(HEAD)
+        head = path is not None and is_head(path)
         if rename.UNUSED.fullmatch(name) or path in drawn or (head and not keep_head):
             unused.append(name)
         elif path is not None and norms.drops(path, recipe.norm):
@@ -255,7 +255,7 @@ def convert(source: Source, recipe: Recipe) -> Converted:
             + "\n  ".join(problems)
             + "\nIs this a checkpoint of another architecture? Give the timm name it was made for."
         )
-    heads = sorted(path for path in arrays if path.startswith(HEAD))
+    heads = sorted(filter(is_head, arrays))
     arrays = {path: arrays[path] for path in (*targets, *heads)}
     modes = {path: mode for path, mode in modes.items() if path not in drawn}
     return Converted(arrays, tuple(used), tuple(unused), tuple(fresh), modes)

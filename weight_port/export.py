@@ -15,8 +15,9 @@ from safetensors.numpy import save
 from crossdim_jax import files, params
 from crossdim_jax.errors import WeightsError
 from crossdim_jax.models import encoders
+from crossdim_jax.weights import is_head
 from weight_port import ours
-from weight_port.convert import HEAD, Recipe, target_shapes
+from weight_port.convert import Recipe, target_shapes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +64,7 @@ def state_dict(weights: params.Weights) -> dict[str, np.ndarray]:
             f"{weights.name}: its running statistics are stale; measure them first: python -m "
             f"weight_port reestimate {weights.name} --volumes PATTERN"
         )
-    head = sorted(path for path in weights.arrays if path.startswith(HEAD))
+    head = sorted(filter(is_head, weights.arrays))
     if not any("/classifier/" in path for path in head):
         raise WeightsError(
             f"{weights.name}: holds no classification head, which timm's network has; port the "

@@ -2,7 +2,6 @@
 
 import functools
 import math
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 from crossdim_jax import params
 from crossdim_jax.errors import WeightsError
 from crossdim_jax.models import encoders
+from crossdim_jax.weights import is_head
 from weight_port import rename
 from weight_port.source import Source
 
@@ -26,7 +26,6 @@ NOT_RUN = "not run"
 # The fields of a record that are the encoder's attributes, and what a record that does not name
 # them means; those that only 3D encoders have come second.
 ATTRIBUTES = {"norm": "batch", "padding": "same", "eps": 1e-3}
-HEAD = re.compile(r"(conv_head|bn2|classifier)\.")  # timm's names
 DEEP_ATTRIBUTES = {"depth_kernels": None, "factorised": False}
 
 
@@ -59,7 +58,7 @@ def features(
       image: (b, *spatial, c) float32.
       **settings: the encoder's attributes, see `attributes`.
     """
-    tree = params.unflatten({k: v for k, v in arrays.items() if k.split("/")[0] != "head"})
+    tree = params.unflatten({k: v for k, v in arrays.items() if not is_head(k)})
     variables = {collection: inner[rename.MODULE] for collection, inner in tree.items()}
     apply = _network(architecture, tuple(sorted(settings.items())))
     with jax.default_matmul_precision("highest"):
@@ -100,7 +99,7 @@ def timm_outputs(origin: Source, image: np.ndarray) -> tuple[list[np.ndarray], n
     except RuntimeError as error:  # torch's word for names and shapes that do not fit
         reason = " ".join(str(error).split())[:200]
         raise WeightsError(f"the source does not fit timm's network: {reason}") from error
-    if body := [name for name in missing if not HEAD.match(name)]:
+    if body := [name for name in missing if not rename.of_head(name)]:
         raise WeightsError(f"the source holds no {', '.join(body[:3])}")
     kept: list[Any] = []
     for module in (model.bn1, *model.blocks):

@@ -14,7 +14,8 @@ import numpy as np
 from crossdim_jax import ops
 from crossdim_jax.errors import WeightsError
 from crossdim_jax.models import efficientnet_table
-from weight_port.rename import HEAD, MODULE
+from crossdim_jax.weights import HEAD
+from weight_port.rename import MODULE
 
 
 def settings(architecture: str) -> dict[str, Any]:

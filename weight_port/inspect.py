@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from crossdim_jax import params
-from crossdim_jax.weights import HEAD, content_sha256
+from crossdim_jax.weights import content_sha256, is_head
 from weight_port.certificate import another_version
 from weight_port.forward import NOT_RUN
 
@@ -88,7 +88,7 @@ def _tensors(weights: params.Weights) -> list[str]:
     stages: dict[str, list[str]] = {}
     for path in weights.arrays:
         match = _STAGE.match(path)
-        head = path.startswith(f"{HEAD}/")
+        head = is_head(path)
         stages.setdefault("head" if head else match[2] if match else "stem", []).append(path)
     order = sorted(stages, key=lambda s: (s == "head", s != "stem", len(s), s))
     found = [f"{'tensors':<12}  {'stage':<12} {'tensors':>7} {'values':>12}  windows"]

@@ -180,23 +180,7 @@ def from_config(
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{path}: config.model: {error}") from error
     needs = params.requirements(model, variables)
-    deep, reestimate = needs["ndim"] == 3, weights.get("reestimate") or 0
-    depth_kernels = getattr(model, "depth_kernels", None) if deep else None
-    if isinstance(depth_kernels, list | tuple):
-        depth_kernels = tuple(depth_kernels)
-    recipe = Recipe(
-        ndim=needs["ndim"],
-        in_channels=needs["in_channels"],
-        norm=needs["norm"],
-        inflate=(weights.inflate or None) if deep else None,
-        stem=weights.stem,
-        seed=seed,
-        depth_kernels=depth_kernels,
-        factorised=deep and bool(getattr(model, "factorised", False)),
-        inflate_at=tuple(weights.get("inflate_at") or ()) if deep else (),
-        statistics="reestimate" if reestimate else "carry",
-        head=head,
-    )
+    recipe = _recipe(model, needs, weights, seed=seed, head=head)
     target = by_hand(weights.source, recipe, out or weights.file, random=random).out
     flags = [f"--config={path}", *overrides]
     if target != Path(weights.file or ""):
@@ -212,5 +196,26 @@ def from_config(
         expected=needs | params.claims(weights),
         ignore=tuple(weights.get("ignore") or ()),
         skip=tuple(weights.get("skip") or ()),
-        reestimate=reestimate,
+        reestimate=weights.get("reestimate") or 0,
+    )
+
+
+def _recipe(
+    model: Any, needs: Mapping[str, Any], weights: Mapping[str, Any], *, seed: int, head: bool
+) -> Recipe:
+    """What a network and `config.weights` ask for; `needs` are its `params.requirements`."""
+    deep = needs["ndim"] == 3
+    depth_kernels = getattr(model, "depth_kernels", None) if deep else None
+    return Recipe(
+        ndim=needs["ndim"],
+        in_channels=needs["in_channels"],
+        norm=needs["norm"],
+        inflate=(weights["inflate"] or None) if deep else None,
+        stem=weights["stem"],
+        seed=seed,
+        depth_kernels=depth_kernels,
+        factorised=deep and bool(getattr(model, "factorised", False)),
+        inflate_at=tuple(weights.get("inflate_at") or ()) if deep else (),
+        statistics="reestimate" if weights.get("reestimate") else "carry",
+        head=head,
     )

@@ -1,9 +1,26 @@
-"""Records of weight files that were written by other versions of this project."""
+"""Records of weight files: when and with what they were written, and what an old one may lack."""
 
+import datetime
+import importlib.metadata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import crossdim_jax
 from crossdim_jax.errors import WeightsError
+
+PACKAGES = ("jax", "flax", "numpy", "torch", "timm")
+
+
+def stamp() -> dict[str, Any]:
+    """The date, and the versions of what takes part; None where a package is not installed."""
+    versions: dict[str, str | None] = {"crossdim_jax": crossdim_jax.__version__}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {"versions": versions, "date": now}
 
 
 def required(record: Mapping[str, Any], fields: Sequence[str], name: str) -> None:

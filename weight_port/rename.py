@@ -15,8 +15,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from crossdim_jax.weights import HEAD, is_head
+
 MODULE = "encoder"  # where a network keeps its encoder
-HEAD = "head"  # the collection of the classification head
 
 # BatchNorm's step counter is the one tensor that nothing of ours has a use for.
 UNUSED = re.compile(r".*\bnum_batches_tracked")
@@ -51,6 +52,11 @@ def flax_path(torch_name: str) -> str | None:
         collection = HEAD
     inner = _TO_FLAX.sub(r"blocks_\1_\2", module).replace(".", "/")
     return f"{collection}/{MODULE}/{inner}/{name}"
+
+
+def of_head(torch_name: str) -> bool:
+    """Whether a timm tensor is of the classification head."""
+    return _HEAD.match(torch_name.rpartition(".")[0]) is not None
 
 
 def torch_name(path: str) -> str | None:
@@ -95,7 +101,7 @@ def to_flax_layout(
         return array
     if path.endswith("/routing_fn/kernel"):
         return array.T[None, None]
-    if path.startswith(f"{HEAD}/"):
+    if is_head(path):
         return array.T
     if shape is None or math.prod(shape[-4:]) != array.shape[1]:
         return array

@@ -83,9 +83,6 @@ def pad_depth(
       to the convolution. Every axis comes out at `ceil(size / stride)`.
     """
     pads = ops.explicit_padding(x.shape[1:-1], windows, strides, convention)
-    if convention == "symmetric":
-        # k // 2 on both sides would be one too many for the even windows that depth may have.
-        pads = tuple(((k - 1) // 2, k // 2) for k in windows)
     check_depth_padding(depth_padding)
     if len(windows) != 3 or depth_padding == "zero" or not any(pads[0]):
         return x, pads

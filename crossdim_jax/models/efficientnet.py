@@ -13,10 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from crossdim_jax.models.conv import Blur, Conv, Depth, check_depth_padding
-from crossdim_jax.models.efficientnet_table import Block, network, scaled
+from crossdim_jax.models.efficientnet_table import Block, network
 from crossdim_jax.models.layers import DropPath, Norm, SqueezeExcite
-
-__all__ = ["EfficientNet", "Feature", "depth_reductions", "depths", "feature_info", "scaled"]
 
 
 class Feature(NamedTuple):

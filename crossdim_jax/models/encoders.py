@@ -1,7 +1,7 @@
 """The encoders a network can be built on.
 
-A network asks its encoder for two things: `features`, by calling it, and their channel counts.
-Adding an encoder is adding a file and a row to `ENCODERS`.
+A network asks its encoder for its features, by calling it, and before that for their channels and
+reductions. Adding an encoder is adding a file and a row to `ENCODERS`.
 """
 
 import functools
@@ -17,7 +17,8 @@ class Encoder(NamedTuple):
     """A row of `ENCODERS`.
 
     Attributes:
-      build: makes the module.
+      build: makes the module; its method `depths()` raises ValueError if its depth options do not
+        fit it.
       stem: path of its first kernel, (*k, in, out); its shape tells the rank and the input
         channels, and porting adapts it to them.
       norm: the norm that its weights are made for, "batch" or "group".
@@ -27,9 +28,9 @@ class Encoder(NamedTuple):
 
     build: Callable[..., nn.Module]
     stem: str
-    norm: str = "batch"
-    info: Callable[[], tuple[efficientnet.Feature, ...]] | None = None
-    depth_reductions: Callable[..., tuple[int, ...]] | None = None
+    norm: str
+    info: Callable[[], tuple[efficientnet.Feature, ...]]
+    depth_reductions: Callable[..., tuple[int, ...]]
 
 
 ENCODERS: dict[str, Encoder] = {

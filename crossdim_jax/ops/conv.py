@@ -58,7 +58,8 @@ def explicit_padding(
       window: kernel sizes.
       strides: strides.
       convention: "same" as TensorFlow pads (asymmetric at stride 2, depends on the input size), or
-        "symmetric" as PyTorch models pad (`k // 2` on both sides).
+        "symmetric" as PyTorch models pad: `k // 2` on both sides, one less at the low end of an
+        even window.
 
     Raises:
       ValueError: the convention is unknown.
@@ -70,7 +71,7 @@ def explicit_padding(
         ]
         return tuple((t // 2, t - t // 2) for t in totals)
     if convention == "symmetric":
-        return tuple((k // 2, k // 2) for k in window)
+        return tuple(((k - 1) // 2, k // 2) for k in window)
     raise ValueError(f"padding={convention!r} is unknown; known: same, symmetric")
 
 

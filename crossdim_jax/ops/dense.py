@@ -23,7 +23,6 @@ Padding = tuple[tuple[int, int], ...]
 # Voxels of one block of the kernel's gradient: its operands then fit a core's cache.
 BLOCK_VOXELS = 2048
 
-
 # On grids of so many voxels or fewer the kernel outweighs the image: it should stay as it lies.
 SMALL_GRID = 8**3
 
@@ -111,42 +110,29 @@ def _stacked(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
     flat = jnp.moveaxis(kernel, 0, -2).reshape(*kernel.shape[1:4], taps * out)
     y = _conv2d(x.reshape(batch * depth, *x.shape[2:]), flat, (1, 1), padding[1:])
     y = y.reshape(batch, depth, *y.shape[1:3], taps, out)
-    low, size = padding[0][0], depth + sum(padding[0]) - taps + 1
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    total = 0
-    for t in range(taps):
-        # Output d takes slice d + t - low, where there is one. Padding each tap's own slices,
-        # rather than all at once, leaves one pass over y.
-        first, last = max(low - t, 0), min(depth + low - t, size)
-        if first < last:
-            part = y[:, first + t - low : last + t - low, :, :, t]
-            part = jnp.pad(part, ((0, 0), (first, size - last), (0, 0), (0, 0), (0, 0)))
-            total = total + part.astype(wide)
-    return total.astype(x.dtype)
+    parts = (_seen(y[..., t, :], 1, t, taps, padding[0]) for t in range(taps))
+    return sum(part.astype(wide) for part in parts).astype(x.dtype)
 
 
-def _shifted(x: jax.Array, axis: int, taps: int, pad: tuple[int, int]) -> list[jax.Array]:
-    """For each tap, the entries of x along an axis that it sees, and zeros where there are none.
+def _seen(x: jax.Array, axis: int, tap: int, taps: int, pad: tuple[int, int]) -> jax.Array:
+    """The entries of x along an axis that one of its taps sees, and zeros where there are none.
 
-    Padding each on its own leaves one pass over x; padding x first would make two.
+    Padding each tap's own entries leaves one pass over x; padding x first would make two.
     """
     length, low = x.shape[axis], pad[0]
     size = length + sum(pad) - taps + 1
-    seen = []
-    for t in range(taps):
-        first, last = max(low - t, 0), min(length + low - t, size)
-        if first >= last:
-            seen.append(jnp.zeros((*x.shape[:axis], size, *x.shape[axis + 1 :]), x.dtype))
-            continue
-        part = lax.slice_in_dim(x, first + t - low, last + t - low, axis=axis)
-        seen.append(_pad_or_cut(part, axis, first, size - last))
-    return seen
+    first, last = max(low - tap, 0), min(length + low - tap, size)
+    if first >= last:
+        return jnp.zeros((*x.shape[:axis], size, *x.shape[axis + 1 :]), x.dtype)
+    part = lax.slice_in_dim(x, first + tap - low, last + tap - low, axis=axis)
+    return _pad_or_cut(part, axis, first, size - last)
 
 
 def _gathered(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
     """One 2D convolution over the slices that all depth taps see, side by side as channels."""
     batch, taps = x.shape[0], kernel.shape[0]
-    x = jnp.concatenate(_shifted(x, 1, taps, padding[0]), -1)
+    x = jnp.concatenate([_seen(x, 1, t, taps, padding[0]) for t in range(taps)], -1)
     flat = jnp.moveaxis(kernel, 0, 2).reshape(*kernel.shape[1:3], -1, kernel.shape[-1])
     y = _conv2d(x.reshape(-1, *x.shape[2:]), flat, (1, 1), padding[1:])
     return y.reshape(batch, -1, *y.shape[1:])
@@ -156,7 +142,7 @@ def _patches(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
     """One matrix product of everything that each voxel sees with the kernel as it lies."""
     seen = [x]
     for axis, (taps, pad) in enumerate(zip(kernel.shape[:3], padding, strict=True), 1):
-        seen = [part for x in seen for part in _shifted(x, axis, taps, pad)]
+        seen = [_seen(x, axis, t, taps, pad) for x in seen for t in range(taps)]
     return jnp.concatenate(seen, -1) @ kernel.reshape(-1, kernel.shape[-1])
 
 

@@ -1,4 +1,4 @@
-"""timm networks with random weights and statistics, made once per session."""
+"""timm networks with random weights and statistics, made once per session; porting them."""
 
 import functools
 
@@ -6,6 +6,25 @@ import numpy as np
 import pytest
 
 from weight_port import source
+from weight_port.__main__ import main
+
+CONFIG = """
+from ml_collections import ConfigDict
+
+
+def get_config(arg=""):
+    return ConfigDict({
+        "data": {"patch": (64, 64, 64)},
+        "model": {
+            "name": "dxnet", "encoder": "efficientnet_b0", "norm": "instance",
+            "padding": "same", "encoder_eps": 1e-3,
+        },
+        "weights": {
+            "source": "tf_efficientnet_b0.ns_jft_in1k", "inflate": arg or "repeat",
+            "stem": "tile", "file": "FOLDER/ported.safetensors", "skip": (), "ignore": (),
+        },
+    })
+"""
 
 
 @functools.cache
@@ -64,3 +83,26 @@ def make_source():
         return source.Source(source.parse_name(name), arrays, origin)
 
     return make
+
+
+@pytest.fixture
+def port():
+    """The command without the certificate, which runs networks and has tests of its own."""
+    return lambda command: main([*command, "--no-certificate"])
+
+
+@pytest.fixture
+def config(tmp_path):
+    """The file of a config for DX-Net, whose weights go to `ported.safetensors` beside it."""
+    path = tmp_path / "experiment.py"
+    path.write_text(CONFIG.replace("FOLDER", str(tmp_path)))
+    return path
+
+
+@pytest.fixture
+def checkpoint(tmp_path, timm_model):
+    """The file of a B0, as timm has it."""
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    path = tmp_path / "model.safetensors"
+    save_file(timm_model("tf_efficientnet_b0").state_dict(), path)
+    return path

@@ -222,7 +222,7 @@ class Plain(nn.Module):
 
 
 def test_another_encoders_stem_is_found_by_its_row(monkeypatch, rng):
-    row = encoders.Encoder(Plain, "conv_first/kernel")
+    row = encoders.Encoder(Plain, "conv_first/kernel", "batch", tuple, tuple)
     monkeypatch.setitem(encoders.ENCODERS, "plain", row)
     kernel = rng.normal(size=(4, 3, 3, 3)).astype(np.float32)
     origin = {"id": "plain", "file": None}

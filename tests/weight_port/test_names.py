@@ -13,6 +13,11 @@ from weight_port import names
 @pytest.mark.parametrize(
     ("name", "architecture", "padding", "eps"),
     [
+        ("tf_efficientnet_b0.ns_jft_in1k", "efficientnet_b0", "same", 1e-3),
+        ("tf_efficientnet_l2.ns_jft_in1k_475", "efficientnet_l2", "same", 1e-3),
+        ("tf_efficientnet_b8", "efficientnet_b8", "same", 1e-3),
+        ("efficientnet_b4.ra2_in1k", "efficientnet_b4", "symmetric", 1e-5),
+        ("efficientnet_b0", "efficientnet_b0", "symmetric", 1e-5),
         ("tf_efficientnetv2_s.in21k_ft_in1k", "efficientnetv2_s", "same", 1e-3),
         ("efficientnetv2_rw_t.ra2_in1k", "efficientnetv2_rw_t", "symmetric", 1e-5),
         ("tf_efficientnet_lite4", "efficientnet_lite4", "same", 1e-3),
@@ -33,6 +38,9 @@ def test_the_name_says_the_architecture_and_the_convention(name, architecture, p
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
+        ("efficientnet_b9", "efficientnet_b0, .*efficientnet_l2.*weight_port list"),
+        ("resnet50", "efficientnet_b0, .*efficientnet_l2.*weight_port list"),
+        ("", "efficientnet_b0, .*efficientnet_l2.*weight_port list"),
         ("resnet50", r"not a supported timm name\. Supported.*\[tf_\]efficientnet_b0, "),
         ("tf_efficientnet_b1_pruned", "timm knows it as efficientnet_b1_pruned"),
         ("efficientnetv2_b0", "timm knows it as tf_efficientnetv2_b0"),
@@ -45,6 +53,14 @@ def test_the_name_says_the_architecture_and_the_convention(name, architecture, p
 def test_other_names_are_refused_with_the_reason(name, reason):
     with pytest.raises(WeightsError, match=reason):
         names.parse_name(name)
+
+
+@pytest.mark.parametrize("model", ["tf_efficientnet_b0", "efficientnet_b4"])
+def test_the_convention_is_timms_own(model, timm_model):
+    name, network = names.parse_name(model), timm_model(model)
+    assert network.bn1.eps == pytest.approx(name.eps)
+    same = type(network.conv_stem).__name__ == "Conv2dSame"
+    assert name.padding == ("same" if same else "symmetric")
 
 
 def test_every_listed_model_can_be_parsed_and_leads_to_its_row():

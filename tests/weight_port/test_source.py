@@ -16,36 +16,6 @@ NAME = "tf_efficientnet_b0.ns_jft_in1k"
 TENSORS = {"conv_stem.weight": torch.arange(54.0).reshape(2, 3, 3, 3), "steps": torch.tensor(7)}
 
 
-@pytest.mark.parametrize(
-    ("name", "architecture", "padding", "eps"),
-    [
-        ("tf_efficientnet_b0.ns_jft_in1k", "efficientnet_b0", "same", 1e-3),
-        ("tf_efficientnet_l2.ns_jft_in1k_475", "efficientnet_l2", "same", 1e-3),
-        ("tf_efficientnet_b8", "efficientnet_b8", "same", 1e-3),
-        ("efficientnet_b4.ra2_in1k", "efficientnet_b4", "symmetric", 1e-5),
-        ("efficientnet_b0", "efficientnet_b0", "symmetric", 1e-5),
-    ],
-)
-def test_the_name_says_the_convention(name, architecture, padding, eps):
-    parsed = source.parse_name(name)
-    assert (parsed.architecture, parsed.padding, parsed.eps) == (architecture, padding, eps)
-    assert parsed.timm == name and parsed.model == name.split(".")[0]
-
-
-@pytest.mark.parametrize("model", ["tf_efficientnet_b0", "efficientnet_b4"])
-def test_the_convention_is_timms_own(model, timm_model):
-    name, network = source.parse_name(model), timm_model(model)
-    assert network.bn1.eps == pytest.approx(name.eps)
-    same = type(network.conv_stem).__name__ == "Conv2dSame"
-    assert name.padding == ("same" if same else "symmetric")
-
-
-@pytest.mark.parametrize("name", ["efficientnet_b9", "resnet50", ""])
-def test_unsupported_names_list_the_supported(name):
-    with pytest.raises(WeightsError, match="efficientnet_b0, .*efficientnet_l2.*weight_port list"):
-        source.parse_name(name)
-
-
 def write(path, content):
     if path.suffix == ".safetensors":
         save_file(content, path)

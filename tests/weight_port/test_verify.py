@@ -11,7 +11,7 @@ from crossdim_jax import params
 from crossdim_jax.errors import WeightsError
 from crossdim_jax.weights import content_sha256
 from tests.weight_port import tiny
-from weight_port import certificate, forward, ours, verify, volume
+from weight_port import certificate, forward, ours, records, verify, volume
 from weight_port.__main__ import main
 from weight_port.commands.making import record
 from weight_port.convert import Recipe, convert
@@ -109,7 +109,7 @@ def test_certify_writes_it_into_the_file_and_beside_it(write, source):
     assert content_sha256(after.arrays) == made["content_sha256"]
     beside = path.with_name("w.safetensors.certificate.json")
     assert json.loads(beside.read_text()) == made
-    assert made["versions"].keys() == {"crossdim_jax", *certificate.PACKAGES}
+    assert made["versions"].keys() == {"crossdim_jax", *records.PACKAGES}
     again = certificate.measure(after, source)
     assert verify.departures(made, again) == []
 

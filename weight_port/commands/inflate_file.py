@@ -17,14 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--config", metavar="CONFIG", help="make exactly what this experiment will load")
     recipe_flags.add_recipe(parser)
     recipe_flags.add_writing(parser)
-    parser.set_defaults(ndim=3)
 
 
 def main(args: argparse.Namespace) -> int:
     """Reads, inflates, checks, writes, certifies and tells."""
-    args.ndim = None  # said by the command, not by hand
     recipe_flags.refuse_with_config(args)
-    args.ndim = 3
     weights = ours.read_2d(args.file, "inflation")
     origin, record = ours.as_source(weights), weights.metadata
     records.required(record, ("source", "stem", "norm", "seed"), weights.name)
@@ -36,7 +33,7 @@ def main(args: argparse.Namespace) -> int:
         # A stem that was adapted already stays as it is, unless another is asked for.
         kept = {field: record[field] for field in ("in_channels", "stem", "seed")}
         kept |= {} if record["norm"] in ("batch", "frozen") else {"norm": record["norm"]}
-        recipe = recipe_flags.recipe(args, **kept)
+        recipe = recipe_flags.recipe(args, ndim=3, **kept)
         todo = plan.by_hand(
             record["id"], recipe, args.out or "weights", random=record["source"] == "random"
         )

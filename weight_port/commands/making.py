@@ -1,20 +1,16 @@
 """A weight file from a plan and a source: convert, check, write, certify, tell."""
 
 import collections
-import datetime
-import importlib.metadata
 import re
 import shlex
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-import crossdim_jax
 from crossdim_jax import params
 from crossdim_jax.models.dxnet import DXNet
-from weight_port import norms, plan, source
-from weight_port.convert import HEAD, Converted, Recipe, convert
+from crossdim_jax.weights import HEAD
+from weight_port import norms, plan, records, source
+from weight_port.convert import Converted, Recipe, convert
 
 
 def make(todo: plan.Plan, origin: source.Source, *, certificate: bool) -> None:
@@ -52,20 +48,8 @@ def record(origin: source.Source, recipe: Recipe, converted: Converted) -> dict[
         "values": sum(array.size for array in converted.arrays.values()),
         "unused": list(converted.unused),
         "fresh": list(converted.fresh),
-        **stamp(),
+        **records.stamp(),
     }
-
-
-def stamp() -> dict[str, Any]:
-    """When, and with which versions, a file is written."""
-    found: dict[str, str | None] = {"crossdim_jax": crossdim_jax.__version__}
-    for package in ("jax", "flax", "numpy", "torch", "timm"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return {"versions": found, "date": now}
 
 
 UNUSED = {
@@ -82,10 +66,9 @@ def summary(todo: plan.Plan, metadata: dict[str, Any], converted: Converted) -> 
         kind = next((k for k, pattern in UNUSED.items() if re.fullmatch(pattern, name)), name)
         groups[kind] = groups.get(kind, 0) + 1
     unused = ", ".join(f"{kind} {n}" for kind, n in groups.items())
-    counts = {
-        what: int(np.sum([a.size for path, a in converted.arrays.items() if path.startswith(what)]))
-        for what in ("params/", HEAD)
-    }
+    counts = collections.Counter()
+    for path, array in converted.arrays.items():
+        counts[path.partition("/")[0]] += array.size
     head = f", and {counts[HEAD]:,} numbers of the head" if counts[HEAD] else ""
     lines = {
         "weights": params.describe(metadata),
@@ -95,7 +78,7 @@ def summary(todo: plan.Plan, metadata: dict[str, Any], converted: Converted) -> 
         "fresh": ", ".join(converted.fresh) or "none",
         "kernels": _kernels(metadata, converted),
         "norms": _norms(todo.recipe),
-        "written": f"{len(converted.arrays)} tensors, {counts['params/']:,} parameters{head}",
+        "written": f"{len(converted.arrays)} tensors, {counts['params']:,} parameters{head}",
         "file": str(todo.out),
         "next": next_command(todo, metadata),
     }

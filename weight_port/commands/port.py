@@ -51,7 +51,8 @@ def main(args: argparse.Namespace) -> int:
         )
     else:
         own = encoders.norm(source.parse_name(args.name).architecture)
-        recipe = recipe_flags.recipe(args, **({} if args.ndim == 3 else {"norm": own}))
+        ndim = args.ndim or 2
+        recipe = recipe_flags.recipe(args, ndim=ndim, **({"norm": own} if ndim == 2 else {}))
         todo = plan.by_hand(args.name, recipe, args.out or "weights", random=args.random)
     if not args.overwrite:
         todo.refuse_existing()  # before anything is downloaded

@@ -52,10 +52,10 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=None, help="of whatever is drawn at random (default: 0)")
 
 
-def add_writing(parser: argparse.ArgumentParser) -> None:
-    """Adds where to and how a file is written."""
+def add_writing(parser: argparse.ArgumentParser, *, default: str = "weights/") -> None:
+    """Adds where to and how a file is written; `default` is said of where to."""
     add = parser.add_argument
-    add("--out", metavar="PATH", help="a folder or a .safetensors file (default: weights/)")
+    add("--out", metavar="PATH", help=f"a folder or a .safetensors file (default: {default})")
     add("--overwrite", action="store_true", help="replace an existing file")
     add(
         "--no-certificate",
@@ -79,17 +79,17 @@ def refuse_with_config(args: argparse.Namespace) -> None:
             )
 
 
-def recipe(args: argparse.Namespace, **defaults) -> Recipe:
+def recipe(args: argparse.Namespace, *, ndim: int, **defaults) -> Recipe:
     """The recipe that the flags say.
 
     Args:
-      args: the flags; `ndim` among them.
+      args: the flags.
+      ndim: spatial rank of the weights.
       **defaults: of flags that were not given, in place of the general ones.
 
     Raises:
       WeightsError: the flags do not go together.
     """
-    ndim = args.ndim or 2
     general = {
         "in_channels": channels.SOURCE_CHANNELS,
         "norm": "batch" if ndim == 2 else "instance",

@@ -4,7 +4,6 @@ import argparse
 import glob
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +15,8 @@ from crossdim_jax.data.pipeline import crop, crop_start
 from crossdim_jax.data.preprocess import crop_to_brain, zscore
 from crossdim_jax.errors import DataError, WeightsError
 from crossdim_jax.models import encoders
-from weight_port import norms, records, rename
-from weight_port.commands.making import stamp
+from weight_port import forward, norms, records, rename
+from weight_port.commands import recipe_flags
 
 PREPARATION = "cropped to non-zero voxels, each channel z-scored over its non-zero voxels"
 
@@ -38,9 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--patches", type=int, default=16, metavar="N", help="how many to measure (default: 16)")
     add("--batch", type=int, default=4, metavar="N", help="patches at a time (default: 4)")
     add("--seed", type=int, default=0, help="of the patches' places (default: 0)")
-    add("--out", metavar="PATH", help="a file or a folder (default: FILE with -reestimated)")
-    add("--overwrite", action="store_true", help="replace an existing file")
-    add("--no-certificate", dest="certificate", action="store_false", help="do not certify it")
+    recipe_flags.add_writing(parser, default="FILE with -reestimated")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -74,7 +71,7 @@ def main(args: argparse.Namespace) -> int:
             "preparation": PREPARATION,
         },
         "fresh": fresh,
-        **stamp(),
+        **records.stamp(),
     }
     params.save_weights(out, arrays, metadata)
     if args.certificate:
@@ -103,19 +100,9 @@ def measure(
 ) -> tuple[dict[str, np.ndarray], int]:
     """The file's tensors with new running statistics, and the number of patches used."""
     record = weights.metadata
-    settings: dict[str, Any] = {
-        field: tuple(record[field]) if isinstance(record[field], list) else record[field]
-        for field in ("depth_kernels", "factorised")
-        if record.get(field)
-    }
-    encoder = encoders.build(
-        record["architecture"],
-        norm="batch",  # frozen ones measure nothing; the tensors are the same
-        padding=record["padding"],
-        eps=record["eps"],
-        drop_path_rate=0.0,
-        **settings,
-    )
+    # Frozen norms measure nothing; the tensors are those of batch norms.
+    settings = forward.attributes(record) | {"norm": "batch", "drop_path_rate": 0.0}
+    encoder = encoders.build(record["architecture"], **settings)
     tree = params.unflatten(dict(weights.arrays))
     mesh = sharding.make_mesh(1)
     variables = {c: tree[c][rename.MODULE] for c in ("params", "batch_stats")}
