@@ -26,7 +26,7 @@ HARMLESS = (
     r"(.*\.)?log_every_steps",
     r"(.*\.)?checkpoint_every_steps",
     r"(.*\.)?keep",
-    r"(.*\.)?num_threads",
+    r"(.*\.)?num_(threads|processes)",
     r"(.*\.)?workdir",
     r"data\.(root|cache)",  # the split knows the cases by name
     r"weights\.file",  # read at the first start only
