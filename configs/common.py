@@ -17,7 +17,8 @@ def get_config(arg: str = "") -> ConfigDict:
     # slices are resized.
     config.data.patch = (128, 128, 128)
     config.data.foreground = 0.0  # probability that a 3D patch is centred on a labelled voxel
-    config.data.num_threads = 2  # that prepare cases and read patches
+    config.data.num_threads = 2  # that read patches
+    config.data.num_processes = 2  # that prepare cases, a whole one each; 0: threads do it
     config.data.split = ConfigDict()
     config.data.split.kind = "holdout"  # or kfold, fixed, all; always by patient
     config.data.split.fraction = 0.2  # holdout: of the patients
@@ -64,6 +65,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.train.validate_from_dice = 0.85  # validation starts above this training Dice
     config.train.validate_every_epochs = 1
     config.train.early_stop_epochs = config_dict.placeholder(int)  # without a better validation
+    config.train.skip_nonfinite = 0  # steps whose loss is not a number that may be left out
     config.train.log_every_steps = 50
     config.train.checkpoint_every_steps = config_dict.placeholder(int)  # None: every epoch
     config.train.keep = 2  # latest checkpoints; the best is kept besides
