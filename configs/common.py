@@ -13,8 +13,10 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.root = ""  # folder of cases
     config.data.cache = "runs/cache"  # decoded cases; runs share it; about 60 MB a BraTS case
     config.data.cache_dtype = "float32"  # or float16: half the disk
-    config.data.patch = (128, 128, 128)  # (z, y, x) voxels; multiples of 32, better not 32 itself
-    config.data.foreground = 0.0  # probability that a patch is centred on a tumour voxel
+    # (z, y, x) voxels, multiples of 32, better not 32 itself; for a 2D network (y, x), to which
+    # slices are resized.
+    config.data.patch = (128, 128, 128)
+    config.data.foreground = 0.0  # probability that a 3D patch is centred on a labelled voxel
     config.data.num_threads = 2  # that prepare cases and read patches
     config.data.split = ConfigDict()
     config.data.split.kind = "holdout"  # or kfold, fixed, all; always by patient
@@ -41,7 +43,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optim.name = "nadam"
     config.optim.learning_rate = 1e-3
     config.optim.learning_rate_end = 1e-5
+    config.optim.schedule = "constant_cosine"  # or exponential
     config.optim.constant_epochs = 40  # then a cosine to learning_rate_end at train.epochs
+    config.optim.decay_per_epoch = 0.95  # exponential: times this, down to learning_rate_end
     config.optim.b1 = 0.95
     config.optim.b2 = 0.99
     config.optim.eps = 1e-8  # released code: 1e-5
@@ -54,11 +58,12 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.train = ConfigDict()
     config.train.loss = "dice_bce"
-    config.train.epochs = 90
+    config.train.epochs = 90  # None: until an exponential schedule has come to its end
     config.train.batch_size = 1  # patches per update, over all devices
     config.train.accumulate = 1  # micro-batches that make up one batch
     config.train.validate_from_dice = 0.85  # validation starts above this training Dice
     config.train.validate_every_epochs = 1
+    config.train.early_stop_epochs = config_dict.placeholder(int)  # without a better validation
     config.train.log_every_steps = 50
     config.train.checkpoint_every_steps = config_dict.placeholder(int)  # None: every epoch
     config.train.keep = 2  # latest checkpoints; the best is kept besides

@@ -23,8 +23,8 @@ import numpy as np
 from tqdm import tqdm
 
 from crossdim_jax import metrics
-from crossdim_jax.challenges import CaseFiles, Challenge
-from crossdim_jax.data import images, preprocess
+from crossdim_jax.challenges import CaseFiles, Challenge, Evaluated
+from crossdim_jax.data import images
 from crossdim_jax.errors import CrossdimError, DataError, ManyErrors
 from crossdim_jax.files import write_text
 from crossdim_jax.report import tables
@@ -52,11 +52,6 @@ class Result:
             raise ManyErrors(title, self.failed)
 
 
-def prediction_path(folder: str | Path, case_id: str) -> Path:
-    """Where the prediction of a case lies."""
-    return Path(folder) / f"{case_id}.nii.gz"
-
-
 def predict_case(
     challenge: Challenge,
     files: CaseFiles,
@@ -65,37 +60,39 @@ def predict_case(
     *,
     overwrite: bool = False,
     write: bool = True,
+    export: bool = False,
 ) -> Path:
     """Predicts one case and writes its label map on the case's own grid; returns the path.
 
     The case's label, if it has one, is not read. An existing file is left alone and its path
-    returned, unless `overwrite`: then it is removed first. write: see `predict_folder`.
+    returned, unless `overwrite`: then it is removed first. write, export: see `predict_folder`.
 
     Raises DataError if the prediction's path is one of the case's own files.
     """
-    path = _output_path(out_folder, files)
+    path = _output_path(challenge, out_folder, files)
     if path.exists() and not overwrite:
         return path
     if write:  # if what follows fails, no older prediction may pass for this one
         path.unlink(missing_ok=True)
     case = challenge.load(dataclasses.replace(files, label=None))
-    prepared = preprocess.preprocess(case)
+    prepared = challenge.prepare(case)
     probabilities = np.asarray(predict_fn(prepared.image))
-    expected = (*prepared.image.shape[:-1], len(challenge.regions))
+    expected = (*prepared.image.shape[:-1], len(challenge.classes))
     if probabilities.shape != expected:
         raise ValueError(f"{files.id}: predict_fn gave {probabilities.shape}, expected {expected}")
     if not np.isfinite(probabilities).all():
         raise ValueError(f"{files.id}: the network's output is not finite")
     if not write:
         return path
-    label = challenge.decode(probabilities, case.spacing_mm)
-    label = preprocess.uncrop(label, prepared.bbox, prepared.full_shape)
+    label = challenge.finish(probabilities, prepared)
+    if export:  # first: what is there under the prediction's own name is complete
+        challenge.export(Path(out_folder), files, label, case.geometry)
     return challenge.write(path, label, case.geometry)
 
 
-def _output_path(folder: str | Path, files: CaseFiles) -> Path:
-    """`prediction_path`, unless that is a file the case is made of."""
-    path = prediction_path(folder, files.id)
+def _output_path(challenge: Challenge, folder: str | Path, files: CaseFiles) -> Path:
+    """The prediction's path, unless that is a file the case is made of."""
+    path = challenge.prediction_path(folder, files.id)
     for own in (*files.images, files.label):
         if own is not None and own.exists() and path.exists() and path.samefile(own):
             raise DataError(
@@ -113,6 +110,7 @@ def predict_folder(
     *,
     overwrite: bool = False,
     write: bool = True,
+    export: bool = False,
     errors: Iterable[tuple[str, str]] = (),
     progress: bool = True,
 ) -> Result:
@@ -121,6 +119,7 @@ def predict_folder(
     overwrite: predict again what is already there; what fails is there no more.
     write: False runs `predict_fn` on the same cases and touches no file: on all processes but the
       first, where the network spans several. All must see the same `out_folder`.
+    export: also write the challenge's further formats, see `Challenge.export` and `export_all`.
     errors: (case id, message) of cases that already failed, put first among the result's failures.
     Raises DataError at once if `out_folder` cannot be written or is full.
     """
@@ -129,21 +128,32 @@ def predict_folder(
         check_writable(out_folder)
     result = Result(failed=list(errors))
     # Looked up before the first file is written, so that all processes leave out the same.
-    there = {case.id for case in files if prediction_path(out_folder, case.id).exists()}
+    there = {case.id for case in files if challenge.prediction_path(out_folder, case.id).exists()}
     with _bar(files, "predict", progress) as bar:
         for case in bar:
             bar.set_postfix_str(case.id)
             try:
-                path = _output_path(out_folder, case)
+                path = _output_path(challenge, out_folder, case)
                 if case.id in there and not overwrite:
                     result.skipped.append(path)
                     continue
-                predict_case(challenge, case, predict_fn, out_folder, overwrite=True, write=write)
+                predict_case(
+                    challenge,
+                    case,
+                    predict_fn,
+                    out_folder,
+                    overwrite=True,
+                    write=write,
+                    export=export,
+                )
                 result.written.append(path)
             except Exception as error:  # the next case may well succeed
                 if write:
                     _raise_if_folder_is_the_fault(error, out_folder)
                 result.failed.append((case.id, _describe(error, case.id)))
+    if export and write:
+        paths = [(case, challenge.prediction_path(out_folder, case.id)) for case in files]
+        challenge.export_all(out_folder, [pair for pair in paths if pair[1].exists()])
     return result
 
 
@@ -160,6 +170,8 @@ def evaluate_cases(
 ) -> dict[str, Any]:
     """Scores every prediction against its truth; writes cases.csv, summary.json and table.md.
 
+    And a CSV for each of the challenge's further tables.
+
     Runs no network: of several processes one suffices. A prediction on another grid gets the
     profile's row for a mismatch; one that is missing or cannot be read is left out. Both are named
     in the result and in table.md.
@@ -171,8 +183,9 @@ def evaluate_cases(
       plain values, recorded and printed as they are.
 
     Returns the summary: `challenge`, `profile`, `aggregation`, `definitions`, `regions`, `n_cases`,
-    `statistics` ({"dice_WT": {"mean", ...}}, None for an undefined value), `provenance`,
-    `mismatched`, `failed` and `missing` ([case id, message] each).
+    `statistics` ({"dice_WT": {"mean", ...}}, None for an undefined value), `groups` ({name:
+    {"n_cases", "statistics"}}), `tables` (see `challenges.Table`), `provenance`, `mismatched`,
+    `failed` and `missing` ([case id, message] each).
 
     Raises DataError if no prediction exists, ManyErrors if none could be made or scored.
     """
@@ -180,7 +193,7 @@ def evaluate_cases(
     failed = list(failed)
     without = {case for case, _ in failed}
     files = [case for case in files if case.id not in without]
-    paths = {case.id: prediction_path(predictions_folder, case.id) for case in files}
+    paths = {case.id: challenge.prediction_path(predictions_folder, case.id) for case in files}
     present = [case for case in files if paths[case.id].exists()]
     missing = [
         (name, f"{path} does not exist") for name, path in paths.items() if not path.exists()
@@ -191,7 +204,7 @@ def evaluate_cases(
     if not present:
         raise DataError(
             f"{predictions_folder}: found no prediction of the {len(files)} cases to evaluate, "
-            "expected files named {case id}.nii.gz; predict them first"
+            "expected such as {next(iter(paths.values()), '{case id}.nii.gz')}; predict them first"
         )
     check_writable(out_folder)
 
@@ -202,6 +215,9 @@ def evaluate_cases(
         raise ManyErrors(nothing, failed)
     profile = metrics.PROFILES[challenge.profile]
     statistics = challenge.summarise([row for _, row, _ in rows])
+    by_id = {case.id: case for case in present}
+    evaluated = [Evaluated(by_id[case], row, paths[case], note) for case, row, note in rows]
+    further = challenge.tables(evaluated)
     summary = {
         "challenge": challenge.name,
         "profile": profile.name,
@@ -210,6 +226,8 @@ def evaluate_cases(
         "regions": list(challenge.regions),
         "n_cases": len(rows),
         "statistics": statistics,
+        "groups": _grouped(challenge, evaluated),
+        "tables": [dataclasses.asdict(table) for table in further],
         "provenance": dict(provenance or {}),
         "mismatched": [[case, note] for case, _, note in rows if note],
         "failed": [list(pair) for pair in failed],
@@ -221,12 +239,26 @@ def evaluate_cases(
             logger.warning("%s prediction: %s: %s", kind, case, note)
     try:
         _write_csv(out_folder / "cases.csv", rows)
+        for table in further:
+            write_text(out_folder / f"{table.name}.csv", _csv([table.columns, *table.rows]))
         text = json.dumps(summary, indent=2, allow_nan=False)
         write_text(out_folder / "summary.json", text + "\n")
         write_text(out_folder / "table.md", tables.markdown(summary))
     except OSError as error:
         raise DataError(_folder_message(out_folder, error)) from error
     return summary
+
+
+def _grouped(challenge: Challenge, evaluated: Sequence[Evaluated]) -> dict[str, Any]:
+    """The statistics of each of the challenge's groups, in the order of their first case."""
+    members: dict[str, list[Mapping[str, float]]] = {}
+    for case in evaluated:
+        for group in challenge.groups(case.files):
+            members.setdefault(group, []).append(case.row)
+    return {
+        group: {"n_cases": len(rows), "statistics": challenge.summarise(rows)}
+        for group, rows in members.items()
+    }
 
 
 def _score_all(
@@ -261,11 +293,11 @@ def _score_case(challenge: Challenge, files: CaseFiles, path: Path) -> tuple[dic
     case = challenge.load(files)
     if case.label is None:
         raise DataError(f"{files.id}: there is no label to evaluate against")
-    predicted, geometry = images.read_label(path)
+    predicted, geometry = challenge.read_prediction(path)
     if why := _grid_mismatch(case.geometry, geometry):
-        profile = metrics.PROFILES[challenge.profile]
-        return profile.mismatch(regions=challenge.regions), f"{path}: {why}"
-    return challenge.score(case.label, predicted, case.spacing_mm), ""
+        row = challenge.mismatch(case.label, case.spacing_mm, kind=case.kind)
+        return row, f"{path}: {why}"
+    return challenge.score(case.label, predicted, case.spacing_mm, kind=case.kind), ""
 
 
 def _grid_mismatch(truth: images.Geometry, prediction: images.Geometry) -> str:
@@ -335,10 +367,17 @@ def json_safe(value: Any) -> Any:
 
 def _write_csv(path: Path, rows: Sequence[tuple[str, dict[str, float], str]]) -> None:
     columns = list(rows[0][1])
+    lines = [[case, *(row[c] for c in columns), note] for case, row, note in rows]
+    write_text(path, _csv([["id", *columns, "note"], *lines]))
+
+
+def _csv(rows: Iterable[Sequence[str | float | None]]) -> str:
+    """Numbers with nine digits; empty where there is none."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["id", *columns, "note"])
-    for case, row, note in rows:
-        cells = ["" if math.isnan(row[c]) else f"{row[c]:.9g}" for c in columns]
-        writer.writerow([case, *cells, note])
-    write_text(path, text.getvalue())
+    for row in rows:
+        cells = (json_safe(cell) for cell in row)
+        writer.writerow(
+            ["" if c is None else f"{c:.9g}" if isinstance(c, float) else c for c in cells]
+        )
+    return text.getvalue()

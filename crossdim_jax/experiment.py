@@ -29,7 +29,7 @@ from crossdim_jax import (
     sharding,
     statistics,
 )
-from crossdim_jax.challenges import CaseFiles, Challenge, phantom
+from crossdim_jax.challenges import CaseFiles, Challenge
 from crossdim_jax.data import cache, pipeline, splits
 from crossdim_jax.errors import ConfigError, DataError, ManyErrors
 from crossdim_jax.train_state import TrainState
@@ -69,14 +69,19 @@ class Experiment:
     def predictor(self, *, flips: Any) -> inference.SlidingWindow:
         """The sliding window of this experiment: `(variables, image) -> probabilities`."""
         options, patch = self.config.inference, tuple(self.config.data.patch)
+        apply = self.model.apply
+        if len(patch) == 2:
+            apply, patch = inference.of_slices(apply), (1, *patch)
+            flips = (1, 2) if flips is True else flips
         data, depth = self.mesh.shape["data"], self.mesh.shape["depth"]
         divides = options.window_batch % data == 0 and patch[0] % depth == 0
         return inference.SlidingWindow(
-            self.model.apply,
+            apply,
             patch,
             overlap=options.overlap,
             flips=flips,
             window_batch=options.window_batch,
+            activation=self.challenge.activation,
             sharding=sharding.batched(self.mesh) if divides else sharding.replicated(self.mesh),
         )
 
@@ -101,17 +106,18 @@ def build(config: ConfigDict, workdir: str | os.PathLike) -> Experiment:
     if not str(workdir):
         raise ConfigError("--workdir is empty: say where the run's files go, --workdir=runs/NAME")
     check_values(config)
-    settings = config.challenge.to_dict()
+    settings, patch = config.challenge.to_dict(), tuple(config.data.patch)
+    if len(patch) == 2:  # the size that the challenge brings every slice to
+        settings["size"] = patch
     challenge = challenges.get(settings.pop("name"), **settings)
     attributes = config.model.to_dict()
     if "ops" in attributes:
         attributes["ops"] = ops.choose(attributes["ops"], depth_shards=config.mesh.depth)
-    model = models.build(attributes.pop("name"), out_channels=len(challenge.regions), **attributes)
-    check_patch(tuple(config.data.patch), model.divisors(3))
+    model = models.build(attributes.pop("name"), out_channels=len(challenge.classes), **attributes)
+    check_patch(patch, model.divisors(len(patch)))
     if "phantoms" in config:
         if jax.process_index() == 0:
-            recipe = config.phantoms.to_dict()
-            phantom.ensure(config.data.root, recipe.pop("n"), **recipe)
+            challenge.make_phantoms(config.data.root, **config.phantoms.to_dict())
         wait_for_all("phantoms")
     return Experiment(config, Path(workdir), challenge, model, make_mesh(config))
 
@@ -120,20 +126,21 @@ def check_values(config: ConfigDict) -> None:
     """Raises ConfigError for sections that are missing and numbers that no mode can work with."""
     if absent := [name for name in ("challenge", "model", "data", "train") if name not in config]:
         raise ConfigError(f"the config has no {', '.join(absent)}; is it an experiment's?")
-    for name in ("epochs", "batch_size", "accumulate", "validate_every_epochs", "log_every_steps"):
+    for name in ("batch_size", "accumulate", "validate_every_epochs", "log_every_steps"):
         if config.train[name] < 1:
             raise ConfigError(f"config.train.{name}={config.train[name]} must be at least 1")
-    for name in ("checkpoint_every_steps", "keep"):
+    for name in ("epochs", "checkpoint_every_steps", "keep", "early_stop_epochs"):
         if config.train[name] is not None and config.train[name] < 1:
             raise ConfigError(f"config.train.{name}={config.train[name]} must be at least 1")
 
 
 def check_patch(patch: tuple[int, ...], divisors: tuple[int, ...]) -> None:
     """Raises ConfigError unless the network can take a patch of that size."""
-    if len(patch) != 3 or any(n < d or n % d for n, d in zip(patch, divisors, strict=True)):
+    fits = all(n >= d and n % d == 0 for n, d in zip(patch, divisors, strict=True))
+    if len(patch) not in (2, 3) or not fits:
         raise ConfigError(
-            f"config.data.patch={patch} must be three multiples of "
-            f"{divisors[0] if len(set(divisors)) == 1 else divisors}, such as "
+            f"config.data.patch={patch} must be (z, y, x), or (y, x) for a 2D network; multiples "
+            f"of {divisors[0] if len(set(divisors)) == 1 else divisors}, such as "
             f"{tuple(-(-128 // d) * d for d in divisors)}: by so much the network reduces its input"
         )
 
@@ -249,17 +256,38 @@ def train_data(
     )
 
 
+def epochs(config: ConfigDict) -> int:
+    """The length of the training; for an exponential schedule, until its end unless it is given.
+
+    Raises ConfigError if the config does not say.
+    """
+    if config.train.epochs is not None:
+        return config.train.epochs
+    if config.optim.schedule != "exponential":
+        raise ConfigError(
+            "config.train.epochs is None: only an exponential schedule says itself when it ends"
+        )
+    return optim.epochs_until(
+        config.optim.learning_rate, config.optim.learning_rate_end, config.optim.decay_per_epoch
+    )
+
+
 def make_optimizer(config: ConfigDict, steps_per_epoch: int) -> optim.Optimizer:
     """The optimiser and schedule of the config."""
     settings = config.optim.to_dict()
-    schedule = optim.constant_then_cosine(
-        settings.pop("learning_rate"),
-        settings.pop("learning_rate_end"),
-        constant_epochs=settings.pop("constant_epochs"),
-        epochs=config.train.epochs,
-        steps_per_epoch=steps_per_epoch,
-    )
-    return optim.make(settings.pop("name"), schedule, **settings)
+    kind = settings.pop("schedule")
+    lr, lr_end = settings.pop("learning_rate"), settings.pop("learning_rate_end")
+    flat, decay = settings.pop("constant_epochs"), settings.pop("decay_per_epoch")
+    length = {"steps_per_epoch": steps_per_epoch}
+    schedules = {
+        "constant_cosine": lambda: optim.constant_then_cosine(
+            lr, lr_end, constant_epochs=flat, epochs=epochs(config), **length
+        ),
+        "exponential": lambda: optim.exponential(lr, lr_end, decay_per_epoch=decay, **length),
+    }
+    if kind not in schedules:
+        raise ConfigError(f"config.optim.schedule={kind!r} is unknown; known: {list(schedules)}")
+    return optim.make(settings.pop("name"), schedules[kind](), **settings)
 
 
 def make_split(experiment: Experiment, files: Sequence[CaseFiles]) -> splits.Split:

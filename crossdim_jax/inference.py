@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from crossdim_jax.errors import ConfigError
+from crossdim_jax.losses import ACTIVATIONS
 from crossdim_jax.sharding import replicated
 
 Variables = Any  # a Flax variable tree
@@ -50,6 +51,15 @@ def flip_axes(flips: bool | Sequence[int], ndim: int) -> list[tuple[int, ...]]:
     return [c for n in range(len(axes) + 1) for c in itertools.combinations(axes, n)]
 
 
+def of_slices(logits: Callable[[Variables, jax.Array], jax.Array]) -> Callable:
+    """A 2D network on windows of one slice: `(b, 1, y, x, c) -> (b, 1, y, x, k)`."""
+
+    def apply(variables, windows):
+        return logits(variables, windows[:, 0])[:, None]
+
+    return apply
+
+
 @dataclasses.dataclass(frozen=True)
 class SlidingWindow:
     """Predicts whole images with a network that takes patches.
@@ -64,6 +74,7 @@ class SlidingWindow:
       overlap: fraction of a window shared with its neighbour, in [0, 1).
       flips: test-time flips, see `flip_axes`.
       window_batch: windows per call of the network.
+      activation: a key of `losses.ACTIVATIONS`.
       sharding: of a window batch, to spread it over devices; if they are of several processes,
         each calls with the same image and gets the whole result.
 
@@ -76,6 +87,7 @@ class SlidingWindow:
     overlap: float = 0.5
     flips: bool | Sequence[int] = False
     window_batch: int = 1
+    activation: str = "sigmoid"
     sharding: jax.sharding.NamedSharding | None = None
 
     def __post_init__(self):
@@ -90,7 +102,8 @@ class SlidingWindow:
     @functools.cached_property
     def _probabilities(self):
         def probabilities(variables, windows):
-            return jax.nn.sigmoid(self.logits(variables, windows).astype(jnp.float32))
+            logits = self.logits(variables, windows).astype(jnp.float32)
+            return ACTIVATIONS[self.activation](logits)
 
         if self.sharding is None:
             return jax.jit(probabilities)

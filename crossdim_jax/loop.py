@@ -58,6 +58,7 @@ def fit(
     log_every_steps: int = 10,
     checkpoint_every_steps: int | None = None,
     keep: int = 2,
+    early_stop_epochs: int | None = None,
     config: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> FitResult:
@@ -70,13 +71,15 @@ def fit(
         iterator has `get_state()` (JSON) and `set_state()`.
       workdir: the run folder; see `run_folder.claim`.
       mesh: the mesh that `state` lives on.
-      regions: names of the k regions, for the metrics file.
+      regions: names of what Dice is measured of, for the metrics file.
       total_steps: length of the training.
       steps_per_epoch: see `steps_per_epoch`.
       validation: None for none; then no best checkpoint is kept.
       log_every_steps: steps averaged in one line of `metrics.jsonl`.
       checkpoint_every_steps: None for every epoch.
       keep: how many of the latest checkpoints are kept.
+      early_stop_epochs: training ends once so many epochs have brought no better validation; None:
+        never.
       config: recorded in every checkpoint; not read.
       progress: whether to show it on stderr.
 
@@ -116,6 +119,7 @@ def fit(
         run = _Run(record, checkpoints, writer, shown, stop, validation)
         run.regions, run.config = tuple(regions), dict(config or {})
         run.log_every_steps, run.total_steps = log_every_steps, total_steps
+        run.early_stop_epochs = early_stop_epochs
         state = _train(run, state, step, batches, mesh, every)
     return FitResult(state, record.best_score, record.best_step)
 
@@ -126,7 +130,7 @@ def _train(run: "_Run", state: TrainState, step: Step, batches, mesh, every: int
         run.validate(state)
         if record.validation_pending:  # stopped again; the checkpoint it came from still holds
             raise Interrupted(record.step)
-    while record.step < run.total_steps:
+    while record.step < run.total_steps and not run.exhausted():
         batch = dict(next(batches))
         ids = [str(name) for name in batch.pop("id", ())]
         state, metrics = step(state, sharding.shard_batch(batch, mesh))
@@ -134,6 +138,7 @@ def _train(run: "_Run", state: TrainState, step: Step, batches, mesh, every: int
         end = record.step == run.total_steps
         if end or record.step % record.steps_per_epoch == 0:
             run.end_epoch(state)
+            end = end or run.exhausted()
         stopping = run.stop.requested(record.step)
         if end or stopping or record.step % every == 0:
             run.save(state, batches.get_state())
@@ -181,6 +186,7 @@ class _Run:
     config: dict[str, Any]
     log_every_steps: int
     total_steps: int
+    early_stop_epochs: int | None = None
 
     def __init__(
         self,
@@ -294,6 +300,19 @@ class _Run:
         self.shown.say(f"validation after step {record.step}: Dice {score:.3f}: {named}{best}")
         if self._images_since is not None:  # no part of the training's images/s
             self._images_since += time.monotonic() - started
+
+    def exhausted(self) -> bool:
+        """Whether the last epochs have brought no better validation; as true after a resume."""
+        record, epochs = self.record, self.early_stop_epochs
+        if epochs is None or record.best_step is None or record.step % record.steps_per_epoch:
+            return False
+        found = record.step - record.best_step >= epochs * record.steps_per_epoch
+        if found:
+            self.shown.say(
+                f"no better validation than that of step {record.best_step} for {epochs} epochs: "
+                f"training ends after step {record.step}"
+            )
+        return found
 
     def save(self, state: TrainState, data_state: Any) -> None:
         """Checkpoints the step that was dispatched last, once its metrics are known good."""

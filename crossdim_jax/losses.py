@@ -6,11 +6,18 @@ their sizes or weights. All arithmetic is float32, whatever the dtype of the log
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 Sums = dict[str, tuple[jax.Array, jax.Array]]
+
+# Logits to probabilities, classes on the last axis.
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "sigmoid": jax.nn.sigmoid,
+    "softmax": jax.nn.softmax,
+}
 
 # Denominator only: it decides nothing unless truth and prediction are both empty.
 EPSILON = 1e-5
@@ -96,41 +103,119 @@ def dice_bce(logits: jax.Array, target: jax.Array, weights: jax.Array | None = N
     }
 
 
+def _classes(values: jax.Array) -> jax.Array:
+    """The index of each class, `(1..., k)`, to be compared with values `(..., k)`."""
+    return jnp.arange(values.shape[-1]).reshape((1,) * (values.ndim - 1) + (-1,))
+
+
+def _merged(values: jax.Array, unknown: jax.Array, add: Callable) -> jax.Array:
+    """Channels of unknown classes become part of the first, the background, and themselves 0.
+
+    Args:
+      values: `(b, *spatial, k)`.
+      unknown: `(b, 1..., k)` bool, never the first.
+      add: sums over the last axis, `(values, where) -> (b, *spatial)`.
+    """
+    first = _classes(values) == 0
+    background = add(values, unknown | first)[..., None]
+    return jnp.where(first, background, jnp.where(unknown, 0, values))
+
+
+def dice_ce(logits: jax.Array, target: jax.Array, weights: jax.Array | None = None) -> Sums:
+    """Soft Dice loss plus cross-entropy over disjoint classes, averaged over samples.
+
+    Messaoudi et al. 2023, Eq. 5. As printed it swaps prediction and truth inside the logarithm;
+    the ordinary cross-entropy is meant. Dice is the mean over all annotated classes, the background
+    among them; cross-entropy the mean over voxels.
+
+    A class of weight 0 is not annotated in that sample: its voxels lie unnamed in the background.
+    So its probability is added to the background's before anything is compared. To predict it there
+    costs nothing; to predict it where an annotated class lies costs what the background costs.
+
+    Args:
+      logits: `(b, *spatial, k)`, before the softmax, any float dtype; the background first.
+      target: `(b, *spatial, k)`, one-hot, any dtype.
+      weights: see `sample_weights`; that of the background is taken to be 1.
+
+    Returns:
+      `loss`, and its two terms `dice_loss` and `cross_entropy`; each `(sum, count)` of scalars.
+    """
+    spread = (logits.shape[0],) + (1,) * (logits.ndim - 2) + (-1,)
+    known = (sample_weights(weights, target) > 0).at[:, 0].set(True)
+    unknown = ~known.reshape(spread)
+    logs = jax.nn.log_softmax(logits.astype(jnp.float32))
+    target = target.astype(jnp.float32)
+    target = _merged(target, unknown, lambda x, where: jnp.sum(x, -1, where=where))
+    logs = _merged(logs, unknown, lambda x, where: jax.nn.logsumexp(x, -1, where=where))
+    probabilities = jnp.where(unknown, 0, jnp.exp(logs))
+    dice = jnp.sum(jnp.where(known, soft_dice(probabilities, target), 0), -1) / known.sum(-1)
+    # Where the truth is 0 the logarithm does not count, and a product with it could be NaN.
+    entropy = -jnp.sum(jnp.where(target > 0, target * logs, 0), -1)
+    entropy = entropy.mean(tuple(range(1, entropy.ndim)))
+    count = jnp.asarray(logits.shape[0], jnp.float32)
+    dice, entropy = dice.sum(), entropy.sum()
+    return {
+        "loss": (dice + entropy, count),
+        "dice_loss": (dice, count),
+        "cross_entropy": (entropy, count),
+    }
+
+
 def hard_dice(
     logits: jax.Array,
     target: jax.Array,
     weights: jax.Array | None = None,
     *,
+    activation: str = "sigmoid",
     threshold: float = 0.5,
 ) -> Sums:
-    """Dice of the thresholded prediction, per region: a metric, without a gradient.
+    """Dice of the prediction, per class: a metric, without a gradient.
 
-    A region empty in both truth and prediction scores 1, as in the BraTS evaluation.
+    A class empty in both truth and prediction scores 1, as in the BraTS evaluation.
 
     Args:
-      logits: `(b, *spatial, k)`, before the sigmoid.
+      logits: `(b, *spatial, k)`, before the activation.
       target: `(b, *spatial, k)`, 0 or 1.
-      weights: see `sample_weights`; a region of weight zero is not counted.
+      weights: see `sample_weights`; a class of weight zero is not counted.
+      activation: "sigmoid": a class is predicted above the threshold. "softmax": the most probable
+        class is; the background, the first, is not scored.
       threshold: on the probability.
 
     Returns:
-      `dice`: `(sum (k,), count (k,))` over the samples.
+      `dice`: `(sum, count)` over the samples, each `(k,)`, under a softmax `(k - 1,)`.
     """
     axes = tuple(range(1, logits.ndim - 1))
-    predicted = jax.nn.sigmoid(logits.astype(jnp.float32)) > threshold
-    true = target > 0
+    predicted, true = hard(logits, activation, threshold), target > 0
     overlap = (predicted & true).sum(axes, dtype=jnp.float32)
     total = predicted.sum(axes, dtype=jnp.float32) + true.sum(axes, dtype=jnp.float32)
     dice = jnp.where(total > 0, 2 * overlap / jnp.maximum(total, 1), 1.0)
     counted = (sample_weights(weights, target) > 0).astype(jnp.float32)
-    return {"dice": ((dice * counted).sum(0), counted.sum(0))}
+    total, count = (dice * counted).sum(0), counted.sum(0)
+    first = 1 if activation == "softmax" else 0
+    return {"dice": (total[first:], count[first:])}
 
 
-# Each takes (logits, target, weights) and returns sums that hold at least `loss`.
-LOSSES: dict[str, Callable[..., Sums]] = {"dice_bce": dice_bce}
+def hard(scores: jax.Array, activation: str, threshold: float = 0.5) -> jax.Array:
+    """What is predicted, `(..., k)` bool, from logits `(..., k)`."""
+    if activation == "softmax":
+        return jnp.argmax(scores, -1)[..., None] == _classes(scores)
+    return jax.nn.sigmoid(scores.astype(jnp.float32)) > threshold
 
 
-def get(name: str) -> Callable[..., Sums]:
+class Loss(NamedTuple):
+    """A row of `LOSSES`: the function, and the activation its logits are meant for.
+
+    The function takes (logits, target, weights) and returns sums that hold at least `loss`.
+    """
+
+    function: Callable[..., Sums]
+    activation: str
+
+
+LOSSES = {"dice_bce": Loss(dice_bce, "sigmoid"), "dice_ce": Loss(dice_ce, "softmax")}
+
+
+def get(name: str) -> Loss:
     """The loss of that name. Raises ValueError listing the known ones."""
     if name not in LOSSES:
         raise ValueError(f"loss {name!r} is unknown; known: {', '.join(sorted(LOSSES))}")

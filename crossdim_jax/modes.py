@@ -14,7 +14,7 @@ from crossdim_jax import (
     train,
 )
 from crossdim_jax import experiment as experiment_lib
-from crossdim_jax.data import cache, splits
+from crossdim_jax.data import cache, pipeline, splits
 from crossdim_jax.errors import ConfigError, DataError
 from crossdim_jax.experiment import Experiment, say, wait_for_all
 from crossdim_jax.files import write_text
@@ -36,6 +36,12 @@ def run_training(experiment: Experiment) -> Path:
         loss = losses.get(options.loss)
     except ValueError as error:
         raise ConfigError(f"config.train.loss: {error}") from error
+    if loss.activation != experiment.challenge.activation:
+        raise ConfigError(
+            f"config.train.loss={options.loss!r} is for {loss.activation} outputs, but those of "
+            f"{config.challenge.name} are {experiment.challenge.activation}"
+        )
+    epochs = experiment_lib.epochs(config)
     sharding.check_batch(
         experiment.mesh, options.batch_size, config.data.patch, accumulate=options.accumulate
     )
@@ -46,7 +52,8 @@ def run_training(experiment: Experiment) -> Path:
 
     split, training, held_out_cases = prepare_cases(experiment)
     data = experiment_lib.train_data(experiment, training, options.batch_size)
-    steps = loop.steps_per_epoch(len(training), options.batch_size)
+    shown = len(pipeline.elements(training, config.data.patch))
+    steps = loop.steps_per_epoch(shown, options.batch_size)
     optimizer = experiment_lib.make_optimizer(config, steps)
     say(experiment_lib.environment(experiment, split))
     state = train.init_state(
@@ -63,7 +70,12 @@ def run_training(experiment: Experiment) -> Path:
         state, patches = experiment_lib.reestimate(experiment, state, training)
         record["statistics"] = f"reestimated ({patches} training patches)"
     step = train.make_train_step(
-        experiment.model, optimizer, loss, seed=config.seed, accumulate=options.accumulate
+        experiment.model,
+        optimizer,
+        loss.function,
+        seed=config.seed,
+        accumulate=options.accumulate,
+        activation=loss.activation,
     )
     validation = Validation(
         held_out_cases,
@@ -71,6 +83,7 @@ def run_training(experiment: Experiment) -> Path:
         experiment.challenge.encode,
         from_dice=options.validate_from_dice,
         every_epochs=options.validate_every_epochs,
+        activation=loss.activation,
     )
     first = jax.process_index() == 0
     run_folder.claim(experiment.workdir, config.to_dict(), write=first)
@@ -85,13 +98,14 @@ def run_training(experiment: Experiment) -> Path:
         data,
         workdir=experiment.workdir,
         mesh=experiment.mesh,
-        regions=experiment.challenge.regions,
-        total_steps=steps * options.epochs,
+        regions=experiment.challenge.foreground,
+        total_steps=steps * epochs,
         steps_per_epoch=steps,
         validation=validation if held_out_cases else None,
         log_every_steps=options.log_every_steps,
         checkpoint_every_steps=options.checkpoint_every_steps,
         keep=options.keep,
+        early_stop_epochs=options.early_stop_epochs,
         config=config.to_dict(),
     )
     return run_evaluation(experiment) if held_out_cases else run_report(experiment)
@@ -161,7 +175,7 @@ def run_evaluation(experiment: Experiment) -> Path:
                 "patch": list(config.data.patch),
                 "window_overlap": config.inference.overlap,
                 "test_time_flips": config.inference.flips,
-                "et_min_mm3": config.challenge.et_min_mm3,
+                **experiment.challenge.provenance(),
             },
         )
         table = experiment.workdir / run_folder.EVALUATION / "table.md"
@@ -204,6 +218,7 @@ def run_prediction(
         folder,
         overwrite=overwrite,
         write=jax.process_index() == 0,
+        export=True,
         errors=failed,
         progress=jax.process_index() == 0,
     )

@@ -6,6 +6,7 @@ regular expressions for the whole path, the same that loading weights takes (`pa
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -73,6 +74,41 @@ def constant_then_cosine(
         return optax.constant_schedule(lr)
     cosine = optax.cosine_decay_schedule(lr, decay, alpha=lr_end / lr)
     return optax.join_schedules([optax.constant_schedule(lr), cosine], [flat])
+
+
+def exponential(
+    lr: float, lr_end: float, *, decay_per_epoch: float, steps_per_epoch: int
+) -> optax.Schedule:
+    """`lr` in the first epoch, times `decay_per_epoch` in each that follows, never below `lr_end`.
+
+    Messaoudi et al. 2023, Sect. 3.1.1: "reduced at each epoch by 5% until it reaches" 1e-5.
+
+    Args:
+      lr: the learning rate of the first epoch.
+      lr_end: the lowest.
+      decay_per_epoch: between 0 and 1.
+      steps_per_epoch: epochs are turned into steps with it.
+
+    Returns:
+      step -> learning rate.
+    """
+    epochs_until(lr, lr_end, decay_per_epoch)
+    return optax.exponential_decay(
+        lr, steps_per_epoch, decay_per_epoch, staircase=True, end_value=lr_end
+    )
+
+
+def epochs_until(lr: float, lr_end: float, decay_per_epoch: float) -> int:
+    """Epochs after which `exponential` has come down to `lr_end`.
+
+    Raises ConfigError if it never does.
+    """
+    if not (0 < decay_per_epoch < 1 and 0 < lr_end <= lr):
+        raise ConfigError(
+            f"learning rate {lr} to {lr_end}, times {decay_per_epoch} an epoch: expected "
+            "0 < end <= start and a factor between 0 and 1"
+        )
+    return max(1, math.ceil(round(math.log(lr_end / lr) / math.log(decay_per_epoch), 9)))
 
 
 class ScheduledNadamState(NamedTuple):

@@ -67,9 +67,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batched(mesh: Mesh) -> NamedSharding:
-    """The sharding of `(batch, depth, ...)` arrays."""
-    return NamedSharding(mesh, PartitionSpec(*AXES))
+def batched(mesh: Mesh, ndim: int = 3) -> NamedSharding:
+    """The sharding of `(batch, depth, ...)` arrays; with two axes or fewer, of `(batch, ...)`."""
+    return NamedSharding(mesh, PartitionSpec(*AXES) if ndim > 2 else PartitionSpec(AXES[0]))
 
 
 def check_batch(
@@ -101,16 +101,15 @@ def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Ar
     """Global device arrays from this process's part of a batch.
 
     Args:
-      batch: numpy arrays `(b / processes, depth, ...)`.
+      batch: numpy arrays `(b / processes, depth, ...)`, the image first, or `(b / processes, k)`.
       mesh: from `make_mesh`.
 
     Raises ConfigError, naming the sizes that fit, if batch or depth do not divide.
     """
-    sharding = batched(mesh)
     first = next(iter(batch.values()))
     check_batch(mesh, first.shape[0] * jax.process_count(), first.shape[1:])
     return {
-        name: jax.make_array_from_process_local_data(sharding, np.asarray(array))
+        name: jax.make_array_from_process_local_data(batched(mesh, array.ndim), np.asarray(array))
         for name, array in batch.items()
     }
 

@@ -99,7 +99,7 @@ def make_train_step(
     *,
     seed: int,
     accumulate: int = 1,
-    region_weights: np.ndarray | None = None,
+    activation: str = "sigmoid",
 ) -> Step:
     """The pure function `(state, batch) -> (state, metrics)`.
 
@@ -113,26 +113,27 @@ def make_train_step(
       model: a Linen module, `apply(variables, image, train=True, rngs={"dropout": key},
         mutable=["batch_stats"]) -> logits (b, *spatial, k), changes`.
       optimizer: from `optim.make`.
-      loss: from `losses.LOSSES`.
+      loss: the function of a row of `losses.LOSSES`.
       seed: dropout draws from it and the step.
       accumulate: micro-batches per step; must divide the batch.
-      region_weights: `(k,)`, see `losses.sample_weights`.
+      activation: of that row.
 
     Returns:
-      a function of a `TrainState` and `{"image": (b, *spatial, c), "target": (b, *spatial, k)}`;
-      its metrics are name -> `(sum, count)`: the loss and its terms, `dice` by region,
-      `grad_norm`, `learning_rate`.
+      a function of a `TrainState` and `{"image": (b, *spatial, c), "target": (b, *spatial, k)}`,
+      where `"weights": (b, k)` may be added (see `losses.sample_weights`); its metrics are
+      name -> `(sum, count)`: the loss and its terms, `dice` by class, `grad_norm`, `learning_rate`.
     """
 
-    def sum_loss(params, batch_stats, image, target, key):
+    def sum_loss(params, batch_stats, batch, key):
         variables = {"params": params}
         if batch_stats:
             variables["batch_stats"] = batch_stats
+        target, weights = batch["target"], batch.get("weights")
         logits, changes = model.apply(
-            variables, image, train=True, rngs={"dropout": key}, mutable=["batch_stats"]
+            variables, batch["image"], train=True, rngs={"dropout": key}, mutable=["batch_stats"]
         )
-        metrics = loss(logits, target, region_weights)
-        metrics = metrics | losses.hard_dice(logits, target, region_weights)
+        metrics = loss(logits, target, weights)
+        metrics = metrics | losses.hard_dice(logits, target, weights, activation=activation)
         return metrics["loss"][0], (metrics, changes.get("batch_stats", {}))
 
     gradients = _in_parts(jax.grad(sum_loss, has_aux=True), accumulate)
@@ -159,25 +160,18 @@ def _in_parts(gradient: Callable, accumulate: int) -> Callable:
     """`(params, batch_stats, batch, key) -> gradient, metrics, batch_stats`, all of them sums."""
 
     def whole(params, batch_stats, batch, key):
-        grads, (metrics, stats) = gradient(
-            params, batch_stats, batch["image"], batch["target"], jax.random.fold_in(key, 0)
-        )
+        grads, (metrics, stats) = gradient(params, batch_stats, batch, jax.random.fold_in(key, 0))
         return grads, metrics, stats
 
     def in_parts(params, batch_stats, batch, key):
         def one(carry, part):
             grads, stats = carry
-            index, image, target = part
-            more, (metrics, stats) = gradient(
-                params, stats, image, target, jax.random.fold_in(key, index)
-            )
+            index, batch = part
+            more, (metrics, stats) = gradient(params, stats, batch, jax.random.fold_in(key, index))
             return (jax.tree.map(jnp.add, grads, more), stats), metrics
 
-        parts = (
-            jnp.arange(accumulate),
-            _split(batch["image"], accumulate),
-            _split(batch["target"], accumulate),
-        )
+        cut = {name: _split(array, accumulate) for name, array in batch.items()}
+        parts = (jnp.arange(accumulate), cut)
         zeros = jax.tree.map(jnp.zeros_like, params)
         (grads, stats), metrics = jax.lax.scan(one, (zeros, batch_stats), parts)
         return grads, jax.tree.map(lambda x: x.sum(0), metrics), stats
@@ -195,11 +189,14 @@ def _split(array: jax.Array, parts: int) -> jax.Array:
 
 
 def jit_step(step: Step, mesh: jax.sharding.Mesh) -> Step:
-    """Compiles a step for a mesh; the state passed to it is donated and cannot be used again."""
+    """Compiles a step for a mesh; the state passed to it is donated and cannot be used again.
+
+    Batches lie as `sharding.shard_batch` puts them.
+    """
     everywhere = sharding.replicated(mesh)
     return jax.jit(
         step,
-        in_shardings=(everywhere, sharding.batched(mesh)),
+        in_shardings=(everywhere, None),
         out_shardings=(everywhere, everywhere),
         donate_argnums=0,
     )

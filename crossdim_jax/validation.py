@@ -16,15 +16,17 @@ class ValidationCase(Protocol):
       id: for messages.
       image: `(z, y, x, c)`.
       label: `(z, y, x)`, in the convention of the files.
+      kind: see `CaseFiles`.
     """
 
     id: str
     image: np.ndarray
     label: np.ndarray
+    kind: str
 
 
 Predict = Callable[[Any, np.ndarray], np.ndarray]
-Encode = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+Encode = Callable[[np.ndarray, str], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +36,11 @@ class Validation:
     Attributes:
       cases: whole images and labels.
       predict: `(variables, image (z, y, x, c) float32) -> probabilities (z, y, x, k)`.
-      encode: `label -> targets (z, y, x, k), region weights (k,)`; weight 0 is not counted.
+      encode: `label, kind -> targets (z, y, x, k), class weights (k,)`; weight 0 is not counted.
       from_dice: validation starts once an epoch's mean training Dice exceeds this; 0 for at once.
       every_epochs: and is then made every so many epochs, and at the end of the training.
+      activation: of the probabilities, see `losses.hard_dice`; under a softmax the first class is
+        the background and not scored.
       threshold: on the probabilities.
     """
 
@@ -45,24 +49,31 @@ class Validation:
     encode: Encode
     from_dice: float = 0.85
     every_epochs: int = 1
+    activation: str = "sigmoid"
     threshold: float = 0.5
 
 
 def validate(
     variables: Any, validation: Validation, should_stop: Callable[[], bool] = lambda: False
 ) -> np.ndarray | None:
-    """Mean Dice per region over whole cases, `(k,)`; None if it was stopped half-way.
+    """Mean Dice per class over whole cases, as `losses.hard_dice`; None if stopped half-way.
 
-    A region empty in both truth and prediction scores 1.
+    A class empty in both truth and prediction scores 1.
     """
+    first = 1 if validation.activation == "softmax" else 0
     totals = Totals()
     for case in validation.cases:
         if should_stop():
             return None
         try:
             image = np.asarray(case.image, np.float32)
-            targets, weights = validation.encode(np.asarray(case.label))
-            predicted = np.asarray(validation.predict(variables, image)) > validation.threshold
+            targets, weights = validation.encode(np.asarray(case.label), case.kind)
+            probabilities = np.asarray(validation.predict(variables, image))
+            if validation.activation == "softmax":
+                best = probabilities.argmax(-1)[..., None]
+                predicted = best == np.arange(probabilities.shape[-1])
+            else:
+                predicted = probabilities > validation.threshold
             if predicted.shape != targets.shape:
                 raise ValueError(f"predicted {predicted.shape}, expected {targets.shape}")
         except Exception as error:
@@ -73,5 +84,5 @@ def validate(
         overlap, size = (predicted & truth).sum(axes), predicted.sum(axes) + truth.sum(axes)
         dice = np.where(size > 0, 2 * overlap / np.maximum(size, 1), 1.0)
         counted = np.asarray(weights) > 0
-        totals.add({"dice": (dice * counted, counted)})
+        totals.add({"dice": ((dice * counted)[first:], counted[first:])})
     return totals.mean("dice")

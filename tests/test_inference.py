@@ -97,3 +97,27 @@ def test_every_process_gets_the_whole_result_of_a_sharded_batch(rng):
 def test_options_out_of_range_are_refused(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         inference.SlidingWindow(pointwise, (8, 8, 8), **wrong)
+
+
+def test_a_2d_network_sees_every_slice_of_a_volume_once(rng):
+    image = rng.uniform(0.1, 0.9, (5, 8, 12, 2)).astype(np.float32)
+    seen = []
+
+    def network(variables, slices):
+        seen.append(slices.shape)
+        return logit(slices * variables)
+
+    predict = inference.SlidingWindow(
+        inference.of_slices(network), (1, 8, 12), 0.5, flips=(1, 2), window_batch=2
+    )
+    np.testing.assert_allclose(predict(1.0, image), image, rtol=1e-5)
+    assert seen == [(2, 8, 12, 2)]  # traced once
+
+
+def test_softmax_probabilities_sum_to_one(rng):
+    image = rng.normal(size=(20, 17, 3)).astype(np.float32)
+    predict = inference.SlidingWindow(lambda _, w: 3 * w, (16, 16), activation="softmax")
+    result = predict(None, image)
+    np.testing.assert_allclose(result.sum(-1), 1, rtol=1e-5)
+    expected = np.exp(3 * image) / np.exp(3 * image).sum(-1, keepdims=True)
+    np.testing.assert_allclose(result, expected, rtol=1e-4)

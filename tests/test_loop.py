@@ -86,6 +86,24 @@ def stop_at(position, number=signal.SIGTERM):
     return toy.Batches(on_batch=on_batch)
 
 
+@pytest.mark.parametrize("stopped_at", [None, 5, 9])
+def test_training_ends_when_validation_no_longer_improves(
+    start, cases, tmp_path, monkeypatch, stopped_at
+):
+    """Best in epoch 2, so with a patience of 3 epochs it ends after epoch 5; also once resumed."""
+    scores = {2: 0.5, 4: 0.7, 6: 0.6, 8: 0.7, 10: 0.1, 12: 0.9}
+    steps = iter(scores)
+    monkeypatch.setattr(loop, "validate", lambda *_: np.full(2, scores[next(steps)]))
+    options = {"validation": checking(cases, from_dice=0.0), "total_steps": 12}
+    options["early_stop_epochs"] = 3
+    if stopped_at is not None:
+        with pytest.raises(Interrupted):
+            run(start, tmp_path, stop_at(stopped_at - 1), **options)
+    result = run(start, tmp_path, **options)
+    assert int(result.state.step) == 10 and result.best_step == 4
+    assert int(run(start, tmp_path, **options).state.step) == 10  # and it stays ended
+
+
 # 2: in the middle of an epoch and of a logging interval. 3: at the end of an epoch.
 @pytest.mark.parametrize("position", [2, 3])
 def test_a_stopped_and_resumed_run_is_the_uninterrupted_one(start, cases, tmp_path, position):
@@ -262,7 +280,7 @@ def test_validation_dice_counts_voxels_and_leaves_unlabelled_regions_out(cases):
     dice = validate(None, Validation(cases, predict, toy.encode))
     np.testing.assert_allclose(dice, [np.mean(expected), 0.0])
 
-    def half_labelled(label):
+    def half_labelled(label, kind):
         return toy.encode(label)[0], np.array([1.0, 0.0])
 
     dice = validate(None, Validation(cases, predict, half_labelled))

@@ -107,6 +107,76 @@ def test_two_and_three_dimensions_share_the_code(pair):
 
 
 def test_an_unknown_loss_lists_the_known():
-    assert losses.get("dice_bce") is losses.dice_bce
+    assert losses.get("dice_bce") == (losses.dice_bce, "sigmoid")
     with pytest.raises(ValueError, match="known: dice_bce"):
         losses.get("dice")
+
+
+@pytest.fixture
+def classes(rng):
+    """Logits and one-hot truth of four classes, in slices."""
+    logits = rng.normal(size=(3, 6, 5, 4)).astype(np.float32) * 2
+    truth = rng.integers(0, 4, (3, 6, 5))
+    return jnp.asarray(logits), jnp.asarray(np.eye(4, dtype=np.uint8)[truth])
+
+
+def test_dice_ce_is_its_formula_in_float64(classes):
+    logits, target = (np.asarray(x, np.float64) for x in classes)
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    overlap, size = (p * target).sum((1, 2)), (p + target).sum((1, 2))
+    dice = (1 - 2 * overlap / (size + 1e-5)).mean(-1)
+    entropy = -(target * np.log(p)).sum(-1).mean((1, 2))
+    sums = losses.dice_ce(*classes)
+    np.testing.assert_allclose(mean(sums), (dice + entropy).mean(), rtol=1e-5)
+    np.testing.assert_allclose(mean(sums, "dice_loss"), dice.mean(), rtol=1e-5)
+    np.testing.assert_allclose(mean(sums, "cross_entropy"), entropy.mean(), rtol=1e-5)
+
+
+def certain(truth):
+    """Logits of a network that is sure of these classes, (b, y, x) indices of 4."""
+    return 40.0 * jnp.asarray(np.eye(4, dtype=np.float32)[truth])
+
+
+def test_an_unlabelled_class_is_no_error_and_a_labelled_one_missed_is():
+    """Of classes 0 to 3 only 1 is annotated: what lies in 2 and 3 is not known to be absent."""
+    truth = np.zeros((1, 4, 4), int)
+    truth[0, :2] = 1
+    target = jnp.asarray(np.eye(4, dtype=np.uint8)[truth])
+    weights = jnp.asarray([[1.0, 1.0, 0.0, 0.0]])
+    kidney, missed, hidden = truth.copy(), np.zeros_like(truth), truth.copy()
+    kidney[0, 3] = 2  # predicted where the truth says background
+    hidden[0, 1] = 2  # predicted where the truth says class 1
+    cost = {
+        name: mean(losses.dice_ce(certain(p), target, weights))
+        for name, p in (("right", truth), ("kidney", kidney), ("missed", missed), ("on", hidden))
+    }
+    assert cost["right"] < 1e-4 and cost["kidney"] < 1e-4
+    assert cost["missed"] > 1 and cost["on"] > 1
+    assert mean(losses.dice_ce(certain(kidney), target)) > 1  # were they known to be absent
+    gradient = jax.grad(lambda x: losses.dice_ce(x, target, weights)["loss"][0])(certain(kidney))
+    assert np.isfinite(gradient).all() and np.abs(gradient).max() < 1e-5
+
+
+def test_merging_is_the_same_as_a_network_without_those_classes(classes):
+    """Its background's logit is the logarithm of the merged probability."""
+    logits, target = classes
+    weights = jnp.asarray([1.0, 1.0, 0.0, 0.0])
+    logs = jax.nn.log_softmax(logits)
+    fewer = jnp.stack([jax.nn.logsumexp(logs[..., [0, 2, 3]], -1), logs[..., 1]], -1)
+    known = jnp.stack([target[..., [0, 2, 3]].sum(-1), target[..., 1]], -1)
+    found, expected = losses.dice_ce(logits, target, weights), losses.dice_ce(fewer, known)
+    for name in ("loss", "dice_loss", "cross_entropy"):
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5)
+
+
+def test_the_most_probable_class_is_predicted_and_the_background_not_scored(classes):
+    logits, target = classes
+    total, count = losses.hard_dice(logits, target, activation="softmax")["dice"]
+    best, truth = np.asarray(logits).argmax(-1), np.asarray(target).argmax(-1)
+    for i, c in enumerate((1, 2, 3)):
+        expected = [
+            2 * ((b == c) & (t == c)).sum() / ((b == c).sum() + (t == c).sum())
+            for b, t in zip(best, truth, strict=True)
+        ]
+        np.testing.assert_allclose(total[i], sum(expected), rtol=1e-6)
+    assert total.shape == count.shape == (3,)

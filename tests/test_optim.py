@@ -163,3 +163,18 @@ def test_unknown_names_list_the_known():
         optim.make("sgdd")
     with pytest.raises(ConfigError, match="belongs to nadam"):
         optim.make("adam", schedule_decay=0.004)
+
+
+def test_the_exponential_rate_falls_each_epoch_and_says_when_it_ends():
+    """3e-4, 5 % less each epoch, down to 1e-5: 67 epochs, as the paper's recipe has it."""
+    rate = optim.exponential(3e-4, 1e-5, decay_per_epoch=0.95, steps_per_epoch=10)
+    for epoch in range(66):
+        for step in (10 * epoch, 10 * epoch + 9):
+            np.testing.assert_allclose(rate(step), 3e-4 * 0.95**epoch, rtol=1e-5)
+    last = optim.epochs_until(3e-4, 1e-5, 0.95)
+    assert last == 67 and rate(10 * last) == pytest.approx(1e-5)
+    assert rate(10 * (last - 1)) > 1e-5 * (1 - 1e-6)
+    assert optim.epochs_until(1.0, 0.5, 0.5) == 1
+    for lr, end, decay in ((1e-3, 0.0, 0.95), (1e-3, 1e-5, 1.0), (1e-5, 1e-3, 0.9)):
+        with pytest.raises(ConfigError, match="factor between 0 and 1"):
+            optim.epochs_until(lr, end, decay)

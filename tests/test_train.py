@@ -152,9 +152,10 @@ def test_a_batch_with_nothing_labelled_changes_nothing_but_the_clock(mesh):
     model, optimizer = toy.ToyNet(), optim.make(sync_period=None)
     state = train.init_state(model, optimizer, SHAPE, mesh, seed=0, say=None)
     before = jax.device_get(state.params)
-    step = train.make_train_step(
-        model, optimizer, losses.dice_bce, seed=0, region_weights=np.zeros(2, np.float32)
-    )
-    state, metrics = train.jit_step(step, mesh)(state, batch_of(mesh))
+    step = train.make_train_step(model, optimizer, losses.dice_bce, seed=0)
+    image, target = toy.make_arrays(0, 2)
+    unlabelled = {"image": image, "target": target, "weights": np.zeros((2, 2), np.float32)}
+    unlabelled = sharding.shard_batch(unlabelled, mesh)
+    state, metrics = train.jit_step(step, mesh)(state, unlabelled)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), before)
     assert int(state.step) == 1 and float(metrics["loss"][1]) == 0

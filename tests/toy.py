@@ -79,6 +79,7 @@ class Case:
     id: str
     image: np.ndarray
     label: np.ndarray
+    kind: str = ""
 
 
 def make_cases(n: int = 2):
@@ -86,7 +87,7 @@ def make_cases(n: int = 2):
     return [Case(f"val_{i}", image[i], target[i].sum(-1)) for i in range(n)]
 
 
-def encode(label):
+def encode(label, kind=""):
     return np.stack([label > 0, label > 1], -1), np.ones(2, np.float32)
 
 

@@ -1,8 +1,9 @@
 """What differs from one challenge to the next: files, meaning of labels, scores, submission.
 
 A challenge is one class in one file. It says where its cases are (`cases`), reads and checks one
-(`load`), translates between label values and the regions a network predicts (`encode`, `decode`),
-scores (`score`, `summarise`) and writes a result as its users expect it (`write`). To add one,
+(`load`), brings it to what a network sees and back (`prepare`, `finish`), translates label values
+into what a network predicts and into what is scored (`encode`, `masks`), scores (`score`,
+`summarise`, `tables`) and writes a result as its users expect it (`write`, `export`). To add one,
 write the file and name it in `CHALLENGES`.
 """
 
@@ -11,13 +12,20 @@ import dataclasses
 import importlib
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from crossdim_jax import metrics
+from crossdim_jax.data import images
 from crossdim_jax.data.images import Geometry
+from crossdim_jax.data.preprocess import Prepared
 from crossdim_jax.errors import ConfigError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # name -> module, class. Imported on demand: one challenge must not need another's libraries.
 CHALLENGES = {
@@ -33,14 +41,17 @@ class CaseFiles:
     Attributes:
       id: the case's name, unique in the data root.
       patient: equal for scans of one patient; splits never separate them.
-      images: one file per modality in the challenge's order, or a single 4-D file.
-      label: the label map, None if there is none.
+      images: one file per modality in the challenge's order, a single 4-D file, or the slices.
+      label: the label map or a folder of its slices, None if there is none.
+      kind: what sort of image it is within its challenge, such as a view or a sequence; decides
+        what is annotated in it. "" where there is one sort.
     """
 
     id: str
     patient: str
     images: tuple[Path, ...]
     label: Path | None
+    kind: str = ""
 
 
 @dataclasses.dataclass
@@ -48,8 +59,9 @@ class Case:
     """One case in memory.
 
     Attributes:
-      id, patient: as in `CaseFiles`.
-      image: (z, y, x, c) float32, the file's intensities, LPS orientation.
+      id, patient, kind: as in `CaseFiles`.
+      image: (z, y, x, c) float32, the file's intensities, LPS orientation. Where images do not
+        lie in a patient: (frame, row, column, c), a single image has one frame.
       label: (z, y, x) uint8 in the label convention of the files, or None.
       spacing_mm: (z, y, x).
       geometry: of the first image file, with the dtype of the label file if one was read; to
@@ -62,6 +74,45 @@ class Case:
     label: np.ndarray | None
     spacing_mm: tuple[float, float, float]
     geometry: Geometry
+    kind: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+    """One case that was scored.
+
+    Attributes:
+      files: with a label.
+      row: what `Challenge.score` gave.
+      prediction: its file, as `Challenge.read_prediction` reads it.
+      note: why the prediction was scored as a mismatch; "" if it was not.
+    """
+
+    files: CaseFiles
+    row: Mapping[str, float]
+    prediction: Path
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table over all cases, beside that of the single scores.
+
+    Attributes:
+      name: of its file, `evaluation/{name}.csv`.
+      title: above it.
+      columns: headings; the first column names the rows.
+      rows: text, numbers, or None for what is not known.
+      notes: below it: definitions, and what is missing and why.
+      shown: False for one that is only a file: too long for a page.
+    """
+
+    name: str
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | float | None, ...], ...]
+    notes: tuple[str, ...] = ()
+    shown: bool = True
 
 
 class Challenge(abc.ABC):
@@ -70,16 +121,28 @@ class Challenge(abc.ABC):
     Attributes:
       name: as in `CHALLENGES`.
       modalities: the image channels, in order.
-      regions: the k regions a network predicts, in order.
+      classes: the k channels a network predicts, in order; under "softmax" the first is the
+        background.
+      activation: how logits become probabilities: "sigmoid", each class by itself, or "softmax".
+      regions: the r structures that are scored and drawn; they may overlap.
       profile: a key of `metrics.PROFILES`: what `score` computes, and the row of a mismatch.
       aggregate: the mode of `metrics.aggregate` that `summarise` uses.
+      outline: whether figures draw contours rather than filled areas.
     """
 
     name: str
     modalities: tuple[str, ...]
+    classes: tuple[str, ...]
+    activation: str
     regions: tuple[str, ...]
     profile: str
     aggregate: str
+    outline: bool = False
+
+    @property
+    def foreground(self) -> tuple[str, ...]:
+        """The classes that are watched while training: all but a background."""
+        return self.classes[1:] if self.activation == "softmax" else self.classes
 
     @abc.abstractmethod
     def cases(
@@ -110,18 +173,27 @@ class Challenge(abc.ABC):
         """
 
     @abc.abstractmethod
-    def encode(self, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Label values (...) -> targets (..., k) uint8 and region weights (k,) float32."""
+    def prepare(self, case: Case) -> Prepared:
+        """What a network sees of a case: the same with and without a label."""
 
     @abc.abstractmethod
-    def decode(
-        self,
-        probabilities: np.ndarray,
-        spacing_mm: Sequence[float],
-        *,
-        threshold: float = 0.5,
-    ) -> np.ndarray:
-        """Probabilities (z, y, x, k) -> label (z, y, x) uint8 in the convention of the files."""
+    def finish(self, probabilities: np.ndarray, prepared: Prepared) -> np.ndarray:
+        """Probabilities (z, y, x, k) -> label (z, y, x) uint8 on the case's own grid.
+
+        Undoes `prepare`; the label is in the convention of the files.
+        """
+
+    @abc.abstractmethod
+    def encode(self, label: np.ndarray, kind: str = "") -> tuple[np.ndarray, np.ndarray]:
+        """Label values (...) -> targets (..., k) uint8 and class weights (k,) float32.
+
+        A weight of 0: that class is not annotated in images of this kind. Its voxels are then
+        neither there nor absent but unknown.
+        """
+
+    @abc.abstractmethod
+    def masks(self, label: np.ndarray) -> np.ndarray:
+        """Label values (...) -> (..., r) bool, one channel for each of `regions`."""
 
     @abc.abstractmethod
     def score(
@@ -129,12 +201,41 @@ class Challenge(abc.ABC):
         truth_label: np.ndarray,
         predicted_label: np.ndarray,
         spacing_mm: Sequence[float],
+        *,
+        kind: str = "",
     ) -> dict[str, float]:
         """The official scores of one case, such as {"dice_WT": ..., "hd95_WT": ...}."""
 
     @abc.abstractmethod
-    def summarise(self, rows: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
+    def summarise(self, rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
         """Rows of `score` -> {"dice_WT": {"mean", "sd", "median", "q25", "q75", "n"}, ...}."""
+
+    def groups(self, files: CaseFiles) -> tuple[str, ...]:
+        """Names of the groups that a case belongs to; scores are also summarised for each."""
+        del files
+        return ()
+
+    def tables(self, evaluated: Sequence[Evaluated]) -> list[Table]:
+        """Further tables over all cases, such as one row for each patient."""
+        del evaluated
+        return []
+
+    def figures(self, evaluated: Sequence[Evaluated]) -> list[tuple[str, "Figure", str]]:
+        """Further figures over all cases: name of the file, figure, caption."""
+        del evaluated
+        return []
+
+    @abc.abstractmethod
+    def layers(self, label: np.ndarray) -> dict[str, tuple[np.ndarray, str]]:
+        """What figures draw of a label: {name: (mask, colour)}, the later above the earlier."""
+
+    def prediction_path(self, folder: str | os.PathLike, case_id: str) -> Path:
+        """Where the prediction of a case lies."""
+        return Path(folder) / f"{case_id}.nii.gz"
+
+    def read_prediction(self, path: str | os.PathLike) -> tuple[np.ndarray, Geometry]:
+        """Reads what `write` wrote, or somebody else in its place."""
+        return images.read_label(path)
 
     @abc.abstractmethod
     def write(self, path: str | os.PathLike, label: np.ndarray, geometry: Geometry) -> Path:
@@ -143,9 +244,45 @@ class Challenge(abc.ABC):
         In the case's own integer type (`geometry.label_dtype`), without intensity scaling.
         """
 
+    def provenance(self) -> dict[str, object]:
+        """How predictions are finished, for the record beside their scores; plain values."""
+        return {}
+
+    def mismatch(
+        self, truth_label: np.ndarray, spacing_mm: Sequence[float], *, kind: str = ""
+    ) -> dict[str, float]:
+        """The row of a case whose prediction is not on its grid."""
+        del truth_label, spacing_mm, kind
+        return metrics.PROFILES[self.profile].mismatch(regions=self.regions)
+
+    def export(
+        self, folder: Path, files: CaseFiles, label: np.ndarray, geometry: Geometry
+    ) -> list[Path]:
+        """Writes a new case's prediction in further formats, such as that of a submission."""
+        del folder, files, label, geometry
+        return []
+
+    def export_all(self, folder: Path, predicted: Sequence[tuple[CaseFiles, Path]]) -> list[Path]:
+        """Writes what is known only of all new cases together, such as a table of patients."""
+        del folder, predicted
+        return []
+
+    @classmethod
+    def make_phantoms(cls, root: str | os.PathLike, n: int, **recipe: object) -> Path:
+        """Sees to it that `root` holds n phantoms of this challenge's kind; for demos."""
+        raise ConfigError(f"challenge {cls.name!r} has no phantoms; remove config.phantoms")
+
     @abc.abstractmethod
     def fingerprint(self) -> dict[str, object]:
         """JSON-able; differs whenever `load` or the meaning of the labels would differ."""
+
+
+def find(name: str) -> type[Challenge]:
+    """The class of that name. Raises ConfigError listing the known ones."""
+    if name not in CHALLENGES:
+        raise ConfigError(f"unknown challenge {name!r}; known: {', '.join(sorted(CHALLENGES))}")
+    module, attribute = CHALLENGES[name]
+    return getattr(importlib.import_module(module), attribute)
 
 
 def get(name: str, **kwargs: object) -> Challenge:
@@ -158,10 +295,7 @@ def get(name: str, **kwargs: object) -> Challenge:
     Raises:
       ConfigError: unknown name or argument; the known ones are listed.
     """
-    if name not in CHALLENGES:
-        raise ConfigError(f"unknown challenge {name!r}; known: {', '.join(sorted(CHALLENGES))}")
-    module, attribute = CHALLENGES[name]
-    kind = getattr(importlib.import_module(module), attribute)
+    kind = find(name)
     known = list(inspect.signature(kind).parameters)
     if unknown := sorted(set(kwargs) - set(known)):
         raise ConfigError(

@@ -2,20 +2,27 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from crossdim_jax import metrics
 from crossdim_jax.challenges import Case, CaseFiles, Challenge, brats_layouts
-from crossdim_jax.data import images
+from crossdim_jax.data import images, preprocess
 from crossdim_jax.data.images import Geometry
+from crossdim_jax.data.preprocess import Prepared
 from crossdim_jax.errors import ConfigError, DataError, ManyErrors
 
 REGIONS = ("WT", "TC", "ET")
 AGGREGATES = ("clean", "synapse2022")
 AFFINE_ATOL = 1e-3  # mm; headers of one case differ by rounding
+# Tissue -> colour, as in the paper's figures.
+COLOURS = {
+    "Edema": "#2fbf4f",
+    "Enhancing tumour": "#ffd80a",
+    "Necrosis / non-enhancing": "#ff3b30",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +76,8 @@ class BraTS(Challenge):
     """
 
     name = "brats"
-    regions = REGIONS
+    classes = regions = REGIONS
+    activation = "sigmoid"
     profile = "brats2022"
 
     def __init__(
@@ -154,12 +162,35 @@ class BraTS(Challenge):
                 geometry = dataclasses.replace(geometry, dtype=label_geometry.dtype)
         return Case(files.id, files.patient, image, label, geometry.spacing_mm, geometry)
 
-    def encode(self, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def prepare(self, case: Case) -> Prepared:
+        """See `Challenge.prepare`: the brain, each modality z-scored over it."""
+        return preprocess.brain(case)
+
+    def finish(self, probabilities: np.ndarray, prepared: Prepared) -> np.ndarray:
+        """See `Challenge.finish`: `decode`, put back into the full volume."""
+        label = self.decode(probabilities, prepared.spacing_mm)
+        return preprocess.uncrop(label, prepared.bbox, prepared.full_shape)
+
+    def encode(self, label: np.ndarray, kind: str = "") -> tuple[np.ndarray, np.ndarray]:
         """See `Challenge.encode`. Every voxel of BraTS is labelled: all weights are 1."""
+        del kind
         table = np.zeros((256, len(self.regions)), np.uint8)
         for channel, values in enumerate(CONVENTIONS[self.convention].regions):
             table[list(values), channel] = 1
         return table[label], np.ones(len(self.regions), np.float32)
+
+    def masks(self, label: np.ndarray) -> np.ndarray:
+        """See `Challenge.masks`: what the network predicts is what is scored."""
+        return self.encode(label)[0].astype(bool)
+
+    def layers(self, label: np.ndarray) -> dict[str, tuple[np.ndarray, str]]:
+        """See `Challenge.layers`: WT without TC, ET, and TC without ET."""
+        whole, core, enhancing = np.moveaxis(self.masks(label), -1, 0)
+        parts = (whole & ~core, enhancing, core & ~enhancing)
+        return {
+            name: (mask, colour)
+            for (name, colour), mask in zip(COLOURS.items(), parts, strict=True)
+        }
 
     def decode(
         self,
@@ -168,7 +199,9 @@ class BraTS(Challenge):
         *,
         threshold: float = 0.5,
     ) -> np.ndarray:
-        """See `Challenge.decode`. In turn WT, TC, ET; an ET below `et_min_mm3` becomes core.
+        """Probabilities (z, y, x, 3) -> label (z, y, x) uint8 in the convention of the files.
+
+        In turn WT, TC, ET; an ET below `et_min_mm3` becomes core.
 
         Source: Messaoudi et al. 2023, post-processing of the BraTS experiments.
         """
@@ -192,13 +225,14 @@ class BraTS(Challenge):
         truth_label: np.ndarray,
         predicted_label: np.ndarray,
         spacing_mm: Sequence[float],
+        *,
+        kind: str = "",
     ) -> dict[str, float]:
         """The official 2021/22 row; distances are in voxels there, so `spacing_mm` is not used."""
-        truth, _ = self.encode(truth_label)
-        prediction, _ = self.encode(predicted_label)
-        return metrics.brats2022(truth.astype(bool), prediction.astype(bool), regions=self.regions)
+        truth, prediction = self.masks(truth_label), self.masks(predicted_label)
+        return metrics.brats2022(truth, prediction, regions=self.regions)
 
-    def summarise(self, rows: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
+    def summarise(self, rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
         """See `Challenge.summarise`."""
         return metrics.aggregate(rows, mode=self.aggregate)
 
@@ -210,6 +244,10 @@ class BraTS(Challenge):
         """
         self._check_label(Path(path), label)
         return images.write_nifti(path, label, geometry, geometry.label_dtype)
+
+    def provenance(self) -> dict[str, object]:
+        """See `Challenge.provenance`."""
+        return {"et_min_mm3": self.et_min_mm3}
 
     def fingerprint(self) -> dict[str, object]:
         """See `Challenge.fingerprint`. The layout is not in it: the files themselves tell."""

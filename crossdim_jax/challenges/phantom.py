@@ -68,6 +68,11 @@ class Phantom(BraTS):
                 raise ConfigError(f"{field} is {value!r}; phantoms are written as '2021' or 'auto'")
         super().__init__("2021", "2021", modalities, et_min_mm3, aggregate)
 
+    @classmethod
+    def make_phantoms(cls, root: str | os.PathLike, n: int, **recipe: object) -> Path:
+        """See `ensure`."""
+        return ensure(root, n, **recipe)
+
 
 def ensure(
     root: str | os.PathLike,

@@ -26,7 +26,7 @@ from crossdim_jax.challenges import CaseFiles, Challenge
 from crossdim_jax.data import preprocess
 from crossdim_jax.errors import ConfigError, DataError, ManyErrors
 
-CACHE_VERSION = 1  # raise it when the meaning of the cached files changes
+CACHE_VERSION = 2  # raise it when the meaning of the cached files changes
 DTYPES = ("float32", "float16")
 MAX_FOREGROUND = 50_000  # voxels kept per case to draw patch centres from
 _META = "meta.json"
@@ -50,6 +50,7 @@ class CachedCase:
       shape: (z, y, x) of the crop.
       spacing_mm: (z, y, x).
       bbox, full_shape: where the crop lay, see `preprocess.Prepared`.
+      kind: as in `CaseFiles`.
     """
 
     id: str
@@ -59,6 +60,7 @@ class CachedCase:
     spacing_mm: tuple[float, float, float]
     bbox: preprocess.BBox
     full_shape: tuple[int, int, int]
+    kind: str = ""
 
     @property
     def image(self) -> np.ndarray:
@@ -161,7 +163,10 @@ def key(challenge: Challenge, files: CaseFiles, dtype: str) -> str:
     Raises DataError if a source file is missing.
     """
     sources = []
-    for path in (*files.images, *([files.label] if files.label else [])):
+    paths = list(files.images)
+    if files.label is not None:
+        paths += sorted(files.label.iterdir()) if files.label.is_dir() else [files.label]
+    for path in paths:
         try:
             status = path.stat()
         except OSError as error:
@@ -169,7 +174,7 @@ def key(challenge: Challenge, files: CaseFiles, dtype: str) -> str:
         sources.append([str(path.resolve()), status.st_size, status.st_mtime_ns])
     content = {
         "version": CACHE_VERSION,
-        "case": [files.id, files.patient],
+        "case": [files.id, files.patient, files.kind],
         "sources": sources,
         "labelled": files.label is not None,
         "challenge": challenge.fingerprint(),
@@ -203,13 +208,12 @@ def _cached(challenge: Challenge, files: CaseFiles, root: Path, dtype: str) -> C
     found = _open(folder, digest)
     if found:
         return found
-    prepared = preprocess.preprocess(challenge.load(files))
+    prepared = challenge.prepare(challenge.load(files))
     arrays = {"image": _narrow(prepared.image, dtype)}
     foreground = np.zeros((0, 3), np.uint16)
     if prepared.label is not None:
         arrays["label"] = prepared.label
-        targets, _ = challenge.encode(prepared.label)
-        foreground = _foreground(targets.any(axis=-1), digest)
+        foreground = _foreground(challenge.masks(prepared.label).any(axis=-1), digest)
     arrays["foreground"] = foreground
     case = CachedCase(
         id=files.id,
@@ -219,6 +223,7 @@ def _cached(challenge: Challenge, files: CaseFiles, root: Path, dtype: str) -> C
         spacing_mm=prepared.spacing_mm,
         bbox=prepared.bbox,
         full_shape=prepared.full_shape,
+        kind=prepared.kind,
     )
     with _writing(root):
         _store(case, arrays, digest)
@@ -281,6 +286,7 @@ def _open(folder: Path, digest: str) -> CachedCase | None:
             spacing_mm=tuple(meta["spacing_mm"]),
             bbox=tuple(tuple(bounds) for bounds in meta["bbox"]),
             full_shape=tuple(meta["full_shape"]),
+            kind=meta["kind"],
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -12,7 +12,7 @@ import gzip
 import os
 import uuid
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -24,6 +24,7 @@ from nibabel.wrapstruct import WrapStructError
 from crossdim_jax.errors import DataError
 
 _LPS = orientations.axcodes2ornt("LPS")
+_AS_IT_IS = np.array([[0, 1], [1, 1], [2, 1]])
 _DAMAGED = (
     OSError,
     EOFError,
@@ -53,6 +54,7 @@ class Geometry:
       affine: (4, 4) float64, voxel index on disk -> scanner millimetres (RAS+), as nibabel has it.
       header: the placing fields of the file's header (`qform_code`, `srow_x`, `pixdim`, ...).
       dtype: of the voxels on disk, before any intensity scaling; native byte order.
+      oriented: False where the axes are no patient's: arrays are then (k, j, i) as on disk.
     """
 
     path: Path
@@ -60,6 +62,35 @@ class Geometry:
     affine: np.ndarray
     header: Mapping[str, np.ndarray]
     dtype: np.dtype
+    oriented: bool = True
+
+    @classmethod
+    def from_affine(
+        cls,
+        path: Path,
+        shape: Sequence[int],
+        affine: np.ndarray,
+        dtype: object,
+        *,
+        oriented: bool = True,
+    ) -> "Geometry":
+        """That of a file which is not NIfTI, with the header that a NIfTI file would have.
+
+        Args:
+          path: of the file, or of the folder of a series.
+          shape: (i, j, k).
+          affine: (4, 4), voxel index (i, j, k) -> scanner millimetres (RAS+).
+          dtype: of the voxels.
+          oriented: see above.
+        """
+        image = nib.Nifti1Header()
+        image.set_data_shape(shape)
+        image.set_sform(affine, code=1)
+        image.set_qform(affine, code=1)
+        image.set_xyzt_units("mm")
+        header = {name: np.array(image[name]) for name in (*_PLACE, "pixdim")}
+        affine = np.asarray(affine, np.float64)
+        return cls(Path(path), tuple(map(int, shape)), affine, header, np.dtype(dtype), oriented)
 
     @functools.cached_property
     def axcodes(self) -> str:
@@ -68,10 +99,14 @@ class Geometry:
 
     @functools.cached_property
     def _to_lps(self) -> np.ndarray:
+        if not self.oriented:
+            return _AS_IT_IS
         return orientations.ornt_transform(nib.io_orientation(self.affine), _LPS)
 
     @functools.cached_property
     def _from_lps(self) -> np.ndarray:
+        if not self.oriented:
+            return _AS_IT_IS
         return orientations.ornt_transform(_LPS, nib.io_orientation(self.affine))
 
     @property
@@ -113,7 +148,9 @@ class Geometry:
         return orientations.apply_orientation(array, self._from_lps)
 
 
-def read_nifti(path: str | os.PathLike, *, ndim: int = 3) -> tuple[np.ndarray, Geometry]:
+def read_nifti(
+    path: str | os.PathLike, *, ndim: int = 3, reorient: bool = True
+) -> tuple[np.ndarray, Geometry]:
     """Reads a `.nii` or `.nii.gz` file.
 
     Compression is recognised by content, not by name, and the checksum of compressed files is
@@ -122,7 +159,9 @@ def read_nifti(path: str | os.PathLike, *, ndim: int = 3) -> tuple[np.ndarray, G
     Args:
       path: NIfTI-1 or NIfTI-2, single file.
       ndim: 3, or 4 for one file with a channel axis. Trailing axes of length one beyond `ndim`
-        are dropped: some tools write a volume as (x, y, z, 1).
+        are dropped: some tools write a volume as (x, y, z, 1). A 2-D image is read as (x, y, 1).
+      reorient: False leaves the axes as they are, for images that do not lie in a patient: the
+        array is then (k, j, i), for a film (frame, row, column).
 
     Returns:
       The array, (z, y, x) or (z, y, x, c) in LPS, and its geometry.
@@ -136,6 +175,8 @@ def read_nifti(path: str | os.PathLike, *, ndim: int = 3) -> tuple[np.ndarray, G
     shape = image.shape
     while len(shape) > ndim and shape[-1] == 1:
         shape = shape[:-1]
+    if len(shape) == 2 and ndim == 3:
+        shape = (*shape, 1)
     if len(shape) != ndim:
         what = {3: "one 3-D volume", 4: "one 4-D file with a channel axis"}[ndim]
         raise DataError(f"{path}: has shape {image.shape}, but {what} is expected here")
@@ -151,7 +192,7 @@ def read_nifti(path: str | os.PathLike, *, ndim: int = 3) -> tuple[np.ndarray, G
             f"{path}: the voxels cannot be read, the file is truncated or damaged ({error}); "
             "copy or download it again"
         ) from error
-    geometry = _geometry(path, image)
+    geometry = _geometry(path, image, (*shape, 1)[:3], reorient)
     return geometry.to_lps(array), geometry
 
 
@@ -211,15 +252,15 @@ def write_nifti(
     return path
 
 
-def read_label(path: str | os.PathLike) -> tuple[np.ndarray, Geometry]:
-    """Reads a label volume, (z, y, x) uint8 in LPS.
+def read_label(path: str | os.PathLike, *, reorient: bool = True) -> tuple[np.ndarray, Geometry]:
+    """Reads a label volume, (z, y, x) uint8 in LPS; reorient: see `read_nifti`.
 
     Whole numbers stored as float, or scaled by the header, are accepted.
 
     Raises:
       DataError: as `read_nifti`; or a value is not a whole number from 0 to 255.
     """
-    array, geometry = read_nifti(path)
+    array, geometry = read_nifti(path, reorient=reorient)
     if array.dtype == np.uint8:
         return array, geometry
     with np.errstate(invalid="ignore"):
@@ -261,10 +302,12 @@ def _open(path: Path) -> nib.Nifti1Image:
     raise DataError(f"{path}: is not a NIfTI file (begins with {raw[:8]!r})")
 
 
-def _geometry(path: Path, image: nib.Nifti1Image) -> Geometry:
+def _geometry(
+    path: Path, image: nib.Nifti1Image, shape: tuple[int, ...], oriented: bool
+) -> Geometry:
     affine = np.asarray(image.affine, np.float64)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
         raise DataError(f"{path}: its affine is not invertible:\n{affine}")
     header = {name: np.array(image.header[name]) for name in (*_PLACE, "pixdim")}
     dtype = image.get_data_dtype().newbyteorder("=")
-    return Geometry(path, tuple(int(n) for n in image.shape[:3]), affine, header, dtype)
+    return Geometry(path, tuple(int(n) for n in shape), affine, header, dtype, oriented)

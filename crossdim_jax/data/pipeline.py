@@ -1,4 +1,4 @@
-"""Endless batches of random patches, by random access: any batch can be made on its own.
+"""Endless batches of random patches or slices, by random access: any batch can be made on its own.
 
 The pipeline is a function of seed and batch number, so its whole state is one number, and a
 resumed run sees the batches the interrupted one would have seen.
@@ -29,32 +29,38 @@ def train_dataset(
 ) -> grain.IterDataset:
     """Random patches for ever; each epoch shows every case once, in a new order.
 
+    In two dimensions, slices: each epoch shows every slice of every case once.
+
     Args:
       cached: labelled cases.
       challenge: makes the targets.
-      patch: (z, y, x) voxels. A volume that is smaller is padded with zeros, evenly.
+      patch: (z, y, x) voxels. A volume that is smaller is padded with zeros, evenly. Or (y, x): the
+        size that all slices have, see `Challenge.prepare`.
       batch_size: of all processes together. This process gets its share: elements
         `process_index`, `process_index + process_count`, ... of each global batch, which is the
         same set of patches whatever the number of processes.
       seed: of order and positions, 0 <= seed < 2**32.
       foreground: probability that a patch is centred on a voxel of some region (shifted as far
-        as needed to stay inside). Otherwise all positions are equally likely.
+        as needed to stay inside). Otherwise all positions are equally likely. 0 for slices.
       num_threads: threads that read; 0 reads when asked, in the calling thread.
       prefetch: batches kept ready.
 
     Returns:
       A dataset whose iterators yield dict(image (b, *patch, c) float32, target (b, *patch, k)
-      uint8, id (b,) str) and have `get_state` and `set_state`.
+      uint8, weights (b, k) float32, id (b,) str) and have `get_state` and `set_state`. The weights
+      are those of `Challenge.encode`.
 
     Raises:
       ConfigError: a number is out of range.
       DataError: no case, or one without label; while iterating, a case that cannot be read.
     """
     patch = tuple(int(length) for length in patch)
-    if len(patch) != 3 or min(patch) < 1:
-        raise ConfigError(f"patch is {patch}; expected three positive lengths (z, y, x)")
+    if len(patch) not in (2, 3) or min(patch) < 1:
+        raise ConfigError(f"patch is {patch}; expected positive lengths (z, y, x) or (y, x)")
     if not 0 <= foreground <= 1:
         raise ConfigError(f"foreground is {foreground}; expected a probability from 0 to 1")
+    if foreground and len(patch) == 2:
+        raise ConfigError(f"foreground is {foreground}; slices are whole, so it must be 0")
     if batch_size < 1 or batch_size % process_count:
         raise ConfigError(
             f"batch_size is {batch_size}; expected a positive multiple of the number of "
@@ -69,20 +75,32 @@ def train_dataset(
     if unlabelled := [case.id for case in cached if not (case.folder / "label.npy").exists()]:
         raise DataError(f"cases without a label cannot train: {', '.join(unlabelled[:10])}")
 
-    def example(case: CachedCase, rng: np.random.Generator) -> dict[str, object]:
+    def example(element: tuple[CachedCase, int | None], rng: np.random.Generator):
+        case, index = element
         try:
-            return _example(case, challenge, patch, foreground, rng)
+            if index is None:
+                return _example(case, challenge, patch, foreground, rng)
+            return _slice(case, challenge, patch, index)
         except Exception as error:
             raise DataError(f"case {case.id}: no patch could be made ({error})") from error
 
     # The random numbers depend on the position in the global sequence: `random_map` comes before
     # the processes part.
-    dataset = grain.MapDataset.source(list(cached)).seed(seed).shuffle().repeat()
+    dataset = grain.MapDataset.source(elements(cached, patch)).seed(seed).shuffle().repeat()
     dataset = dataset.random_map(example)[process_index::process_count]
     dataset = dataset.batch(batch_size // process_count, drop_remainder=True)
     return dataset.to_iter_dataset(
         grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
     )
+
+
+def elements(
+    cached: Sequence[CachedCase], patch: Sequence[int]
+) -> list[tuple[CachedCase, int | None]]:
+    """What an epoch shows: every case, or for a patch (y, x) every slice of every case."""
+    if len(patch) == 3:
+        return [(case, None) for case in cached]
+    return [(case, index) for case in cached for index in range(case.shape[0])]
 
 
 def crop_start(
@@ -138,6 +156,17 @@ def _example(
         if len(voxels):
             centre = voxels[rng.integers(len(voxels))]
     start = crop_start(case.shape, patch, rng, centre)
-    target, _ = challenge.encode(crop(case.label, start, patch))
+    target, weights = challenge.encode(crop(case.label, start, patch), case.kind)
     image = crop(case.image, start, patch).astype(np.float32, copy=False)
-    return {"image": image, "target": target, "id": case.id}
+    return {"image": image, "target": target, "weights": weights, "id": case.id}
+
+
+def _slice(
+    case: CachedCase, challenge: Challenge, patch: tuple[int, ...], index: int
+) -> dict[str, object]:
+    if case.shape[1:] != patch:
+        raise ValueError(f"slices are {case.shape[1:]}, expected {patch}")
+    target, weights = challenge.encode(np.array(case.label[index]), case.kind)
+    image = np.array(case.image[index], np.float32)
+    name = case.id if case.shape[0] == 1 else f"{case.id}, slice {index}"
+    return {"image": image, "target": target, "weights": weights, "id": name}

@@ -20,13 +20,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
-# Tissue -> colour, as in the paper.
-COLOURS = {
-    "Edema": "#2fbf4f",
-    "Enhancing tumour": "#ffd80a",
-    "Necrosis / non-enhancing": "#ff3b30",
-}
-OTHERS = ("#ff3b30", "#2fbf4f", "#3fa7ff", "#ffd80a", "#d65fd6")  # for regions of other names
 ALPHA = 0.45
 DPI = 220
 # view -> (axis of the slice, letters at the left, right, top and bottom edge)
@@ -51,41 +44,30 @@ STYLE = {
 _TEXT, _IMAGE, _GAP, _HEAD, _FOOT = 1.35, 1.5, 0.035, 0.24, 0.3
 
 
+# What is drawn of a label, see `Challenge.layers`.
+Layers = Mapping[str, tuple[np.ndarray, str]]
+
+
 @dataclasses.dataclass
 class Subject:
     """One case as drawn.
 
     title: why it was chosen. caption: its id and scores, lines. image: (z, y, x, c), c names in
-    `modalities`. truth, prediction: (z, y, x, k) targets as `Challenge.encode` gives them, k names
-    in `regions`; no prediction if it cannot be laid over the image, and `why` says why.
+    `modalities`. truth, prediction: their layers; no prediction if it cannot be laid over the
+    image, and `why` says why. outline: contours instead of filled areas. oriented: whether the axes
+    are a patient's.
     """
 
     title: str
     caption: str
     image: np.ndarray
     modalities: Sequence[str]
-    regions: Sequence[str]
-    truth: np.ndarray
-    prediction: np.ndarray | None
+    truth: Layers
+    prediction: Layers | None
     spacing_mm: Sequence[float]
     why: str = ""
-
-
-def tissues(targets: np.ndarray, regions: Sequence[str]) -> dict[str, tuple[np.ndarray, str]]:
-    """Disjoint tissues of nested regions: {name: (mask, colour)}.
-
-    WT, TC and ET become edema (WT without TC), necrosis (TC without ET) and enhancing tumour;
-    regions of other names stay as they are.
-    """
-    masks = {name: targets[..., i].astype(bool) for i, name in enumerate(regions)}
-    if set(masks) != {"WT", "TC", "ET"}:
-        return {name: (masks[name], OTHERS[i % len(OTHERS)]) for i, name in enumerate(regions)}
-    parts = {
-        "Edema": masks["WT"] & ~masks["TC"],
-        "Enhancing tumour": masks["ET"],
-        "Necrosis / non-enhancing": masks["TC"] & ~masks["ET"],
-    }
-    return {name: (mask, COLOURS[name]) for name, mask in parts.items()}
+    outline: bool = False
+    oriented: bool = True
 
 
 def window(channel: np.ndarray) -> tuple[float, float]:
@@ -119,9 +101,10 @@ def plane(volume: np.ndarray, view: str, index: int) -> np.ndarray:
 
 
 def panel(subjects: Sequence[Subject]) -> Figure:
-    """Figure 12: one row per case; T2, T1ce, truth and prediction on T1ce; axial.
+    """Figures 8 to 10 and 12: one row per case; image, truth and prediction; axial.
 
-    The slice is the one where the truth's outer region is largest.
+    The slice is the one where the truth is largest. Of several modalities T2 and T1ce are shown,
+    and the labels on T1ce.
     """
     return _grid([(s.title, s.caption, "Axial", s) for s in subjects])
 
@@ -152,9 +135,9 @@ class _Look:
     def of(cls, subject: Subject, view: str) -> "_Look":
         axis, _ = VIEWS[view]
         index = subject.image.shape[axis] // 2
-        for targets in (subject.prediction, subject.truth):  # the truth decides, if it has any
-            if targets is not None:
-                union = np.logical_or.reduce([targets[..., i] for i in range(targets.shape[-1])])
+        for layers in (subject.prediction, subject.truth):  # the truth decides, if it has any
+            if layers:
+                union = np.logical_or.reduce([mask for mask, _ in layers.values()])
                 found = largest_slice(union, axis)
                 index = index if found is None else found
         channels = pick_modalities(subject.modalities)
@@ -215,7 +198,7 @@ def _grid(rows: Sequence[tuple[str, str, str, Subject]]) -> Figure:
                 if look is looks[0]:
                     axes.set_title(title, size=8.5, pad=4, **as_is)
                 legend |= _draw(axes, look, layer)
-                if i == 0:
+                if i == 0 and look.subject.oriented:
                     _letters(axes, VIEWS[look.view][1])
             bottom -= _GAP
         patches = [Patch(facecolor=c, edgecolor="#444", lw=0.4, label=n) for n, c in legend.items()]
@@ -224,9 +207,9 @@ def _grid(rows: Sequence[tuple[str, str, str, Subject]]) -> Figure:
 
 
 def _draw(axes: Axes, look: _Look, layer: int | str) -> dict[str, str]:
-    """One image. layer: which of the look's channels, or the targets laid over the last of them.
+    """One image. layer: which of the look's channels, or the label laid over the last of them.
 
-    Returns {tissue: colour} for the legend.
+    Returns {name: colour} for the legend.
     """
     channel = layer if isinstance(layer, int) else len(look.channels) - 1
     low, high = look.windows[channel]
@@ -241,21 +224,23 @@ def _draw(axes: Axes, look: _Look, layer: int | str) -> dict[str, str]:
     axes.imshow(grey, cmap="gray", vmin=low, vmax=high, interpolation="bilinear", **frame)
     if isinstance(layer, int):
         return {}
-    targets = getattr(look.subject, layer)
-    if targets is None:
+    layers = getattr(look.subject, layer)
+    if layers is None:
         text = textwrap.fill(look.subject.why or "no prediction", 24)
         box = {"facecolor": "black", "alpha": 0.7, "lw": 0}
         centre = {"transform": axes.transAxes, "ha": "center", "va": "center"}
         axes.text(0.5, 0.5, text, color="white", size=6.5, bbox=box, parse_math=False, **centre)
         return {}
-    found = tissues(look.cut(targets), look.subject.regions)
+    found = {name: (look.cut(mask), colour) for name, (mask, colour) in layers.items()}
     y, x = ((np.arange(n) + 0.5) * p for n, p in zip(grey.shape, look.pixel_mm, strict=True))
     for mask, colour in found.values():
-        rgba = np.zeros((*mask.shape, 4))
-        rgba[mask] = to_rgba(colour, ALPHA)
-        axes.imshow(rgba, interpolation="nearest", **frame)
+        if not look.subject.outline:
+            rgba = np.zeros((*mask.shape, 4))
+            rgba[mask] = to_rgba(colour, ALPHA)
+            axes.imshow(rgba, interpolation="nearest", **frame)
         if min(mask.shape) > 1 and mask.any() and not mask.all():
-            axes.contour(x, y, mask.astype(float), levels=[0.5], colors=[colour], linewidths=0.6)
+            width = 1.0 if look.subject.outline else 0.6
+            axes.contour(x, y, mask.astype(float), levels=[0.5], colors=[colour], linewidths=width)
     return {name: colour for name, (_, colour) in found.items()}
 
 

@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from crossdim_jax.challenges import CaseFiles, Challenge
-from crossdim_jax.data import images
+from crossdim_jax.challenges import CaseFiles, Challenge, Evaluated
 from crossdim_jax.errors import DataError
 from crossdim_jax.files import duration, write_text
 from crossdim_jax.metric_writer import FILE as METRICS
@@ -143,7 +142,7 @@ class _Run:
     def summary_section(self) -> str:
         cards, facts = [], []
         if self.summary:
-            for metric in ("dice", "hd95"):
+            for metric in list(self.summary["definitions"])[:2]:
                 for region in self.summary["regions"]:
                     mean = self.summary["statistics"].get(f"{metric}_{region}", {}).get("mean")
                     name = f"{region}, mean {tables.heading(metric)}"
@@ -179,6 +178,19 @@ class _Run:
         metrics = self.summary["definitions"]
         found = (_scroll(tables.to_html(tables.grid(self.summary, m))) for m in metrics)
         out = f'<div class="tables">\n{"".join(found)}</div>\n{_facts(tables.facts(self.summary))}'
+        for table in self.summary.get("tables", []):
+            if table["shown"]:
+                notes = "".join(f"<li>{_e(note)}</li>" for note in table["notes"])
+                out += f"<h3>{_e(table['title'])}</h3>\n" + _scroll(
+                    tables.to_html(tables.plain(table))
+                )
+                out += f'<ul class="sub">{notes}</ul>\n' if notes else ""
+        for group, part in self.summary.get("groups", {}).items():
+            found = (_scroll(tables.to_html(tables.grid(self.summary, m, group))) for m in metrics)
+            out += (
+                f"<details><summary>{_e(group)}: {part['n_cases']} cases</summary>"
+                f'<div class="tables">\n{"".join(found)}</div></details>\n'
+            )
         if not self.rows:
             return out + self._missing(CASES, "evaluate")
         columns = [c for c in self.rows[0] if c not in ("id", "note")]
@@ -193,13 +205,13 @@ class _Run:
     def training_section(self) -> str:
         if not self.train and not self.validation:
             return self._missing(METRICS, "train")
-        figure = figures.curves(self.train, self.validation, self.regions)
+        figure = figures.curves(self.train, self.validation, self.challenge.foreground)
         path = figures.save(figure, self.workdir / "figures" / "curves.png")
         out = _figure(
             path,
-            "Training loss, learning rate and Dice per region over the epochs.",
-            "Loss, learning rate, and Dice per region on training patches (grey; the darker line "
-            "is a moving average) and on the validation cases (black, circles).",
+            "Training loss, learning rate and Dice over the epochs.",
+            "Loss, learning rate, and Dice of what the network predicts, in training (grey; "
+            "the darker line is a moving average) and on the validation cases (black, circles).",
         )
         if self.files and not self.validation:
             out += _warning("There is no validation yet.")
@@ -226,11 +238,17 @@ class _Run:
         out += _figure(
             path,
             "Chosen cases: two modalities, truth and prediction overlaid.",
-            f"Cases by rank of their mean Dice over {regions} among {len(self.rows)} cases. Axial "
-            "slices where the true outer region is largest; the patient's right is on the left; "
-            "grey values from the 1st to the 99th percentile of non-zero voxels.",
+            f"Cases by rank of their mean Dice over {regions} among {len(self.rows)} cases. "
+            + ("Axial slices" if subjects[0].oriented else "Frames")
+            + " where the truth is largest; "
+            + ("the patient's right is on the left; " if subjects[0].oriented else "")
+            + "grey values from the 1st to the 99th percentile of non-zero voxels.",
         )
+        for name, figure, caption in self.challenge.figures(self._evaluated()):
+            out += _figure(figures.save(figure, folder / f"{name}.png"), caption, caption)
         for subject in subjects:
+            if not subject.oriented or min(subject.image.shape[:3]) < 2:
+                continue
             end = next((name for name in ("Best", "Worst") if name in subject.title), None)
             if end is None:
                 continue
@@ -245,6 +263,20 @@ class _Run:
             )
         return out
 
+    def _evaluated(self) -> list[Evaluated]:
+        """The scored cases whose files are still there."""
+        folder = self.workdir / PREDICTIONS
+        return [
+            Evaluated(
+                self.files[row["id"]],
+                {name: value for name, value in row.items() if name not in ("id", "note")},
+                self.challenge.prediction_path(folder, row["id"]),
+                row["note"],
+            )
+            for row in self.rows
+            if row["id"] in self.files
+        ]
+
     def _subject(self, label: str, row: Mapping[str, Any]) -> figures.Subject:
         files = self.files.get(row["id"])
         if files is None:
@@ -252,11 +284,11 @@ class _Run:
         case = self.challenge.load(files)
         prediction, why = None, ""
         try:
-            path = self.workdir / PREDICTIONS / f"{row['id']}.nii.gz"
-            labels, _ = images.read_label(path)
+            path = self.challenge.prediction_path(self.workdir / PREDICTIONS, row["id"])
+            labels, _ = self.challenge.read_prediction(path)
             if row["note"] or labels.shape != case.label.shape:
                 raise DataError("the prediction is not on the image's grid")
-            prediction = self.challenge.encode(labels)[0]
+            prediction = self.challenge.layers(labels)
         except DataError as error:
             why = str(error)
         keep = list(figures.pick_modalities(self.challenge.modalities))
@@ -266,11 +298,12 @@ class _Run:
             caption="\n".join([textwrap.fill(row["id"], 24), "Dice (%)", *scores]),
             image=case.image[..., keep],
             modalities=[self.challenge.modalities[i] for i in keep],
-            regions=self.regions,
-            truth=self.challenge.encode(case.label)[0],
+            truth=self.challenge.layers(case.label),
             prediction=prediction,
             spacing_mm=case.spacing_mm,
             why=why,
+            outline=self.challenge.outline,
+            oriented=case.geometry.oriented,
         )
 
     def config_section(self) -> str:

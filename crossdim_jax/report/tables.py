@@ -47,9 +47,13 @@ def cell(value: float | None, metric: str) -> str:
     return f"{value * HEADINGS.get(metric, ('', 1.0))[1]:.2f}"
 
 
-def grid(summary: Mapping[str, Any], metric: str) -> list[list[str]]:
-    """One metric's table as text: a heading row, one row per statistic, and n."""
-    columns = [summary["statistics"].get(f"{metric}_{r}", {}) for r in summary["regions"]]
+def grid(summary: Mapping[str, Any], metric: str, group: str | None = None) -> list[list[str]]:
+    """One metric's table as text: a heading row, one row per statistic, and n.
+
+    Over all cases, or over those of a group.
+    """
+    statistics = (summary if group is None else summary["groups"][group])["statistics"]
+    columns = [statistics.get(f"{metric}_{r}", {}) for r in summary["regions"]]
     rows = [[heading(metric), *summary["regions"]]]
     for key, name in STATISTICS.items():
         rows.append([name, *(cell(column.get(key), metric) for column in columns)])
@@ -73,6 +77,17 @@ def facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def plain(table: Mapping[str, Any]) -> list[list[str]]:
+    """A challenge's further table as text, see `challenges.Table`: four significant digits."""
+
+    def text(value: Any) -> str:
+        if value is None or value != value:
+            return MISSING
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    return [list(table["columns"]), *([text(value) for value in row] for row in table["rows"])]
+
+
 def _words(name: str) -> str:
     words = name.replace("_", " ")
     return words[:1].upper() + words[1:]
@@ -91,11 +106,24 @@ def markdown(summary: Mapping[str, Any]) -> str:
         lines += [f"**{text}:**", ""]
         lines += [f"- {_one_line(case)}: {_one_line(note)}" for case, note in cases] + [""]
     for metric in summary["definitions"]:
-        head, *body = [[_one_line(text) for text in row] for row in grid(summary, metric)]
-        lines += [_row(head), _row(["---"] + ["---:"] * (len(head) - 1))]
-        lines += [*map(_row, body), ""]
+        lines += _table(grid(summary, metric))
+    for group, found in summary.get("groups", {}).items():
+        lines += [f"## {_one_line(group)}: {found['n_cases']} cases", ""]
+        for metric in summary["definitions"]:
+            lines += _table(grid(summary, metric, group))
+    for table in summary.get("tables", []):
+        if table["shown"]:
+            lines += [f"## {_one_line(table['title'])}", "", *_table(plain(table))]
+            lines += [f"- {_one_line(note)}" for note in table["notes"]] + [""]
     lines += [f"- {name}: {_one_line(text)}" for name, text in facts(summary)]
     return "\n".join(lines) + "\n"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table and an empty one; its first row is the heading."""
+    head, *body = [[_one_line(text) for text in row] for row in rows]
+    rule = _row(["---"] + ["---:"] * (len(head) - 1))
+    return [_row(head), rule, *map(_row, body), ""]
 
 
 def _row(cells: Sequence[str]) -> str:

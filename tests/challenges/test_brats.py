@@ -386,3 +386,15 @@ def test_a_real_label_is_written_on_its_own_grid_in_the_cases_type(
     assert back.get_data_dtype() == written
     np.testing.assert_array_equal(np.asanyarray(back.dataobj), np.asanyarray(source.dataobj))
     np.testing.assert_array_equal(back.affine, nib.load(files.images[0]).affine)
+
+
+def test_layers_are_disjoint_and_fill_the_whole_tumour():
+    label = np.array([[[0, 1, 2, 4, 2, 1]]], np.uint8)
+    challenge = BraTS(layout="2021")
+    found = challenge.layers(label)
+    np.testing.assert_array_equal(
+        sum(mask.astype(int) for mask, _ in found.values()), challenge.masks(label)[..., 0]
+    )
+    np.testing.assert_array_equal(found["Enhancing tumour"][0], label == 4)
+    red, green, _ = (int(found["Edema"][1][i : i + 2], 16) for i in (1, 3, 5))
+    assert green > red  # edema is green

@@ -20,7 +20,7 @@ def build(challenge, root, cache_root, **kwargs):
 
 def test_the_cache_holds_what_preprocessing_gives(challenge, phantom_folder, cached):
     for files, entry in zip(challenge.cases(phantom_folder, labelled=True), cached, strict=True):
-        prepared = preprocess.preprocess(challenge.load(files))
+        prepared = preprocess.brain(challenge.load(files))
         np.testing.assert_array_equal(entry.image, prepared.image)
         np.testing.assert_array_equal(entry.label, prepared.label)
         assert entry.id == files.id and entry.patient == files.patient

@@ -289,3 +289,39 @@ def test_a_real_label_comes_back_as_it_was(tmp_path, shared_data):
     assert array.shape == (155, 240, 240)
     # Axial slices as a radiologist sees them: LPS is how this file is stored.
     np.testing.assert_array_equal(array[70], np.asanyarray(source.dataobj)[:, :, 70].T)
+
+
+def test_a_film_keeps_its_axes_and_comes_back(tmp_path, rng):
+    """(column, row, frame) on disk is (frame, row, column) in memory, whatever the affine says."""
+    film = rng.integers(0, 4, (7, 5, 3)).astype(np.uint8)
+    affine = np.diag([0.3, 0.2, 1, 1])  # RAS: to LPS two axes would turn round
+    path = save(tmp_path / "film.nii", film, affine)
+    array, geometry = images.read_label(path, reorient=False)
+    np.testing.assert_array_equal(array, film.transpose(2, 1, 0))
+    assert geometry.spacing_mm == (1.0, 0.2, 0.3) and not geometry.oriented
+    back = nib.load(images.write_nifti(tmp_path / "back.nii", array, geometry))
+    np.testing.assert_array_equal(np.asanyarray(back.dataobj), film)
+    np.testing.assert_array_equal(back.affine, nib.load(path).affine)
+    assert not np.array_equal(images.read_label(path)[0], array)
+
+
+def test_a_single_image_is_a_film_of_one_frame(tmp_path):
+    image = np.arange(12, dtype=np.int16).reshape(4, 3)
+    array, geometry = images.read_nifti(save(tmp_path / "a.nii", image), reorient=False)
+    np.testing.assert_array_equal(array, image.T[None])
+    assert geometry.shape == (4, 3, 1)
+
+
+@pytest.mark.parametrize("oriented", [True, False])
+def test_a_geometry_that_never_was_nifti_writes_nifti(tmp_path, oriented):
+    affine = np.array([[0, 0, 2.0, 5], [-0.7, 0, 0, 9], [0, 0.6, 0, -4], [0, 0, 0, 1]])
+    made = images.Geometry.from_affine(
+        tmp_path / "series", (5, 6, 7), affine, np.int16, oriented=oriented
+    )
+    sizes = {True: (0.6, 0.7, 2.0), False: (2.0, 0.6, 0.7)}
+    assert made.spacing_mm == sizes[oriented]
+    array = np.arange(210, dtype=np.int16).reshape(made.shape_zyx)
+    path = images.write_nifti(tmp_path / "a.nii.gz", array, made, np.int16)
+    again, geometry = images.read_nifti(path, reorient=oriented)
+    np.testing.assert_array_equal(again, array)
+    np.testing.assert_allclose(geometry.affine, affine, atol=1e-5)

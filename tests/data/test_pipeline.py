@@ -78,9 +78,9 @@ def test_without_threads_the_caller_reads(cached, num_threads):
     challenge, threads = challenges.get("phantom"), set()
     encode = challenge.encode
 
-    def watched(label):
+    def watched(label, kind):
         threads.add(threading.current_thread())
-        return encode(label)
+        return encode(label, kind)
 
     challenge.encode = watched
     batches = pipeline.train_dataset(
@@ -195,7 +195,8 @@ def test_the_error_of_a_case_names_it_and_keeps_its_cause(cached, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"patch": (8, 8)}, "patch is"),
+        ({"patch": (8,)}, "patch is"),
+        ({"patch": (8, 8), "foreground": 0.5}, "foreground is 0.5; slices"),
         ({"patch": (8, 0, 8)}, "patch is"),
         ({"foreground": 1.5}, "foreground is 1.5"),
         ({"batch_size": 0}, "batch_size is 0"),
@@ -214,3 +215,35 @@ def test_cases_must_be_there_and_labelled(cached, tmp_path):
         dataset([])
     with pytest.raises(DataError, match=f"without a label cannot train: {cached[0].id}"):
         dataset([dataclasses.replace(cached[0], folder=tmp_path), cached[1]])
+
+
+def test_slices_are_each_shown_once_an_epoch_with_their_classes(tmp_path):
+    """Of two cases with 2 and 3 slices; the weights say what is annotated in each."""
+    cases = []
+    for name, depth in (("one", 2), ("two", 3)):
+        folder = tmp_path / name
+        folder.mkdir()
+        image = np.arange(depth)[:, None, None, None] + np.zeros((depth, 4, 6, 1))
+        np.save(folder / "image.npy", image.astype(np.float32))
+        np.save(folder / "label.npy", np.full((depth, 4, 6), 1, np.uint8))
+        shape = (depth, 4, 6)
+        case = cache.CachedCase(name, name, folder, shape, (1.0,) * 3, None, shape, kind=name)
+        cases.append(case)
+
+    class Slices:
+        def encode(self, label, kind):
+            return np.stack([label == 0, label == 1], -1).astype(np.uint8), np.float32(
+                [1, kind == "two"]
+            )
+
+    data = pipeline.train_dataset(cases, Slices(), patch=(4, 6), batch_size=1, seed=1)
+    batches = take(iter(data), 10)
+    seen = [(str(b["id"][0]), float(b["image"].max())) for b in batches]
+    every = {(f"{n}, slice {i}", float(i)) for n, d in (("one", 2), ("two", 3)) for i in range(d)}
+    assert set(seen[:5]) == set(seen[5:]) == every
+    for batch in batches:
+        assert batch["image"].shape == (1, 4, 6, 1) and batch["target"].shape == (1, 4, 6, 2)
+        assert batch["weights"].tolist() == [[1, batch["id"][0].startswith("two")]]
+    wrong = pipeline.train_dataset(cases, Slices(), patch=(4, 8), batch_size=1, seed=1)
+    with pytest.raises(DataError, match=r"slices are \(4, 6\), expected \(4, 8\)"):
+        next(iter(wrong))

@@ -1,8 +1,11 @@
+import dataclasses
+
 import nibabel as nib
 import numpy as np
 import pytest
 
 from crossdim_jax import challenges
+from crossdim_jax.challenges import Case
 from crossdim_jax.data import preprocess
 
 
@@ -61,7 +64,7 @@ def test_uncrop_undoes_the_crop(image, rng):
     label = np.zeros(image.shape[:3], np.uint8)
     label[2:7, 3:9, 1:5] = rng.integers(0, 5, (5, 6, 4))
     case = challenges.Case("a", "a", image, label, (1.0, 2.0, 3.0), geometry=None)
-    prepared = preprocess.preprocess(case)
+    prepared = preprocess.brain(case)
     assert prepared.image.shape == (5, 6, 4, 2) and prepared.image.dtype == np.float32
     assert prepared.full_shape == (9, 10, 11) and prepared.spacing_mm == (1.0, 2.0, 3.0)
     np.testing.assert_array_equal(
@@ -76,16 +79,16 @@ def test_without_a_label_the_image_is_the_same(image):
     with_label = challenges.Case("a", "a", image, label, (1.0, 1.0, 1.0), geometry=None)
     without = challenges.Case("a", "a", image, None, (1.0, 1.0, 1.0), geometry=None)
     np.testing.assert_array_equal(
-        preprocess.preprocess(with_label).image, preprocess.preprocess(without).image
+        preprocess.brain(with_label).image, preprocess.brain(without).image
     )
-    assert preprocess.preprocess(without).label is None
+    assert preprocess.brain(without).label is None
 
 
 def test_a_prediction_on_a_real_case_lands_on_its_own_grid(tmp_path, shared_data):
     challenge = challenges.get("brats")
     [files] = challenge.cases(shared_data / "brats2021", labelled=True)
     case = challenge.load(files)
-    prepared = preprocess.preprocess(case)
+    prepared = preprocess.brain(case)
     # int16 with small negatives from resampling: the crop must crop all the same.
     assert case.image.min() < 0
     assert np.prod(prepared.image.shape[:3]) < 0.4 * np.prod(case.image.shape[:3])
@@ -96,3 +99,49 @@ def test_a_prediction_on_a_real_case_lands_on_its_own_grid(tmp_path, shared_data
     np.testing.assert_array_equal(np.asanyarray(written.dataobj), np.asanyarray(truth.dataobj))
     np.testing.assert_array_equal(written.affine, scan.affine)
     assert nib.aff2axcodes(written.affine) == nib.aff2axcodes(scan.affine)
+
+
+def film(rng, label=True):
+    image = rng.normal(50, 9, (3, 20, 33, 2)).astype(np.float32)
+    image[1] *= 4
+    values = rng.integers(0, 4, (3, 20, 33)).astype(np.uint8) if label else None
+    return Case("a", "a", image, values, (1.0, 0.5, 0.4), None, "2CH")
+
+
+@pytest.mark.parametrize("statistics,axes", [("slice", (1, 2)), ("volume", (0, 1, 2))])
+def test_slices_are_z_scored_over_all_pixels(rng, statistics, axes):
+    prepared = preprocess.slices(film(rng), (20, 33), statistics=statistics)
+    np.testing.assert_allclose(prepared.image.mean(axes), 0, atol=1e-5)
+    np.testing.assert_allclose(prepared.image.std(axes), 1, rtol=1e-4)
+    assert prepared.kind == "2CH" and prepared.full_shape == (3, 20, 33)
+    constant = dataclasses.replace(film(rng), image=np.full((1, 4, 4, 1), 7.0, np.float32))
+    assert not preprocess.slices(constant, (20, 33), statistics=statistics).image.any()
+
+
+def test_slices_look_the_same_with_and_without_a_label(rng):
+    one, other = film(rng), film(np.random.default_rng(0), label=False)
+    other.image = one.image
+    without = preprocess.slices(other, (32, 64))
+    np.testing.assert_array_equal(preprocess.slices(one, (32, 64)).image, without.image)
+    assert without.label is None
+
+
+def test_resizing_keeps_the_edges_of_the_image_where_they_are():
+    """A ramp over pixel centres stays that ramp, at twice and at half the size."""
+    ramp = (np.arange(16) + 0.5)[None, None, :, None] * np.ones((1, 8, 1, 1))
+    larger = preprocess.resize(ramp.astype(np.float32), (16, 32))[0, 0, :, 0]
+    np.testing.assert_allclose(larger[1:-1], ((np.arange(32) + 0.5) / 2)[1:-1], rtol=1e-5)
+    smaller = preprocess.resize(ramp.astype(np.float32), (4, 8))[0, 0, :, 0]
+    np.testing.assert_allclose(smaller[1:-1], ((np.arange(8) + 0.5) * 2)[1:-1], rtol=1e-5)
+
+
+def test_shrinking_does_not_alias(rng):
+    noise = rng.normal(size=(1, 256, 256, 1)).astype(np.float32)
+    assert preprocess.resize(noise, (32, 32)).std() < 0.2  # picking pixels would leave 1
+
+
+def test_labels_stay_labels_and_come_back(rng):
+    label = np.kron(rng.integers(0, 4, (1, 5, 6)), np.ones((1, 4, 4))).astype(np.uint8)
+    larger = preprocess.resize_label(label, (40, 72))
+    assert set(np.unique(larger)) <= set(range(4))
+    np.testing.assert_array_equal(preprocess.resize_label(larger, label.shape[1:]), label)

@@ -1,9 +1,21 @@
 import numpy as np
 import pytest
 
+from crossdim_jax.challenges.brats import COLOURS
 from crossdim_jax.report import figures
 
 REGIONS = ("WT", "TC", "ET")
+
+
+def layers(targets):
+    """Disjoint, as those of BraTS."""
+    whole, core, enhancing = np.moveaxis(targets.astype(bool), -1, 0)
+    parts = (whole & ~core, enhancing, core & ~enhancing)
+    return {n: (m, COLOURS[n]) for n, m in zip(COLOURS, parts, strict=True)}
+
+
+def nothing(shape=(12, 20, 16)):
+    return layers(np.zeros((*shape, 3), np.uint8))
 
 
 def subject(shape=(12, 20, 16), spacing=(1.0, 1.0, 1.0), **changes):
@@ -19,9 +31,8 @@ def subject(shape=(12, 20, 16), spacing=(1.0, 1.0, 1.0), **changes):
         "caption": "case\nWT 1",
         "image": image,
         "modalities": ("t2", "t1ce"),
-        "regions": REGIONS,
-        "truth": truth,
-        "prediction": truth.copy(),
+        "truth": layers(truth),
+        "prediction": layers(truth.copy()),
         "spacing_mm": spacing,
     }
     return figures.Subject(**values | changes)
@@ -43,16 +54,14 @@ def coloured(figure, axes):
     return int((rgb.max(-1) - rgb.min(-1) > 40).sum())
 
 
-def test_tissues_are_disjoint_and_fill_the_whole_tumour():
-    targets = subject().truth
-    parts = figures.tissues(targets, REGIONS)
-    masks = [mask for mask, _ in parts.values()]
-    np.testing.assert_array_equal(sum(m.astype(int) for m in masks), targets[..., 0])
-    np.testing.assert_array_equal(parts["Enhancing tumour"][0], targets[..., 2])
-    red, green, _ = (int(parts["Edema"][1][i : i + 2], 16) for i in (1, 3, 5))
-    assert green > red  # edema is green
-    others = figures.tissues(targets[..., :2], ("liver", "spleen"))
-    assert list(others) == ["liver", "spleen"]
+def test_contours_leave_the_inside_of_a_structure_as_it_is():
+    filled, outlined = (figures.panel([subject(outline=o)]) for o in (False, True))
+    assert 50 < coloured(outlined, outlined.axes[2]) < 0.5 * coloured(filled, filled.axes[2])
+
+
+def test_images_outside_a_patient_have_no_sides():
+    figure = figures.panel([subject(oriented=False)])
+    assert not figure.axes[0].texts
 
 
 def test_views_show_the_patient_as_a_radiologist_expects():
@@ -101,7 +110,7 @@ def test_largest_slice():
 
 
 def test_panel_has_four_columns_and_overlays_only_where_there_is_something():
-    empty = subject(prediction=np.zeros_like(subject().truth))
+    empty = subject(prediction=nothing())
     figure = figures.panel([subject(), empty])
     assert [a.get_title() for a in figure.axes[:4]] == [
         "T2",
@@ -121,12 +130,10 @@ def test_panel_has_four_columns_and_overlays_only_where_there_is_something():
 
 @pytest.mark.parametrize("truth", ["some", "none"])
 def test_the_slice_is_the_truths_largest_or_else_the_predictions(truth):
-    case = subject()
-    case.truth[:] = 0
-    case.prediction[:] = 0
-    case.prediction[2, 5:9, 5:9] = 1
+    case = subject(truth=nothing(), prediction=nothing())
+    case.prediction["Edema"][0][2, 5:9, 5:9] = True
     if truth == "some":
-        case.truth[8, 5:8, 5:8] = 1
+        case.truth["Edema"][0][8, 5:8, 5:8] = True
     look = figures._Look.of(case, "Axial")
     assert look.index == {"some": 8, "none": 2}[truth]
 

@@ -38,8 +38,9 @@ def registered() -> Iterator[None]:
             encoder = encoders.Encoder(
                 functools.partial(efficientnet.EfficientNet, variant=variant),
                 "conv_stem/kernel",
-                info=functools.partial(efficientnet.feature_info, variant),
-                depth_reductions=functools.partial(efficientnet.depth_reductions, variant),
+                row.norm,
+                functools.partial(efficientnet.feature_info, variant),
+                functools.partial(efficientnet.depth_reductions, variant),
             )
             patch.setitem(encoders.ENCODERS, f"efficientnet_{variant}", encoder)
         yield
