@@ -42,6 +42,7 @@ def run_training(experiment: Experiment) -> Path:
             f"{config.challenge.name} are {experiment.challenge.activation}"
         )
     epochs = experiment_lib.epochs(config)
+    augmentation = experiment_lib.augmentation(config)
     sharding.check_batch(
         experiment.mesh, options.batch_size, config.data.patch, accumulate=options.accumulate
     )
@@ -76,6 +77,7 @@ def run_training(experiment: Experiment) -> Path:
         seed=config.seed,
         accumulate=options.accumulate,
         activation=loss.activation,
+        augmentation=augmentation,
     )
     validation = Validation(
         held_out_cases,

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 # name -> module, class. Imported on demand: one challenge must not need another's libraries.
 CHALLENGES = {
     "brats": ("crossdim_jax.challenges.brats", "BraTS"),
+    "chaos": ("crossdim_jax.challenges.chaos", "Chaos"),
     "phantom": ("crossdim_jax.challenges.phantom", "Phantom"),
 }
 

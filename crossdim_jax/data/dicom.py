@@ -107,9 +107,8 @@ def read_header(files: Sequence[str | os.PathLike]) -> Series:
 
 
 def datasets(series: Series) -> list[pydicom.Dataset]:
-    """The files as pydicom reads them, by plane."""
-    ordered = sorted(zip(series.planes, series.files, strict=True))
-    return [_open(path, pixels=True) for _, path in ordered]
+    """The files as pydicom reads them, in their order."""
+    return [_open(path, pixels=True) for path in series.files]
 
 
 def _series(files: Sequence[str | os.PathLike], pixels: bool) -> tuple[Series, list[Any]]:
@@ -202,7 +201,8 @@ def _check_one_series(paths: Sequence[Path], headers: Sequence[pydicom.Dataset])
         if len(found) not in (1, len(headers)):
             counts = ", ".join(f"{uid} ({n} files)" for uid, n in found.most_common(3))
             raise DataError(
-                f"{paths[0].parent}: the files have {len(found)} different {name}: {counts}; {_MIXED}"
+                f"{paths[0].parent}: the files have {len(found)} different {name}: {counts}; "
+                f"{_MIXED}"
             )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 from crossdim_jax.metrics.aggregate import MODES, aggregate
 from crossdim_jax.metrics.brats import brats2022, brats2022_mismatch, hd95
-from crossdim_jax.metrics.chaos import chaos_mismatch, chaos_scores
+from crossdim_jax.metrics.chaos import chaos_mismatch, chaos_scores, diagonal_mm
 from crossdim_jax.metrics.overlap import dice, sensitivity, specificity
 
 
@@ -75,6 +75,7 @@ __all__ = [
     "brats2022_mismatch",
     "chaos_mismatch",
     "chaos_scores",
+    "diagonal_mm",
     "dice",
     "hd95",
     "sensitivity",
