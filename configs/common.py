@@ -40,6 +40,18 @@ def get_config(arg: str = "") -> ConfigDict:
     config.weights.skip = ()  # patterns of parameters that keep their random start
     config.weights.ignore = ()  # padding, eps, source, inflate, stem: may differ from the file
 
+    # Each change is made with this probability, see data/augment.py; 0 is off.
+    config.augment = ConfigDict()
+    config.augment.probability = 0.0  # the paper augments in CHAOS only
+    config.augment.scale = 0.2  # from 1 - scale to 1 + scale
+    config.augment.rotation_deg = 15.0  # either way, as what follows
+    config.augment.translation = 0.1  # of the patch
+    config.augment.shear = 0.1  # tangent
+    config.augment.window_width = 0.2  # contrast, from 1 - width to 1 + width
+    config.augment.window_level = 0.2  # brightness, in standard deviations of the image
+    config.augment.noise = 0.1  # standard deviation
+    config.augment.flip = ()  # axes that are mirrored half of the time, such as (0, 1, 2)
+
     config.optim = ConfigDict()
     config.optim.name = "nadam"
     config.optim.learning_rate = 1e-3

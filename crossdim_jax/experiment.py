@@ -30,7 +30,7 @@ from crossdim_jax import (
     statistics,
 )
 from crossdim_jax.challenges import CaseFiles, Challenge
-from crossdim_jax.data import cache, pipeline, splits
+from crossdim_jax.data import augment, cache, pipeline, splits
 from crossdim_jax.errors import ConfigError, DataError, ManyErrors
 from crossdim_jax.train_state import TrainState
 
@@ -263,6 +263,15 @@ def train_data(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+
+
+def augmentation(config: ConfigDict) -> augment.Augment | None:
+    """What the config says of augmentation; None if it is off.
+
+    Raises ConfigError: a setting is unknown or out of range.
+    """
+    settings = augment.Settings.of(config.augment.to_dict(), len(config.data.patch))
+    return augment.make(settings) if settings.active else None
 
 
 def epochs(config: ConfigDict) -> int:
