@@ -62,6 +62,7 @@ def _train(experiment: Experiment) -> bool:
             f"{config.challenge.name} are {experiment.challenge.activation}"
         )
     epochs = experiment_lib.epochs(config)
+    augmentation = experiment_lib.augmentation(config)
     sharding.check_batch(
         experiment.mesh, options.batch_size, config.data.patch, accumulate=options.accumulate
     )
@@ -101,6 +102,7 @@ def _train(experiment: Experiment) -> bool:
         accumulate=options.accumulate,
         activation=loss.activation,
         skip_nonfinite=skip > 0,
+        augmentation=augmentation,
     )
     validation = Validation(
         held_out_cases,
