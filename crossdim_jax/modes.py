@@ -178,6 +178,7 @@ def run_evaluation(experiment: Experiment) -> Path:
 
 
 def _evaluate(experiment: Experiment) -> Path:
+    experiment = experiment_lib.for_inference(experiment)
     config, first = experiment.config, jax.process_index() == 0
     run_folder.require_same_network(
         experiment.workdir, config.to_dict(), defaults=experiment.defaults
@@ -212,6 +213,7 @@ def _evaluate(experiment: Experiment) -> Path:
             provenance={
                 "checkpoint_step": record["step"],
                 "patch": list(config.data.patch),
+                "inference": config.inference.get("mode", "window"),
                 "window_overlap": config.inference.overlap,
                 "test_time_flips": config.inference.flips,
                 **experiment.challenge.provenance(),
@@ -243,6 +245,7 @@ def run_prediction(
     """
     if not source:
         raise ConfigError("--mode=predict needs --input=FOLDER, a folder of cases")
+    experiment = experiment_lib.for_inference(experiment)
     folder = Path(target) if target else experiment.workdir / "predictions_new"
     failed: list[tuple[str, str]] = []
     run_folder.require_same_network(
