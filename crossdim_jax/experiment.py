@@ -188,7 +188,7 @@ def make_mesh(config: ConfigDict) -> jax.sharding.Mesh:
 
 
 def for_inference(experiment: Experiment) -> Experiment:
-    """The same on all devices that `mesh.data` allows, though a training batch may not fill them."""
+    """The same on all devices that `mesh.data` allows, also those no training batch fills."""
     mesh = experiment.config.mesh
     return dataclasses.replace(experiment, mesh=sharding.make_mesh(mesh.data, mesh.depth))
 
