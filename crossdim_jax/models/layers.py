@@ -70,14 +70,22 @@ class Norm(nn.Module):
         )
 
     def _batch(self, x, scale, bias):
-        """By the statistics of this batch, which enter the running ones."""
+        """By the statistics of this batch, which enter the running ones.
+
+        Where the collection `moments` is mutable they are written there instead: mean, biased
+        variance, the number of values they are of, and the decay. The caller then makes the step.
+        """
         c = x.shape[-1]
         mean, variance = self._running(c)
         y, now_mean, now_variance = ops.batch_norm(
             x, scale, bias, eps=self.eps, activation=self.activation
         )
-        if not self.is_initializing():
-            keep, count = self.momentum, x.size // c
+        keep, count = self.momentum, x.size // c
+        if self.is_mutable_collection("moments") and not self.is_initializing():
+            now = {"mean": now_mean, "var": now_variance, "count": float(count), "keep": keep}
+            for name, value in now.items():
+                self.put_variable("moments", name, jnp.asarray(value, jnp.float32))
+        elif not self.is_initializing():
             # Running variances are unbiased, as PyTorch keeps them.
             unbiased = now_variance * (count / max(count - 1, 1))
             mean.value = keep * mean.value + (1 - keep) * now_mean

@@ -48,16 +48,17 @@ def test_other_sizes_are_refused_with_those_that_fit(variant, size, allowed):
 
 
 @pytest.mark.parametrize(
-    ("variant", "depth"), [("paper", 97), pytest.param("released", 128, id="released")]
+    ("variant", "depth", "batch"),
+    [("paper", 97, 1), pytest.param("released", 128, 2, marks=pytest.mark.slow)],
 )
-def test_equals_its_twin_in_pytorch_in_value_and_gradient(rng, variant, depth):
-    """Two volumes: the released code takes one, but nothing in it mixes them but batch norm."""
+def test_equals_its_twin_in_pytorch_in_value_and_gradient(rng, variant, depth, batch):
+    """The released code takes one volume; nothing in it mixes several but batch norm."""
     pytest.importorskip("torch", reason="the twin is written in PyTorch (extra port)")
     from benchmarks import dsnet_peer
 
     model = models.build("dsnet", variant=variant, drop_path_rate=0.0, ops="fast")
     twin = dsnet_peer.DSNet(2, released=variant == "released")
-    check_twin(model, twin, rng.normal(size=(2, depth, 32, 32, 2)).astype(np.float32), rng)
+    check_twin(model, twin, rng.normal(size=(batch, depth, 32, 32, 2)).astype(np.float32), rng)
 
 
 def test_a_channel_becomes_an_image_of_its_slices(rng):
