@@ -17,7 +17,8 @@ def get_config(arg: str = "") -> ConfigDict:
     # slices are resized.
     config.data.patch = (128, 128, 128)
     config.data.foreground = 0.0  # probability that a 3D patch is centred on a labelled voxel
-    config.data.num_threads = 2  # that prepare cases and read patches
+    config.data.num_threads = 2  # that read patches
+    config.data.num_processes = 2  # that prepare cases, a whole one each; 0: threads do it
     config.data.split = ConfigDict()
     config.data.split.kind = "holdout"  # or kfold, fixed, official, all; by patient
     config.data.split.fraction = 0.2  # holdout: of the patients
@@ -38,6 +39,18 @@ def get_config(arg: str = "") -> ConfigDict:
     config.weights.reestimate = 0
     config.weights.skip = ()  # patterns of parameters that keep their random start
     config.weights.ignore = ()  # padding, eps, source, inflate, stem: may differ from the file
+
+    # Each change is made with this probability, see data/augment.py; 0 is off.
+    config.augment = ConfigDict()
+    config.augment.probability = 0.0  # the paper augments in CHAOS only
+    config.augment.scale = 0.2  # from 1 - scale to 1 + scale
+    config.augment.rotation_deg = 15.0  # either way, as what follows
+    config.augment.translation = 0.1  # of the patch
+    config.augment.shear = 0.1  # tangent
+    config.augment.window_width = 0.2  # contrast, from 1 - width to 1 + width
+    config.augment.window_level = 0.2  # brightness, in standard deviations of the image
+    config.augment.noise = 0.1  # standard deviation
+    config.augment.flip = ()  # axes that are mirrored half of the time, such as (0, 1, 2)
 
     config.optim = ConfigDict()
     config.optim.name = "nadam"
@@ -64,6 +77,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.train.validate_from_dice = 0.85  # validation starts above this training Dice
     config.train.validate_every_epochs = 1
     config.train.early_stop_epochs = config_dict.placeholder(int)  # without a better validation
+    config.train.skip_nonfinite = 0  # steps whose loss is not a number that may be left out
     config.train.log_every_steps = 50
     config.train.checkpoint_every_steps = config_dict.placeholder(int)  # None: every epoch
     config.train.keep = 2  # latest checkpoints; the best is kept besides

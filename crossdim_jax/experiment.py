@@ -30,7 +30,7 @@ from crossdim_jax import (
     statistics,
 )
 from crossdim_jax.challenges import CaseFiles, Challenge
-from crossdim_jax.data import cache, pipeline, splits
+from crossdim_jax.data import augment, cache, pipeline, splits
 from crossdim_jax.errors import ConfigError, DataError, ManyErrors
 from crossdim_jax.train_state import TrainState
 
@@ -45,6 +45,7 @@ class Experiment:
       challenge: reads, translates and scores cases.
       model: the network.
       mesh: of devices.
+      defaults: the config file's values without overrides, see `run_folder.claim`.
     """
 
     config: ConfigDict
@@ -52,6 +53,7 @@ class Experiment:
     challenge: Challenge
     model: Any
     mesh: jax.sharding.Mesh
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def cases(self, errors: list[tuple[str, str]] | None = None) -> list[CaseFiles]:
         """The labelled cases under `config.data.root`; faulty ones as `Challenge.cases` says."""
@@ -97,8 +99,12 @@ class Experiment:
         return checkpoint.load_variables(self.workdir, abstract=placed)
 
 
-def build(config: ConfigDict, workdir: str | os.PathLike) -> Experiment:
+def build(
+    config: ConfigDict, workdir: str | os.PathLike, *, defaults: Mapping[str, Any] | None = None
+) -> Experiment:
     """Builds what all modes share; generates the phantoms of a demo config.
+
+    `defaults`: the config file's values without overrides.
 
     Raises:
       ConfigError: a name or a value of the config is wrong.
@@ -119,7 +125,8 @@ def build(config: ConfigDict, workdir: str | os.PathLike) -> Experiment:
         if jax.process_index() == 0:
             challenge.make_phantoms(config.data.root, **config.phantoms.to_dict())
         wait_for_all("phantoms")
-    return Experiment(config, Path(workdir), challenge, model, make_mesh(config))
+    mesh = make_mesh(config)
+    return Experiment(config, Path(workdir), challenge, model, mesh, dict(defaults or {}))
 
 
 def check_values(config: ConfigDict) -> None:
@@ -129,6 +136,8 @@ def check_values(config: ConfigDict) -> None:
     for name in ("batch_size", "accumulate", "validate_every_epochs", "log_every_steps"):
         if config.train[name] < 1:
             raise ConfigError(f"config.train.{name}={config.train[name]} must be at least 1")
+    if config.train.get("skip_nonfinite", 0) < 0:
+        raise ConfigError(f"config.train.skip_nonfinite={config.train.skip_nonfinite} must be >= 0")
     for name in ("epochs", "checkpoint_every_steps", "keep", "early_stop_epochs"):
         if config.train[name] is not None and config.train[name] < 1:
             raise ConfigError(f"config.train.{name}={config.train[name]} must be at least 1")
@@ -254,6 +263,15 @@ def train_data(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+
+
+def augmentation(config: ConfigDict) -> augment.Augment | None:
+    """What the config says of augmentation; None if it is off.
+
+    Raises ConfigError: a setting is unknown or out of range.
+    """
+    settings = augment.Settings.of(config.augment.to_dict(), len(config.data.patch))
+    return augment.make(settings) if settings.active else None
 
 
 def epochs(config: ConfigDict) -> int:

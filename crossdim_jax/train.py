@@ -14,6 +14,7 @@ import optax
 
 from crossdim_jax import losses, models, optim, sharding
 from crossdim_jax import params as params_lib
+from crossdim_jax.data import augment
 from crossdim_jax.train_state import TrainState, step_key
 
 Batch = Mapping[str, jax.Array]
@@ -100,6 +101,8 @@ def make_train_step(
     seed: int,
     accumulate: int = 1,
     activation: str = "sigmoid",
+    skip_nonfinite: bool = False,
+    augmentation: augment.Augment | None = None,
 ) -> Step:
     """The pure function `(state, batch) -> (state, metrics)`.
 
@@ -117,6 +120,10 @@ def make_train_step(
       seed: dropout draws from it and the step.
       accumulate: micro-batches per step; must divide the batch.
       activation: of that row.
+      skip_nonfinite: whether a step whose loss or gradient is not finite leaves all but the step
+        number as it was. Needs memory for a second state while it decides.
+      augmentation: changes each batch before it is cut up; draws from the seed and the step too, so
+        a resumed run sees what the interrupted one would have seen.
 
     Returns:
       a function of a `TrainState` and `{"image": (b, *spatial, c), "target": (b, *spatial, k)}`,
@@ -139,8 +146,14 @@ def make_train_step(
     gradients = _in_parts(jax.grad(sum_loss, has_aux=True), accumulate)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, losses.Sums]:
+        key = step_key(seed, state.step)
+        if augmentation is not None:
+            image, target = augmentation(
+                jax.random.fold_in(key, augment.STREAM), batch["image"], batch["target"]
+            )
+            batch = {**batch, "image": image, "target": target}
         grads, metrics, batch_stats = gradients(
-            optim.fast(state.params), state.batch_stats, batch, step_key(seed, state.step)
+            optim.fast(state.params), state.batch_stats, batch, key
         )
         count = jnp.maximum(metrics["loss"][1], 1e-8)  # nothing labelled: no gradient, not NaN
         grads = jax.tree.map(lambda g: g / count, grads)
@@ -151,7 +164,12 @@ def make_train_step(
             "learning_rate": (jnp.asarray(optimizer.learning_rate(state.step), jnp.float32), one),
         }
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+        after = TrainState(state.step + 1, params, batch_stats, opt_state)
+        if skip_nonfinite:
+            good = jnp.isfinite(metrics["loss"][0]) & jnp.isfinite(metrics["grad_norm"][0])
+            kept = state._replace(step=state.step + 1)
+            after = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, kept)
+        return after, metrics
 
     return train_step
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 CHALLENGES = {
     "brats": ("crossdim_jax.challenges.brats", "BraTS"),
     "camus": ("crossdim_jax.challenges.camus", "Camus"),
+    "chaos": ("crossdim_jax.challenges.chaos", "Chaos"),
     "phantom": ("crossdim_jax.challenges.phantom", "Phantom"),
 }
 

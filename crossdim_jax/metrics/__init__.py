@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from crossdim_jax.metrics.aggregate import MODES, aggregate
 from crossdim_jax.metrics.brats import brats2022, brats2022_mismatch, hd95
 from crossdim_jax.metrics.camus import camus, camus_mismatch
+from crossdim_jax.metrics.chaos import chaos_mismatch, chaos_scores, diagonal_mm
 from crossdim_jax.metrics.overlap import dice, sensitivity, specificity
 
 
@@ -19,7 +20,8 @@ from crossdim_jax.metrics.overlap import dice, sensitivity, specificity
 class Profile:
     """One official evaluation.
 
-    score(truth, prediction, *, regions) -> row; mismatch(*, regions) -> the row of a case whose
+    score(truth, prediction, *, regions) -> row, where distances are in millimetres also with
+    `spacing_mm` (z, y, x); mismatch(*, regions) -> the row of a case whose
     shape or geometry is not the truth's. definitions: {metric: one line saying what it is}, in the
     order of the columns; a metric is named as in `f"{metric}_{region}"`.
     """
@@ -69,6 +71,24 @@ PROFILES = {
     "camus_masd": _camus(
         "camus_masd", "masd", "mean of the two directed means of border distances"
     ),
+    "chaos": Profile(
+        name="chaos",
+        score=chaos_scores,
+        mismatch=chaos_mismatch,
+        definitions={
+            "dice": "2 TP / (2 TP + FP + FN); one mask empty, or shape or geometry mismatch, 0 "
+            "(and then RAVD 100, distances the volume's diagonal); both masks empty: not scored",
+            "ravd": "100 |predicted - true volume| / true volume",
+            "assd_mm": "mean of all border-to-border distances of both directions pooled; border = "
+            "mask minus its erosion by the 6-neighbourhood, outside counted as foreground",
+            "mssd_mm": "maximum of the same distances",
+            "score_dice": "100 Dice if Dice >= 0.8, else 0",
+            "score_ravd": "100 - 20 RAVD if RAVD <= 5, else 0",
+            "score_assd": "100 - 20/3 ASSD if ASSD <= 15, else 0",
+            "score_mssd": "100 - 5/3 MSSD if MSSD <= 60, else 0",
+            "score": "mean of the four scores of an organ in a case",
+        },
+    ),
 }
 
 __all__ = [
@@ -80,6 +100,9 @@ __all__ = [
     "brats2022_mismatch",
     "camus",
     "camus_mismatch",
+    "chaos_mismatch",
+    "chaos_scores",
+    "diagonal_mm",
     "dice",
     "hd95",
     "sensitivity",

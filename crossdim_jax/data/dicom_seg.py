@@ -1,0 +1,113 @@
+"""Labels as DICOM segmentations, which viewers lay over the series they refer to.
+
+highdicom makes the objects; it is imported when one is written, as only that needs it.
+"""
+
+import importlib.metadata
+import os
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from pydicom.sr.codedict import codes
+from pydicom.uid import generate_uid
+
+from crossdim_jax.data import dicom
+from crossdim_jax.data.dicom import Series
+from crossdim_jax.errors import DataError
+
+
+class Segment(NamedTuple):
+    """One value of a label, counted from 1.
+
+    name: as shown. code: among pydicom's SNOMED CT codes, such as "Kidney". colour: "#rrggbb".
+    side: "Left", "Right" or "".
+    """
+
+    name: str
+    code: str
+    colour: str
+    side: str = ""
+
+
+def write(path: Path, series: Series, label: np.ndarray, segments: Sequence[Segment]) -> Path:
+    """Writes a label as binary segments that refer to the slices of a series.
+
+    The object belongs to the study of the series and lies on its frames; slices without any
+    segment are left out, as viewers expect.
+
+    Args:
+      path: of the file; its folder is created.
+      series: of DICOM files.
+      label: (z, y, x), values 0 to `len(segments)`, on the grid of the series.
+      segments: of the values 1, 2, ...
+
+    Raises:
+      DataError: the series lacks what a segmentation must refer to, or the file cannot be written.
+    """
+    import highdicom as hd
+
+    path = Path(path)
+    made_by = hd.AlgorithmIdentificationSequence(
+        name="crossdim_jax",
+        family=codes.DCM.ArtificialIntelligence,
+        version=importlib.metadata.version("crossdim_jax"),
+    )
+    descriptions = [
+        _describe(number, segment, made_by) for number, segment in enumerate(segments, 1)
+    ]
+    try:
+        found = hd.seg.Segmentation(
+            source_images=dicom.datasets(series),
+            pixel_array=series.to_slices(label).astype(np.uint8),
+            segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+            segment_descriptions=descriptions,
+            series_instance_uid=generate_uid(),
+            series_number=1000,
+            sop_instance_uid=generate_uid(),
+            instance_number=1,
+            manufacturer="crossdim_jax",
+            manufacturer_model_name="crossdim_jax",
+            software_versions=importlib.metadata.version("crossdim_jax"),
+            device_serial_number="0",
+            content_label="SEGMENTATION",
+            series_description="Segmentation by crossdim_jax",
+        )
+    except (AttributeError, ValueError, TypeError, KeyError) as error:
+        raise DataError(
+            f"{series.geometry.path}: no DICOM segmentation can refer to this series ({error}); "
+            "leave it out, or repair the headers"
+        ) from error
+    temporary = path.with_name(f".{uuid.uuid4().hex}.dcm")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        found.save_as(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error}); check the folder") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _describe(number: int, segment: Segment, made_by: Any) -> Any:
+    import highdicom as hd
+
+    description = hd.seg.SegmentDescription(
+        segment_number=number,
+        segment_label=segment.name,
+        segmented_property_category=codes.SCT.Organ,
+        segmented_property_type=getattr(codes.SCT, segment.code),
+        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=made_by,
+        display_color=hd.color.CIELabColor.from_rgb(
+            *(int(segment.colour[i : i + 2], 16) for i in (1, 3, 5))
+        ),
+    )
+    if segment.side:
+        side = hd.sr.CodedConcept.from_code(getattr(codes.SCT, segment.side))
+        kind = description.SegmentedPropertyTypeCodeSequence[0]
+        kind.SegmentedPropertyTypeModifierCodeSequence = [side]
+    return description
