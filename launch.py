@@ -1,13 +1,11 @@
 """Trains, evaluates, predicts or reports: `python launch.py --config=FILE --workdir=FOLDER`."""
 
-import os
 import sys
 
-import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from crossdim_jax import config, experiment, modes
+from crossdim_jax import config, distributed, experiment, modes, plan
 from crossdim_jax.errors import ConfigError, CrossdimError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: FILE[:argument].")
@@ -15,27 +13,16 @@ WORKDIR = flags.DEFINE_string("workdir", "", "The run folder; running again goes
 MODE = flags.DEFINE_enum(
     "mode",
     "train",
-    ["train", "evaluate", "predict", "report"],
-    "train ends with evaluation and the report.",
+    ["train", "evaluate", "predict", "report", "plan"],
+    "train ends with evaluation and the report; plan says what training would take.",
 )
 INPUT = flags.DEFINE_string("input", "", "predict: a folder of cases, with or without labels.")
 OUTPUT = flags.DEFINE_string("output", "", "predict: where to write; default in the run folder.")
+BUDGET = flags.DEFINE_float("budget_gib", None, "plan: memory of a device; default what it has.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "predict: also cases that are already there.")
 COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, for several hosts.")
 PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes, with --coordinator.")
 PROCESS = flags.DEFINE_integer("process", None, "Index of this process, with --coordinator.")
-
-
-def start_distributed() -> None:
-    """Joins the other processes, when flags or a launcher's environment say there are some."""
-    if COORDINATOR.value:
-        if PROCESSES.value is None or PROCESS.value is None:
-            raise ConfigError("--coordinator needs --processes and --process as well")
-        jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
-    elif any(
-        int(os.environ.get(name) or 1) > 1 for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
-    ) or "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
-        jax.distributed.initialize()
 
 
 def main(argv: list[str]) -> None:
@@ -46,18 +33,21 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("--config=FILE is needed, such as --config=configs/brats_dxnet.py")
     experiment.quiet_libraries()
     experiment.cache_compiled_programs()
-    start_distributed()
-    job = experiment.build(CONFIG.value, WORKDIR.value)
+    distributed.start(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+    file = config_flags.get_config_filename(flags.FLAGS["config"])
+    job = experiment.build(CONFIG.value, WORKDIR.value, defaults=config.read(file).to_dict())
     if MODE.value == "predict":
-        path = modes.run_prediction(job, INPUT.value, OUTPUT.value, overwrite=OVERWRITE.value)
+        told = modes.run_prediction(job, INPUT.value, OUTPUT.value, overwrite=OVERWRITE.value)
+    elif MODE.value == "plan":
+        told = plan.run(job, budget_gib=BUDGET.value)
     else:
         run = {
             "train": modes.run_training,
             "evaluate": modes.run_evaluation,
             "report": modes.run_report,
         }[MODE.value]
-        path = run(job)
-    experiment.say(str(path))
+        told = run(job)
+    experiment.say(str(told))
 
 
 def parse(argv: list[str]) -> list[str]:

@@ -7,12 +7,15 @@
 A checkpoint has three items: `variables` (what to evaluate: the slow parameters and the running
 statistics), `training` (the step, the fast parameters, the optimiser's state) and `meta`, a JSON
 record (data position, best score, validation gate, running sums, config). Writing is asynchronous
-and atomic: a folder gets its name when it is complete.
+and atomic: a folder gets its name when it is complete, with the checksums of its files in it; these
+are compared before anything is restored.
 """
 
+import asyncio
 import contextlib
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,8 +24,9 @@ from typing import Any
 import jax
 import optax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
-from crossdim_jax import optim, sharding
+from crossdim_jax import checksums, optim, sharding
 from crossdim_jax.errors import DataError
 from crossdim_jax.train_state import TrainState
 
@@ -132,9 +136,9 @@ class Checkpointer:
     def restore_latest(self, state: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest checkpoint that can be read, as a training state and its record.
 
-        A checkpoint that cannot be read is reported on stderr, set aside as
-        `checkpoints/unreadable-<step>`, and the one before it taken. Best checkpoints of later
-        steps are removed: those steps will be made again.
+        A checkpoint that is damaged or cannot be read is reported on stderr, set aside as
+        `checkpoints/unreadable-<step>`, and the one before it taken; damaged best checkpoints are
+        set aside too. Best checkpoints of later steps are removed: those steps will be made again.
 
         Args:
           state: a state of the same structure, arrays or `jax.ShapeDtypeStruct` with shardings:
@@ -146,6 +150,9 @@ class Checkpointer:
         abstract = sharding.abstract_like(state)
         failures = []
         for step in reversed(self.steps):
+            if wrong := checksums.damage(self.folder / str(step)):
+                failures.append((step, wrong))
+                continue
             try:
                 restored = self._latest.restore(
                     step,
@@ -158,7 +165,7 @@ class Checkpointer:
             except Exception as error:  # whatever a torn file makes Orbax raise
                 failures.append((step, f"{type(error).__name__}: {error}"))
                 continue
-            self._set_aside(failures)
+            _set_aside(self._latest, self.folder, failures)
             self._forget_best_after(step)
             return _state(restored.variables, restored.training), restored.meta
         if failures:
@@ -171,24 +178,35 @@ class Checkpointer:
         return None
 
     def _forget_best_after(self, step: int) -> None:
-        with _naming(self.folder / BEST, f"removing best checkpoints of steps after {step}"):
+        folder = self.folder / BEST
+        with _naming(folder, f"removing best checkpoints of steps after {step}"):
             for lost in self.best_steps:
                 if lost > step:
                     self._best.delete(lost)
+        found = [(kept, checksums.damage(folder / str(kept))) for kept in self.best_steps]
+        _set_aside(self._best, folder, [(kept, wrong) for kept, wrong in found if wrong])
 
-    def _set_aside(self, failures: list[tuple[int, str]]) -> None:
-        for step, why in failures:
-            aside = self.folder / f"unreadable-{step}"
-            if jax.process_index() == 0:
-                print(
-                    f"{self.folder / str(step)}: this checkpoint cannot be read ({why}); it is "
-                    f"kept as {aside.name} and the one before it is used",
-                    file=sys.stderr,
-                )
-                with _naming(self.folder, "setting an unreadable checkpoint aside"):
-                    (self.folder / str(step)).rename(aside)
-        if failures:
-            self._latest.reload()
+
+def _set_aside(
+    manager: ocp.CheckpointManager, folder: Path, failures: list[tuple[int, str]]
+) -> None:
+    """Renames checkpoints that cannot be used, and says so, for `(step, why)` each."""
+    if not failures:
+        return
+    for step, why in failures:
+        aside = folder / f"unreadable-{step}"
+        if jax.process_index() == 0:
+            print(
+                f"{folder / str(step)}: this checkpoint cannot be read ({why}); it is kept as "
+                f"{aside.name} and the one before it is used",
+                file=sys.stderr,
+            )
+            with _naming(folder, "setting an unreadable checkpoint aside"):
+                shutil.rmtree(aside, ignore_errors=True)  # of an earlier failure
+                (folder / str(step)).rename(aside)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"unreadable checkpoints of {folder}")
+    manager.reload()
 
 
 def load_variables(
@@ -205,29 +223,43 @@ def load_variables(
 
     Returns:
       `{"params", "batch_stats"}` and the checkpoint's record (`step`, `epoch`, `score`, `config`).
+      A damaged checkpoint is reported on stderr and the one before it taken.
 
-    Raises DataError if there is no checkpoint or it does not fit the model.
+    Raises DataError if there is no checkpoint, every one is damaged, or it does not fit the model.
     """
     root = Path(workdir).absolute() / FOLDER
+    damaged = []
     for folder in (root / BEST, root) if best else (root,):
         if not folder.is_dir():
             continue
         with _naming(folder, "reading a checkpoint"):
             manager = _manager(folder, None, read_only=True)
-            step = manager.latest_step()
-            if step is None:
+            try:
+                for step in sorted(manager.all_steps(), reverse=True):
+                    if wrong := checksums.damage(folder / str(step)):
+                        damaged.append(f"{folder / str(step)}: damaged, not used: {wrong}")
+                        if jax.process_index() == 0:
+                            print(damaged[-1], file=sys.stderr)
+                        continue
+                    return _load(manager, folder, step, abstract)
+            finally:
                 manager.close()
-                continue
-            target = _placed(manager.item_metadata(step)["variables"], abstract, folder / str(step))
-            restored = manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    variables=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore()
-                ),
-            )
-            manager.close()
-        return restored.variables, restored.meta
+    if damaged:
+        raise DataError("no checkpoint can be used:\n  " + "\n  ".join(damaged))
     raise DataError(f"{root}: no checkpoint found; train first, or give the folder of a run")
+
+
+def _load(
+    manager: ocp.CheckpointManager, folder: Path, step: int, abstract: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    target = _placed(manager.item_metadata(step)["variables"], abstract, folder / str(step))
+    restored = manager.restore(
+        step,
+        args=ocp.args.Composite(
+            variables=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore()
+        ),
+    )
+    return restored.variables, restored.meta
 
 
 def variables(state: TrainState) -> dict[str, Any]:
@@ -247,6 +279,16 @@ def _state(variables: dict[str, Any], training: dict[str, Any]) -> TrainState:
     return TrainState(training["step"], params, variables["batch_stats"], training["opt_state"])
 
 
+class _Summed(ocp.path.atomicity.AtomicRenameTemporaryPath):
+    """The folder in which a checkpoint is written; gets its checksums before it gets its name."""
+
+    async def finalize(self, *args, **kwargs) -> None:
+        # Orbax notes the completion in two files after this; nothing is restored from them.
+        later = ["_CHECKPOINT_METADATA", ocp.path.atomicity.COMMIT_SUCCESS_FILE]
+        await asyncio.to_thread(checksums.write, self.get(), without=later)
+        await super().finalize(*args, **kwargs)
+
+
 def _manager(folder: Path, keep: int | None, *, read_only: bool = False) -> ocp.CheckpointManager:
     logging.getLogger("absl").addFilter(_not_orbax)
     handlers = {"variables": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
@@ -258,6 +300,7 @@ def _manager(folder: Path, keep: int | None, *, read_only: bool = False) -> ocp.
         cleanup_tmp_directories=not read_only,
         create=not read_only,
         read_only=read_only,
+        temporary_path_class=_Summed,
     )
     return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
 

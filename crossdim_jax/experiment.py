@@ -45,6 +45,7 @@ class Experiment:
       challenge: reads, translates and scores cases.
       model: the network.
       mesh: of devices.
+      defaults: the config file's values without overrides, see `run_folder.claim`.
     """
 
     config: ConfigDict
@@ -52,6 +53,7 @@ class Experiment:
     challenge: Challenge
     model: Any
     mesh: jax.sharding.Mesh
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def cases(self, errors: list[tuple[str, str]] | None = None) -> list[CaseFiles]:
         """The labelled cases under `config.data.root`; faulty ones as `Challenge.cases` says."""
@@ -97,8 +99,12 @@ class Experiment:
         return checkpoint.load_variables(self.workdir, abstract=placed)
 
 
-def build(config: ConfigDict, workdir: str | os.PathLike) -> Experiment:
+def build(
+    config: ConfigDict, workdir: str | os.PathLike, *, defaults: Mapping[str, Any] | None = None
+) -> Experiment:
     """Builds what all modes share; generates the phantoms of a demo config.
+
+    `defaults`: the config file's values without overrides.
 
     Raises:
       ConfigError: a name or a value of the config is wrong.
@@ -119,7 +125,8 @@ def build(config: ConfigDict, workdir: str | os.PathLike) -> Experiment:
         if jax.process_index() == 0:
             challenge.make_phantoms(config.data.root, **config.phantoms.to_dict())
         wait_for_all("phantoms")
-    return Experiment(config, Path(workdir), challenge, model, make_mesh(config))
+    mesh = make_mesh(config)
+    return Experiment(config, Path(workdir), challenge, model, mesh, dict(defaults or {}))
 
 
 def check_values(config: ConfigDict) -> None:
@@ -129,6 +136,8 @@ def check_values(config: ConfigDict) -> None:
     for name in ("batch_size", "accumulate", "validate_every_epochs", "log_every_steps"):
         if config.train[name] < 1:
             raise ConfigError(f"config.train.{name}={config.train[name]} must be at least 1")
+    if config.train.get("skip_nonfinite", 0) < 0:
+        raise ConfigError(f"config.train.skip_nonfinite={config.train.skip_nonfinite} must be >= 0")
     for name in ("epochs", "checkpoint_every_steps", "keep", "early_stop_epochs"):
         if config.train[name] is not None and config.train[name] < 1:
             raise ConfigError(f"config.train.{name}={config.train[name]} must be at least 1")
@@ -307,12 +316,19 @@ def make_split(experiment: Experiment, files: Sequence[CaseFiles]) -> splits.Spl
     """
     path = experiment.workdir / run_folder.SPLITS
     settings = {k: v for k, v in experiment.config.data.split.to_dict().items() if v is not None}
-    split = splits.make(files, **settings)
+    split = splits.make(
+        files,
+        **settings,
+        official=lambda: experiment.challenge.official_split(experiment.config.data.root),
+    )
     if not (path.exists() and run_folder.has_checkpoint(experiment.workdir)):
         return split
     recorded = splits.Split.read(path)
     if recorded != split:
-        there, before = {case.id for case in files}, {*recorded.train, *recorded.validation}
+        there, before = (
+            {case.id for case in files},
+            {*recorded.train, *recorded.validation, *recorded.test},
+        )
         gone, new = sorted(before - there), sorted(there - before)
         raise DataError(
             f"{path}: the split of this run no longer fits the cases in "
@@ -323,12 +339,12 @@ def make_split(experiment: Experiment, files: Sequence[CaseFiles]) -> splits.Spl
 
 
 def held_out(experiment: Experiment) -> list[CaseFiles]:
-    """The cases of the run that were not trained on; none if all were."""
+    """The cases of the run to evaluate, which were not trained on; none if all were."""
     path = experiment.workdir / run_folder.SPLITS
     if not path.exists():
         raise DataError(f"{path}: not found; give the --workdir of a run that was trained")
     files = {case.id: case for case in experiment.cases()}
-    wanted = splits.Split.read(path).validation
+    wanted = splits.Split.read(path).evaluated
     if gone := [i for i in wanted if i not in files]:
         raise ManyErrors(
             f"{experiment.config.data.root}: held-out cases are missing; put them back",
@@ -346,7 +362,8 @@ def environment(experiment: Experiment, split: splits.Split) -> str:
             f"jax {jax.__version__} on {len(devices)} {devices[0].device_kind}, mesh {mesh}, "
             f"ops {experiment.model.ops}, compute {config.model.dtype}",
             f"{config.challenge.name}: {len(split.train)} cases train, "
-            f"{len(split.validation)} are held out",
+            f"{len(split.validation)} are held out"
+            + (f", {len(split.test)} are for the test in the end" if split.test else ""),
             f"run folder {experiment.workdir}",
         ]
     )

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from crossdim_jax import sharding
+from crossdim_jax import nonfinite, sharding
 from crossdim_jax.checkpoint import Checkpointer, variables
 from crossdim_jax.errors import ConfigError, CrossdimError
 from crossdim_jax.metric_writer import MetricWriter, Progress, Totals, mean_known
@@ -61,6 +61,7 @@ def fit(
     early_stop_epochs: int | None = None,
     config: Mapping[str, Any] | None = None,
     progress: bool = True,
+    skip_nonfinite: int = 0,
 ) -> FitResult:
     """Trains from the latest checkpoint in `workdir`, or from `state`, up to `total_steps`.
 
@@ -82,10 +83,13 @@ def fit(
         never.
       config: recorded in every checkpoint; not read.
       progress: whether to show it on stderr.
+      skip_nonfinite: how many steps of the run may be left out because their loss or gradient was
+        not finite; more than 0 needs a step made with `skip_nonfinite`.
 
     Raises:
       Interrupted: SIGTERM or SIGINT came; the state is saved.
-      TrainingError: the loss or its gradient is not finite; names the step and the cases.
+      TrainingError: the loss or its gradient is not finite; names the step, the cases, and the file
+        that their batch was written to.
       DataError: the run folder cannot be written; the last checkpoint is intact.
       ConfigError: a length or interval is out of range.
     """
@@ -119,6 +123,7 @@ def fit(
         run = _Run(record, checkpoints, writer, shown, stop, validation)
         run.regions, run.config = tuple(regions), dict(config or {})
         run.log_every_steps, run.total_steps = log_every_steps, total_steps
+        run.skip_nonfinite, run.workdir = skip_nonfinite, workdir
         run.early_stop_epochs = early_stop_epochs
         state = _train(run, state, step, batches, mesh, every)
     return FitResult(state, record.best_score, record.best_step)
@@ -132,9 +137,9 @@ def _train(run: "_Run", state: TrainState, step: Step, batches, mesh, every: int
             raise Interrupted(record.step)
     while record.step < run.total_steps and not run.exhausted():
         batch = dict(next(batches))
-        ids = [str(name) for name in batch.pop("id", ())]
-        state, metrics = step(state, sharding.shard_batch(batch, mesh))
-        run.dispatched(metrics, ids, len(batch["image"]) * jax.process_count())
+        arrays = {name: array for name, array in batch.items() if name != "id"}
+        state, metrics = step(state, sharding.shard_batch(arrays, mesh))
+        run.dispatched(metrics, batch)
         end = record.step == run.total_steps
         if end or record.step % record.steps_per_epoch == 0:
             run.end_epoch(state)
@@ -161,14 +166,18 @@ class _Record:
         self.validation_pending = False
         self.best_score: float | None = None
         self.best_step: int | None = None
+        self.skipped_steps = 0
         self.seconds = 0.0
 
     def restore(self, meta: Mapping[str, Any]) -> None:
         self.interval, self.epoch = Totals(meta["interval"]), Totals(meta["epoch_sums"])
         for name in self._PLAIN:
-            setattr(self, name, meta[name])
+            setattr(self, name, meta.get(name, getattr(self, name)))  # some are of later versions
 
-    _PLAIN = ("step", "gate_open", "validation_pending", "best_score", "best_step", "seconds")
+    _PLAIN = (
+        *("step", "gate_open", "validation_pending", "best_score", "best_step"),
+        *("skipped_steps", "seconds"),
+    )
 
     def meta(self) -> dict[str, Any]:
         return {
@@ -186,6 +195,8 @@ class _Run:
     config: dict[str, Any]
     log_every_steps: int
     total_steps: int
+    skip_nonfinite: int
+    workdir: Path
     early_stop_epochs: int | None = None
 
     def __init__(
@@ -204,32 +215,29 @@ class _Run:
         self._images, self._images_since = 0, None
         self._rate = math.nan
 
-    def dispatched(self, metrics, ids: list[str], images: int) -> None:
+    def dispatched(self, metrics, batch: Mapping[str, Any]) -> None:
         """Notes a step that has been dispatched; takes in the one before it."""
         self.receive()
         self.record.step += 1
         if self._images_since is None:  # by now the step is compiled, which is no part of a rate
             self._images_since = time.monotonic()
-        self._in_flight = (self.record.step, metrics, ids, images)
+        self._in_flight = (self.record.step, metrics, batch)
 
     def receive(self) -> None:
         """Waits for the metrics of the step in flight, if there is one."""
         if self._in_flight is None:
             return
-        step, metrics, ids, images = self._in_flight
+        step, metrics, batch = self._in_flight
         self._in_flight = None
         metrics = jax.device_get(metrics)
         loss, norm = float(metrics["loss"][0]), float(metrics["grad_norm"][0])
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise TrainingError(
-                f"step {step}: the loss is {loss:g} and the norm of its gradient {norm:g}; cases "
-                f"in that batch: {', '.join(ids) or 'unnamed'}. Look at these cases, lower the "
-                "learning rate or set clip_norm. The last checkpoint is from before this step."
-            )
         learning_rate = float(metrics.pop("learning_rate")[0])
-        self.record.interval.add(metrics)
-        self.record.epoch.add({"dice": metrics["dice"]})
-        self._images += images
+        if math.isfinite(loss) and math.isfinite(norm):
+            self.record.interval.add(metrics)
+            self.record.epoch.add({"dice": metrics["dice"]})
+        else:
+            self._not_finite(step, loss, norm, batch)
+        self._images += len(batch["image"]) * jax.process_count()
         if step % self.log_every_steps == 0 or step == self.total_steps:
             self._log(step, learning_rate)
         now = Totals(metrics)
@@ -243,11 +251,27 @@ class _Run:
             },
         )
 
+    def _not_finite(self, step: int, loss: float, norm: float, batch: Mapping[str, Any]) -> None:
+        """Counts a step that was left out, or raises TrainingError if it may not be."""
+        found = nonfinite.describe(step, loss, norm, batch)
+        if self.record.skipped_steps >= self.skip_nonfinite:
+            allowed = ""
+            if self.skip_nonfinite:
+                allowed = f" It is one more than the {self.skip_nonfinite} that may be left out."
+            raise TrainingError(
+                f"{found}{allowed} {nonfinite.dump(self.workdir, step, loss, norm, batch)} Look at "
+                "these cases, lower the learning rate or set clip_norm. The last checkpoint is "
+                "from before this step."
+            )
+        self.record.skipped_steps += 1
+        self.shown.say(f"{found} The step is left out.")
+
     def _log(self, step: int, learning_rate: float) -> None:
         totals, now = self.record.interval, time.monotonic()
         self._rate = self._images / max(now - self._images_since, 1e-9)
         self._images, self._images_since = 0, now
         scalars = ["loss", *(name for name in totals.names if name not in ("loss", "dice"))]
+        skipped = {"skipped_steps": self.record.skipped_steps} if self.skip_nonfinite else {}
         self.writer.write(
             {
                 "kind": "train",
@@ -255,6 +279,7 @@ class _Run:
                 **{name: float(totals.mean(name)) for name in scalars},
                 **self._dice(totals.mean("dice")),
                 "learning_rate": learning_rate,
+                **skipped,
                 "images_per_s": self._rate,
                 "seconds": self._seconds(),
             }
@@ -334,6 +359,7 @@ class _Run:
         return {"step": step, "epoch": step / self.record.steps_per_epoch}
 
     def _dice(self, dice: np.ndarray) -> dict[str, float]:
+        dice = np.broadcast_to(dice, len(self.regions))  # one nan if no step was counted
         named = zip(self.regions, dice, strict=True)
         return {f"dice_{region}": float(d) for region, d in named} | {"dice": mean_known(dice)}
 

@@ -1,6 +1,9 @@
 """What can be done with an experiment: train, evaluate, predict, report."""
 
+import contextlib
+import functools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -22,6 +25,16 @@ from crossdim_jax.report import page
 from crossdim_jax.validation import Validation
 
 
+@contextlib.contextmanager
+def _alone(experiment: Experiment, doing: str) -> Iterator[None]:
+    """`run_folder.only_process`, held by the process that writes for all of the run."""
+    if jax.process_index() > 0:
+        yield
+        return
+    with run_folder.only_process(experiment.workdir, doing):
+        yield
+
+
 def run_training(experiment: Experiment) -> Path:
     """Trains, or goes on training; then evaluates the held-out cases and writes the report.
 
@@ -31,6 +44,13 @@ def run_training(experiment: Experiment) -> Path:
     Returns:
       the report's path.
     """
+    with _alone(experiment, "training"):
+        held_out = _train(experiment)
+    return run_evaluation(experiment) if held_out else run_report(experiment)
+
+
+def _train(experiment: Experiment) -> bool:
+    """Trains; returns whether there are held-out cases."""
     config, options = experiment.config, experiment.config.train
     try:
         loss = losses.get(options.loss)
@@ -47,7 +67,10 @@ def run_training(experiment: Experiment) -> Path:
         experiment.mesh, options.batch_size, config.data.patch, accumulate=options.accumulate
     )
     predict = experiment.predictor(flips=False)
-    run_folder.claim(experiment.workdir, config.to_dict(), write=False)
+    claim = functools.partial(
+        run_folder.claim, experiment.workdir, config.to_dict(), defaults=experiment.defaults
+    )
+    claim(write=False)
     resuming = run_folder.has_checkpoint(experiment.workdir)
     weights = None if resuming else experiment_lib.load_weights(experiment)
 
@@ -70,6 +93,7 @@ def run_training(experiment: Experiment) -> Path:
     if record is not None and config.weights.get("reestimate"):
         state, patches = experiment_lib.reestimate(experiment, state, training)
         record["statistics"] = f"reestimated ({patches} training patches)"
+    skip = options.get("skip_nonfinite", 0)
     step = train.make_train_step(
         experiment.model,
         optimizer,
@@ -77,6 +101,7 @@ def run_training(experiment: Experiment) -> Path:
         seed=config.seed,
         accumulate=options.accumulate,
         activation=loss.activation,
+        skip_nonfinite=skip > 0,
         augmentation=augmentation,
     )
     validation = Validation(
@@ -88,7 +113,7 @@ def run_training(experiment: Experiment) -> Path:
         activation=loss.activation,
     )
     first = jax.process_index() == 0
-    run_folder.claim(experiment.workdir, config.to_dict(), write=first)
+    claim(write=first)
     if first:
         split.write(experiment.workdir / run_folder.SPLITS)
         if record is not None:  # what the encoder really started from
@@ -109,8 +134,9 @@ def run_training(experiment: Experiment) -> Path:
         keep=options.keep,
         early_stop_epochs=options.early_stop_epochs,
         config=config.to_dict(),
+        skip_nonfinite=skip,
     )
-    return run_evaluation(experiment) if held_out_cases else run_report(experiment)
+    return bool(held_out_cases)
 
 
 def prepare_cases(
@@ -130,6 +156,10 @@ def prepare_cases(
         config.data.cache,
         dtype=config.data.cache_dtype,
         num_threads=config.data.num_threads,
+        num_processes=config.data.get("num_processes", 0),
+        share=(jax.process_index(), jax.process_count()),
+        wait=lambda: wait_for_all("cases"),
+        progress=jax.process_index() == 0,
         failures=failures,
     )
     split = experiment_lib.make_split(experiment, files)
@@ -143,8 +173,15 @@ def run_evaluation(experiment: Experiment) -> Path:
     Raises:
       ManyErrors: some cases could not be predicted; the others are scored.
     """
+    with _alone(experiment, "evaluating"):
+        return _evaluate(experiment)
+
+
+def _evaluate(experiment: Experiment) -> Path:
     config, first = experiment.config, jax.process_index() == 0
-    run_folder.require_same_network(experiment.workdir, config.to_dict())
+    run_folder.require_same_network(
+        experiment.workdir, config.to_dict(), defaults=experiment.defaults
+    )
     files = experiment_lib.held_out(experiment)
     if not files:
         raise DataError(
@@ -182,7 +219,7 @@ def run_evaluation(experiment: Experiment) -> Path:
         )
         table = experiment.workdir / run_folder.EVALUATION / "table.md"
         say(table.read_text(encoding="utf-8"))
-    path = run_report(experiment)
+    path = _report(experiment)
     result.raise_if_failed()
     return path
 
@@ -208,7 +245,9 @@ def run_prediction(
         raise ConfigError("--mode=predict needs --input=FOLDER, a folder of cases")
     folder = Path(target) if target else experiment.workdir / "predictions_new"
     failed: list[tuple[str, str]] = []
-    run_folder.require_same_network(experiment.workdir, experiment.config.to_dict())
+    run_folder.require_same_network(
+        experiment.workdir, experiment.config.to_dict(), defaults=experiment.defaults
+    )
     files = experiment.challenge.cases(source, labelled=False, errors=failed)
     variables, record = experiment.trained()
     say(f"predicting {len(files)} cases with the weights of step {record['step']}")
@@ -234,6 +273,11 @@ def run_prediction(
 
 def run_report(experiment: Experiment) -> Path:
     """Writes `report.html` from what the run folder holds; returns its path."""
+    with _alone(experiment, "evaluating"):
+        return _report(experiment)
+
+
+def _report(experiment: Experiment) -> Path:
     files = experiment_lib.held_out(experiment)
     if jax.process_index() > 0:
         return experiment.workdir

@@ -1,9 +1,13 @@
 """The run folder: what it was started with, and whether that is what is wanted now."""
 
+import contextlib
+import errno
+import fcntl
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+import socket
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +26,7 @@ HARMLESS = (
     r"(.*\.)?log_every_steps",
     r"(.*\.)?checkpoint_every_steps",
     r"(.*\.)?keep",
-    r"(.*\.)?num_threads",
+    r"(.*\.)?num_(threads|processes)",
     r"(.*\.)?workdir",
     r"data\.(root|cache)",  # the split knows the cases by name
     r"weights\.file",  # read at the first start only
@@ -35,6 +39,7 @@ def claim(
     config: Mapping[str, Any],
     *,
     harmless: Sequence[str] = HARMLESS,
+    defaults: Mapping[str, Any] | None = None,
     write: bool = True,
 ) -> Path:
     """Makes the folder of a run, or checks that it is the folder of this run.
@@ -45,6 +50,9 @@ def claim(
       workdir: made if it does not exist.
       config: plain values that JSON can hold.
       harmless: patterns (`re.fullmatch`) of dotted field names that may change on a resume.
+      defaults: the config file's values without overrides. A field that the folder's record does
+        not have came with a later version, and its default does what was done without it: such a
+        field may be there with its default, and with no other value.
       write: False only checks: on all processes but the first.
 
     Returns:
@@ -60,7 +68,7 @@ def claim(
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if has_checkpoint(workdir) and path.exists():
-            _refuse_other(path, config, harmless)
+            _refuse_other(path, config, harmless, defaults or {})
         if write:
             write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
     except OSError as error:
@@ -76,10 +84,16 @@ def has_checkpoint(workdir: str | os.PathLike) -> bool:
     return any((Path(workdir) / "checkpoints").glob("[0-9]*"))
 
 
-def require_same_network(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
+def require_same_network(
+    workdir: str | os.PathLike,
+    config: Mapping[str, Any],
+    *,
+    defaults: Mapping[str, Any] | None = None,
+) -> None:
     """Raises ConfigError if a config describes another network than the run was trained with.
 
-    Weights of the same shapes would load all the same, and segment wrongly.
+    Weights of the same shapes would load all the same, and segment wrongly. `defaults` as in
+    `claim`.
 
     Raises DataError if the folder is not of a run.
     """
@@ -89,7 +103,49 @@ def require_same_network(workdir: str | os.PathLike, config: Mapping[str, Any]) 
     fields = ("model", "challenge.name", "challenge.modalities")
     config = json.loads(json.dumps(config))
     free = [rf"(?!({'|'.join(map(re.escape, fields))})(\.|$)).*", r"model\.(ops|dtype)"]
-    _refuse_other(path, config, free)
+    _refuse_other(path, config, free, defaults or {})
+
+
+@contextlib.contextmanager
+def only_process(workdir: str | os.PathLike, doing: str) -> Iterator[None]:
+    """Holds the run folder against other processes that would do the same in it.
+
+    The lock is the operating system's, on an open file: it ends with the process, however that
+    ends, and nothing is left that would have to be removed. The file stays.
+
+    Args:
+      workdir: made if it does not exist.
+      doing: what is done, such as "training"; each has a lock of its own.
+
+    Raises DataError, naming the process that holds it, if there is one.
+    """
+    path = Path(workdir) / f".{doing}.lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be written ({error.strerror or error}); choose another --workdir or "
+            "make room"
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise DataError(
+                f"{path.parent}: another process is {doing} in this run folder: "
+                f"{file.read().strip() or 'it has not said which'}. Wait for it or stop it, or "
+                "give another --workdir"
+            ) from error
+        except OSError as error:  # some network file systems have no locks: go on without
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+        with contextlib.suppress(OSError):  # a full disk must not keep a run from being read
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on host {socket.gethostname()}\n")
+            file.flush()
+        yield
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -105,17 +161,21 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tup
 MISSING = "(absent)"
 
 
-def _refuse_other(path: Path, config: Mapping[str, Any], harmless: Sequence[str]) -> None:
+def _refuse_other(
+    path: Path, config: Mapping[str, Any], harmless: Sequence[str], defaults: Mapping[str, Any]
+) -> None:
     try:
         old = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(
             f"{path}: not readable JSON ({error}); put it back or start in a new folder"
         ) from error
+    defaults = _flatten(json.loads(json.dumps(defaults)))
     found = {
-        name: change
-        for name, change in differences(old, config).items()
+        name: (was, now)
+        for name, (was, now) in differences(old, config).items()
         if not any(re.fullmatch(pattern, name) for pattern in harmless)
+        and not (was == MISSING and name in defaults and defaults[name] == now)
     }
     if found:
         lines = "\n".join(f"  {name}: {was!r} -> {now!r}" for name, (was, now) in found.items())

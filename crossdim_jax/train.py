@@ -101,6 +101,7 @@ def make_train_step(
     seed: int,
     accumulate: int = 1,
     activation: str = "sigmoid",
+    skip_nonfinite: bool = False,
     augmentation: augment.Augment | None = None,
 ) -> Step:
     """The pure function `(state, batch) -> (state, metrics)`.
@@ -119,6 +120,8 @@ def make_train_step(
       seed: dropout draws from it and the step.
       accumulate: micro-batches per step; must divide the batch.
       activation: of that row.
+      skip_nonfinite: whether a step whose loss or gradient is not finite leaves all but the step
+        number as it was. Needs memory for a second state while it decides.
       augmentation: changes each batch before it is cut up; draws from the seed and the step too, so
         a resumed run sees what the interrupted one would have seen.
 
@@ -161,7 +164,12 @@ def make_train_step(
             "learning_rate": (jnp.asarray(optimizer.learning_rate(state.step), jnp.float32), one),
         }
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+        after = TrainState(state.step + 1, params, batch_stats, opt_state)
+        if skip_nonfinite:
+            good = jnp.isfinite(metrics["loss"][0]) & jnp.isfinite(metrics["grad_norm"][0])
+            kept = state._replace(step=state.step + 1)
+            after = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, kept)
+        return after, metrics
 
     return train_step
 

@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from crossdim_jax import checkpoint, optim, sharding, train
+from crossdim_jax import checkpoint, checksums, optim, sharding, train
 from crossdim_jax.checkpoint import Checkpointer
 from crossdim_jax.errors import DataError
 from tests import toy
@@ -165,6 +165,72 @@ def test_a_torn_checkpoint_is_reported_and_the_one_before_it_used(tmp_path, firs
         checkpoints.save(at_step(first, 2), {"step": "again"})
         checkpoints.wait()
         assert checkpoints.restore_latest(at_step(first, 0))[1] == {"step": "again"}
+
+
+def flip_a_bit(path, where=0.5):
+    content = bytearray(path.read_bytes())
+    content[int(len(content) * where)] ^= 4
+    path.write_bytes(content)
+
+
+def test_a_flipped_bit_in_any_file_is_noticed_or_changes_nothing(tmp_path, first, capsys):
+    with Checkpointer(tmp_path) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(at_step(first, step), {"step": step})
+    folder = tmp_path / "checkpoints" / "2"
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    assert len(files) > 8
+    for path in files:
+        before, name = path.read_bytes(), path.relative_to(folder)
+        if not before:
+            continue
+        flip_a_bit(path)
+        with Checkpointer(tmp_path) as checkpoints:
+            restored, meta = checkpoints.restore_latest(at_step(first, 0))
+        said = capsys.readouterr().err
+        if str(name) in ("_CHECKPOINT_METADATA", "commit_success.txt"):  # written last, for show
+            assert_equal(restored, at_step(first, 2))
+        else:
+            assert meta == {"step": 1} and int(restored.step) == 1, name
+            assert "checkpoints/2: this checkpoint cannot be read" in said
+            assert f"({name} " in said or path.name == checksums.FILE
+            (tmp_path / "checkpoints" / "unreadable-2").rename(folder)
+        path.write_bytes(before)
+
+
+def test_a_file_that_is_gone_or_grown_is_noticed(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a").write_bytes(b"abc")
+    (tmp_path / "b").write_bytes(b"")
+    assert checksums.damage(tmp_path) is None  # written before there were checksums
+    checksums.write(tmp_path)
+    assert checksums.damage(tmp_path) is None
+    (tmp_path / "b").write_bytes(b"x")
+    assert checksums.damage(tmp_path) == "b has 1 bytes, 0 were written"
+    (tmp_path / "b").unlink()
+    assert checksums.damage(tmp_path).startswith("b cannot be read")
+    (tmp_path / checksums.FILE).write_text("[1")
+    assert "not a record" in checksums.damage(tmp_path)
+
+
+def test_a_damaged_best_is_reported_and_not_evaluated(tmp_path, first, capsys):
+    with Checkpointer(tmp_path) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save_best(at_step(first, step), {"step": step})
+        checkpoints.save(at_step(first, 3), {"step": 3})
+    best = tmp_path / "checkpoints" / "best"
+    data = [next((best / str(n) / "variables").rglob("d/*")) for n in (1, 2)]
+    flip_a_bit(data[1])
+    assert checkpoint.load_variables(tmp_path)[1] == {"step": 1}
+    assert "best/2: damaged, not used" in capsys.readouterr().err
+    with Checkpointer(tmp_path) as checkpoints:  # a resume no longer counts on it
+        checkpoints.restore_latest(at_step(first, 0))
+        assert checkpoints.best_steps == [1]
+    flip_a_bit(data[0])
+    assert checkpoint.load_variables(tmp_path)[1] == {"step": 3}
+    flip_a_bit(tmp_path / "checkpoints" / "3" / "meta" / "metadata")
+    with pytest.raises(DataError, match="no checkpoint can be used(.*\n){2}.*checkpoints/3: dama"):
+        checkpoint.load_variables(tmp_path)
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):

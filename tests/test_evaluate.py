@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from crossdim_jax import challenges, evaluate, metrics
-from crossdim_jax.challenges import brats
+from crossdim_jax.challenges import Table, brats
 from crossdim_jax.errors import DataError, ManyErrors
+from crossdim_jax.report import tables
 
 SHAPE = (12, 14, 10)  # as on disk
 AFFINE = np.array([[1.2, 0, 0, -5], [0, 1, 0, 7], [0, 0, 2, 3], [0, 0, 0, 1.0]])  # RAS
@@ -330,3 +331,58 @@ def test_the_challenge_says_what_it_scores_by(challenge, files, tmp_path, monkey
     monkeypatch.setattr(challenge, "profile", "other")
     assert score(challenge, files, tmp_path / "predictions")["profile"] == "other"
     assert brats.BraTS.profile == "brats2022"  # not by default: the class says so
+
+
+class Grouped(brats.BraTS):
+    """With groups, a table over all cases and formats of its own."""
+
+    def groups(self, files):
+        return ("odd",) if int(files.id[-1]) % 2 else ("even", "zero")[: 1 + (files.id[-1] == "0")]
+
+    def tables(self, evaluated):
+        rows = tuple((e.files.id, e.row["dice_WT"], None, float("nan")) for e in evaluated)
+        hidden = Table("hidden", "Hidden", ("a",), (("only a | file",),), shown=False)
+        return [
+            Table("whole", "Whole | tumours", ("Case", "Dice", "x", "y"), rows, ("Why.",)),
+            hidden,
+        ]
+
+    def export(self, folder, files, label, geometry):
+        (folder / f"{files.id}.txt").write_text(str(label.sum()))
+        return [folder / f"{files.id}.txt"]
+
+    def export_all(self, folder, predicted):
+        (folder / "all.txt").write_text(",".join(case.id for case, _ in predicted))
+        return [folder / "all.txt"]
+
+
+def test_groups_and_tables_of_the_challenge_stand_beside_the_scores(files, tmp_path):
+    challenge = Grouped(layout="2021", et_min_mm3=0.0)
+    predict(challenge, files, tmp_path / "p")
+    assert not list((tmp_path / "p").glob("*.txt"))
+    summary = score(challenge, files, tmp_path / "p")
+    counts = {name: group["n_cases"] for name, group in summary["groups"].items()}
+    assert counts == {"even": 2, "zero": 1, "odd": 1}
+    assert summary["groups"]["zero"]["statistics"]["dice_WT"]["n"] == 1
+    with (tmp_path / "evaluation/whole.csv").open() as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["Case", "Dice", "x", "y"] and rows[1] == [files[0].id, "1", "", ""]
+    assert "only a | file" in (tmp_path / "evaluation/hidden.csv").read_text()
+    text = (tmp_path / "evaluation/table.md").read_text()
+    assert "## Whole \\| tumours" in text and "- Why." in text and "## odd: 1 cases" in text
+    assert "only a" not in text
+    for shown in (tables.plain(summary["tables"][0])[1], [files[0].id, "1", "–", "–"]):
+        assert "| " + " | ".join(shown) + " |" in text
+
+
+def test_further_formats_are_written_for_new_cases(files, tmp_path):
+    challenge, folder = Grouped(layout="2021"), tmp_path / "p"
+    files[1].images[0].write_bytes(b"")
+    result = predict(challenge, files, folder, export=True)
+    assert [name for name, _ in result.failed] == [files[1].id]
+    assert sorted(path.stem for path in folder.glob("*.txt")) == [
+        "BraTS2021_00000",
+        "BraTS2021_00002",
+        "all",
+    ]
+    assert (folder / "all.txt").read_text() == f"{files[0].id},{files[2].id}"

@@ -1,4 +1,7 @@
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -66,3 +69,52 @@ def test_a_damaged_config_is_named(tmp_path):
 def test_other_processes_only_check(tmp_path):
     run_folder.claim(tmp_path, CONFIG, write=False)
     assert not (tmp_path / "config.json").exists()
+
+
+def test_a_field_that_a_later_version_added_may_have_its_default_and_no_other_value(tmp_path):
+    trained(tmp_path)
+    defaults = CONFIG | {"optim": CONFIG["optim"] | {"decay": 0.0}, "log_every_steps": 3}
+    now = CONFIG | {"optim": CONFIG["optim"] | {"decay": 0.0}}
+    run_folder.claim(tmp_path, now, defaults=defaults, write=False)
+    with pytest.raises(ConfigError, match=r"optim.decay: '\(absent\)' -> 0.1"):
+        changed = CONFIG | {"optim": CONFIG["optim"] | {"decay": 0.1}}
+        run_folder.claim(tmp_path, changed, defaults=defaults)
+    with pytest.raises(ConfigError, match="log_every_steps: 10 -> 3"):  # recorded: it counts
+        run_folder.claim(tmp_path, now | {"log_every_steps": 3}, defaults=defaults, harmless=())
+    run_folder.claim(tmp_path, now, defaults=defaults)  # from now on it is recorded
+    with pytest.raises(ConfigError, match=r"optim.decay: 0.0 -> '\(absent\)'"):
+        run_folder.claim(tmp_path, CONFIG, defaults=defaults)
+
+
+HOLDER = """
+import sys
+from crossdim_jax import run_folder
+with run_folder.only_process(sys.argv[1], "training"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_run_folder_is_held_by_one_process_until_that_is_gone_even_killed(tmp_path):
+    root = Path(__file__).resolve().parents[1]
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path / "run")],
+        cwd=root,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(
+            DataError, match=f"another process is training.*process {holder.pid} on"
+        ):
+            with run_folder.only_process(tmp_path / "run", "training"):
+                pass
+        with run_folder.only_process(tmp_path / "run", "evaluating"):
+            pass
+        holder.kill()
+        holder.wait()
+        for _ in range(2):
+            with run_folder.only_process(tmp_path / "run", "training"):
+                pass

@@ -50,8 +50,9 @@ def make_arrays(seed: int, batch: int, shape=(8, 6, 4)):
 class Batches:
     """The contract of the data pipeline: batches by position, `get_state`, `set_state`."""
 
-    def __init__(self, batch: int = 4, spoil_at: int | None = None, on_batch=None):
-        self.batch, self.spoil_at, self.on_batch = batch, spoil_at, on_batch
+    def __init__(self, batch: int = 4, spoil_at: int | tuple[int, ...] = (), on_batch=None):
+        self.batch, self.on_batch = batch, on_batch
+        self.spoil_at = (spoil_at,) if isinstance(spoil_at, int) else spoil_at
         self.position = 0
 
     def __iter__(self):
@@ -61,7 +62,7 @@ class Batches:
         if self.on_batch is not None:
             self.on_batch(self.position)
         image, target = make_arrays(self.position, self.batch)
-        if self.position == self.spoil_at:
+        if self.position in self.spoil_at:
             image[0, 0, 0, 0, 0] = np.nan
         ids = np.array([f"case_{self.position}_{i}" for i in range(self.batch)])
         self.position += 1
@@ -99,14 +100,19 @@ def make_predict(model):
     return predict
 
 
-def make_run(model=None, *, mesh=None, accumulate=1, seed=0, batch=4, **optimizer):
+def make_run(model=None, *, mesh=None, accumulate=1, seed=0, skip_nonfinite=False, **optimizer):
     """`(state, jitted step, mesh)`."""
     model = model or ToyNet()
     mesh = mesh or sharding.make_mesh(1)
     optimizer = optim.make(**({"learning_rate": 1e-2} | optimizer))
     state = train.init_state(model, optimizer, (1, 8, 6, 4, 1), mesh, seed=seed, say=None)
     step = train.make_train_step(
-        model, optimizer, losses.dice_bce, seed=seed, accumulate=accumulate
+        model,
+        optimizer,
+        losses.dice_bce,
+        seed=seed,
+        accumulate=accumulate,
+        skip_nonfinite=skip_nonfinite,
     )
     return state, train.jit_step(step, mesh), mesh
 

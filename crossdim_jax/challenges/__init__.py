@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 # name -> module, class. Imported on demand: one challenge must not need another's libraries.
 CHALLENGES = {
     "brats": ("crossdim_jax.challenges.brats", "BraTS"),
+    "camus": ("crossdim_jax.challenges.camus", "Camus"),
     "chaos": ("crossdim_jax.challenges.chaos", "Chaos"),
     "phantom": ("crossdim_jax.challenges.phantom", "Phantom"),
 }
@@ -267,6 +268,15 @@ class Challenge(abc.ABC):
         """Writes what is known only of all new cases together, such as a table of patients."""
         del folder, predicted
         return []
+
+    def official_split(self, root: str | os.PathLike) -> dict[str, list[str]]:
+        """The challenge's own lists of patients: {"training", "validation", "testing"}.
+
+        Raises ConfigError if the challenge has none, DataError if its files cannot be used.
+        """
+        raise ConfigError(
+            f"challenge {self.name!r} has no official split; set split.kind to holdout or kfold"
+        )
 
     @classmethod
     def make_phantoms(cls, root: str | os.PathLike, n: int, **recipe: object) -> Path:

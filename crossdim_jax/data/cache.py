@@ -5,7 +5,6 @@ source file, label convention or preprocessing makes a new folder, and nothing i
 place. Several runs may build the same cache at once.
 """
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -16,14 +15,14 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import tqdm
 
 from crossdim_jax.challenges import CaseFiles, Challenge
-from crossdim_jax.data import preprocess
+from crossdim_jax.data import preprocess, workers
 from crossdim_jax.errors import ConfigError, DataError, ManyErrors
 
 CACHE_VERSION = 2  # raise it when the meaning of the cached files changes
@@ -97,10 +96,15 @@ def build(
     *,
     dtype: str = "float32",
     num_threads: int = 2,
+    num_processes: int = 0,
+    share: tuple[int, int] = (0, 1),
+    wait: Callable[[], None] = lambda: None,
     progress: bool = True,
     failures: Sequence[tuple[str, str]] = (),
 ) -> list[CachedCase]:
     """Prepares every case that is not yet in the cache.
+
+    It may be interrupted at any time, and goes on with what is missing when it is called again.
 
     Args:
       challenge: reads the cases.
@@ -109,6 +113,10 @@ def build(
       dtype: of the cached image, "float32" or "float16" (half the disk, 3 digits).
       num_threads: cases decoded at the same time; each needs memory for its full volume. 0 decodes
         one after another in the calling thread.
+      num_processes: so many processes of their own decode instead; 0 for none.
+      share: (index, count) of this process among those of a run on many hosts: each prepares its
+        share first; then, after `wait`, what is missing still, such as on a disk of its own.
+      wait: returns once all of them have called it.
       progress: a bar on stderr, if that is a terminal.
       failures: (case id, message) of cases that are not in `files` because they already failed
         when they were looked for (see `Challenge.cases`); reported first, with those that fail
@@ -119,42 +127,38 @@ def build(
 
     Raises:
       ManyErrors: some cases are faulty; every one has been tried, and the good ones are cached.
-      DataError: the cache folder cannot be written to.
-      ConfigError: dtype is unknown or num_threads negative.
+      DataError: the cache folder cannot be written to, or a process was killed.
+      ConfigError: dtype is unknown or a number negative.
     """
     if dtype not in DTYPES:
         raise ConfigError(f"the cache's dtype is {dtype!r}; known: {', '.join(DTYPES)}")
-    if num_threads < 0:
-        raise ConfigError(f"num_threads is {num_threads}; expected 0 (no extra thread) or more")
+    for name, number in (("num_threads", num_threads), ("num_processes", num_processes)):
+        if number < 0:
+            raise ConfigError(f"{name} is {number}; expected 0 (none extra) or more")
     root = Path(cache_root)
     with _writing(root):
         root.mkdir(parents=True, exist_ok=True)
         _remove_stale(root)
-    done: dict[int, CachedCase] = {}
-    faults: dict[int, str] = {}
-    work = [functools.partial(_cached, challenge, case, root, dtype) for case in files]
-    bar = tqdm.tqdm(
-        total=len(files), desc="preparing cases", unit="case", disable=None if progress else True
-    )
-    with bar, contextlib.closing(_attempts(work, num_threads)) as attempts:
-        for index, result in attempts:
-            try:
-                done[index] = result()
-            except CacheWriteError:
-                raise
-            # Whatever is wrong with one case, the others are still tried and all are reported.
-            except Exception as error:
-                known = isinstance(error, DataError)
-                faults[index] = str(error) if known else f"{type(error).__name__}: {error}"
-            bar.update()
-    every = [*failures, *((files[index].id, faults[index]) for index in sorted(faults))]
+    make = functools.partial(_try, challenge, root=root, dtype=dtype)
+    numbers = {"threads": num_threads, "processes": num_processes}
+    index, count = share
+    if count > 1:
+        _make(make, files[index::count], numbers, progress)
+        wait()
+    results = _make(make, files, numbers, progress)
+    faults = [
+        (case.id, result.message)
+        for case, result in zip(files, results, strict=True)
+        if isinstance(result, _Fault)
+    ]
+    every = [*failures, *faults]
     if every:
         raise ManyErrors(
             f"{len(every)} of {len(files) + len(failures)} cases cannot be used; repair or remove "
             f"them, the others are ready in {root}",
             every,
         )
-    return [done[index] for index in range(len(files))]
+    return results
 
 
 def key(challenge: Challenge, files: CaseFiles, dtype: str) -> str:
@@ -184,29 +188,65 @@ def key(challenge: Challenge, files: CaseFiles, dtype: str) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _attempts(
-    work: Sequence[Callable[[], CachedCase]], num_threads: int
-) -> Iterator[tuple[int, Callable[[], CachedCase]]]:
-    """(index, result) of each piece of work, in any order; `result()` returns or raises."""
-    if num_threads == 0:
-        yield from enumerate(work)
-        return
-    pool = concurrent.futures.ThreadPoolExecutor(num_threads, thread_name_prefix="cache")
+@dataclasses.dataclass(frozen=True)
+class _Fault:
+    """Why a case could not be prepared; with `error` if that is not the case's fault."""
+
+    message: str
+    error: CacheWriteError | None = None
+
+
+def _make(
+    make: Callable[[CaseFiles], "CachedCase | _Fault"],
+    files: Sequence[CaseFiles],
+    numbers: dict[str, int],
+    progress: bool,
+) -> list["CachedCase | _Fault"]:
+    """The result of each case: those that are there at once, the others by threads or processes."""
+    results = {index: make(case, only_look=True) for index, case in enumerate(files)}
+    missing = [index for index, result in results.items() if result is None]
+    if len(missing) < 2:  # not worth a process
+        numbers = numbers | {"processes": 0}
+    work = [functools.partial(make, files[index]) for index in missing]
+    bar = tqdm.tqdm(
+        total=len(files),
+        initial=len(files) - len(missing),
+        desc="preparing cases",
+        unit="case",
+        disable=None if progress else True,
+    )
+    with bar, contextlib.closing(workers.run(work, **numbers)) as attempts:
+        for index, result in attempts:
+            if isinstance(result, _Fault) and result.error is not None:
+                raise result.error
+            results[missing[index]] = result
+            bar.update()
+    return list(results.values())
+
+
+def _try(
+    challenge: Challenge, files: CaseFiles, *, root: Path, dtype: str, only_look: bool = False
+) -> "CachedCase | _Fault | None":
+    """`_cached`, or why not: whatever is wrong with one case, the others are still tried."""
     try:
-        pending = {pool.submit(call): index for index, call in enumerate(work)}
-        for future in concurrent.futures.as_completed(pending):
-            yield pending[future], future.result
-    finally:
-        pool.shutdown(cancel_futures=True)
+        return _cached(challenge, files, root, dtype, only_look=only_look)
+    except CacheWriteError as error:
+        return _Fault(str(error), error)
+    except DataError as error:
+        return _Fault(str(error))
+    except Exception as error:
+        return _Fault(f"{type(error).__name__}: {error}")
 
 
-def _cached(challenge: Challenge, files: CaseFiles, root: Path, dtype: str) -> CachedCase:
-    """The case from the cache; prepared and stored first if it is not there."""
+def _cached(
+    challenge: Challenge, files: CaseFiles, root: Path, dtype: str, *, only_look: bool = False
+) -> CachedCase | None:
+    """The case from the cache; prepared and stored first if it is not there, or None."""
     digest = key(challenge, files, dtype)
     safe = re.sub(r"[^\w.-]", "_", files.id)
     folder = root / f"{safe}-{digest[:16]}"
     found = _open(folder, digest)
-    if found:
+    if found or only_look:
         return found
     prepared = challenge.prepare(challenge.load(files))
     arrays = {"image": _narrow(prepared.image, dtype)}

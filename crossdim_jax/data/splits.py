@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -30,10 +30,17 @@ class Split:
     Attributes:
       train: ids to learn from.
       validation: ids to watch; may be empty.
+      test: ids to evaluate in the end, in place of those that were watched; empty: those.
     """
 
     train: list[str]
     validation: list[str]
+    test: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def evaluated(self) -> list[str]:
+        """The ids that are scored in the end."""
+        return self.test or self.validation
 
     def write(self, path: str | os.PathLike) -> Path:
         """Writes JSON, all or nothing. Raises DataError if the folder cannot be written to."""
@@ -50,9 +57,9 @@ class Split:
         """Reads what `write` wrote. Raises DataError naming the file."""
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
-            return cls(
-                **{name: [str(i) for i in content[name]] for name in ("train", "validation")}
-            )
+            lists = {name: content[name] for name in ("train", "validation")}
+            lists["test"] = content.get("test", [])  # older runs have none
+            return cls(**{name: [str(i) for i in ids] for name, ids in lists.items()})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f'{path}: is not a split ({error!r}); expected {{"train": [...], "validation": '
@@ -101,14 +108,17 @@ def make(
     fold: int = 0,
     seed: int = 0,
     validation: Sequence[str] = (),
+    official: Callable[[], Mapping[str, Sequence[str]]] | None = None,
 ) -> Split:
     """Splits cases by patient.
 
     Args:
       cases: anything with `id` and `patient`, in any order.
-      kind: "holdout" (uses fraction, seed), "kfold" (folds, fold, seed), "fixed" (validation), or
-        "all": everything trains.
+      kind: "holdout" (uses fraction, seed), "kfold" (folds, fold, seed), "fixed" (validation),
+        "official" (official), or "all": everything trains.
       validation: for "fixed", the ids that validate; all others train.
+      official: for "official", gives the challenge's lists of patients, {"training": [...],
+        "validation": ..., "testing": ...}.
 
     Raises:
       ConfigError: a setting is unknown or out of range, names a case that is not there, or would
@@ -121,13 +131,19 @@ def make(
     patients = [case.patient for case in cases]
     if kind == "fixed":
         return _fixed(cases, validation)
+    if kind == "official":
+        if official is None:
+            raise ConfigError("split.kind is 'official', but these cases come with no such lists")
+        return _official(cases, official())
     kinds = {
         "holdout": lambda: holdout(patients, fraction, seed),
         "kfold": lambda: kfold(patients, folds, fold, seed),
         "all": lambda: (patients, []),
     }
     if kind not in kinds:
-        raise ConfigError(f"split.kind is {kind!r}; known: {', '.join(sorted([*kinds, 'fixed']))}")
+        raise ConfigError(
+            f"split.kind is {kind!r}; known: {', '.join(sorted([*kinds, 'fixed', 'official']))}"
+        )
     train, held_out = (set(side) for side in kinds[kind]())
     return Split(
         sorted(case.id for case in cases if case.patient in train),
@@ -154,6 +170,34 @@ def _fixed(cases: Sequence[HasPatient], validation: Sequence[str]) -> Split:
             "a patient's scans or none"
         )
     return Split(train, sorted(wanted))
+
+
+def _official(cases: Sequence[HasPatient], lists: Mapping[str, Sequence[str]]) -> Split:
+    """Every case where its patient is listed.
+
+    Raises DataError if a patient is in no list, in two, or listed and not there.
+    """
+    of = {patient: name for name, patients in lists.items() for patient in patients}
+    there = {case.patient for case in cases}
+    named = [patient for patients in lists.values() for patient in patients]
+    for what, faulty in (
+        ("in several lists", {patient for patient in named if named.count(patient) > 1}),
+        ("in no list", there - set(of)),
+        ("in a list, but without images", set(of) - there),
+    ):
+        if faulty:
+            some = ", ".join(sorted(faulty)[:10]) + (", ..." if len(faulty) > 10 else "")
+            raise DataError(
+                f"the official split does not fit the cases: {len(faulty)} patients are {what} "
+                f"({some}); complete the data, or set split.kind to kfold or holdout"
+            )
+    parts = [
+        sorted(case.id for case in cases if of[case.patient] == name)
+        for name in ("training", "validation", "testing")
+    ]
+    if not parts[0] or not parts[1]:
+        raise DataError("the official split names nobody to train on, or nobody to validate")
+    return Split(*parts)
 
 
 def _shuffled(patients: Sequence[str], seed: int) -> list[str]:

@@ -6,10 +6,12 @@ the table. Nothing here knows about files, labels or models.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 
 from crossdim_jax.metrics.aggregate import MODES, aggregate
 from crossdim_jax.metrics.brats import brats2022, brats2022_mismatch, hd95
+from crossdim_jax.metrics.camus import camus, camus_mismatch
 from crossdim_jax.metrics.chaos import chaos_mismatch, chaos_scores, diagonal_mm
 from crossdim_jax.metrics.overlap import dice, sensitivity, specificity
 
@@ -30,6 +32,25 @@ class Profile:
     definitions: Mapping[str, str]
 
 
+def _camus(name: str, mad: str, how: str) -> Profile:
+    distance = (
+        "border = mask minus its erosion by the 4-neighbourhood, outside counted as background; "
+        "one mask empty: undefined"
+    )
+    return Profile(
+        name=name,
+        score=functools.partial(camus, mad=mad),
+        mismatch=camus_mismatch,
+        definitions={
+            "dice": "2 TP / (2 TP + FP + FN), image by image; both masks empty 1, one empty 0; "
+            "shape or geometry mismatch 0",
+            "mad_mm": f"{how}, in mm; {distance}",
+            "hd_mm": "the larger of the two directed maxima of the same distances, in mm "
+            "(symmetric Hausdorff distance)",
+        },
+    )
+
+
 PROFILES = {
     "brats2022": Profile(
         name="brats2022",
@@ -45,6 +66,10 @@ PROFILES = {
             "sensitivity": "TP / (TP + FN); both masks empty 1, only the truth empty undefined",
             "specificity": "TN / (TN + FP) over the whole volume; both masks empty 1",
         },
+    ),
+    "camus": _camus("camus", "pooled", "mean over all directed border distances pooled"),
+    "camus_masd": _camus(
+        "camus_masd", "masd", "mean of the two directed means of border distances"
     ),
     "chaos": Profile(
         name="chaos",
@@ -73,6 +98,8 @@ __all__ = [
     "aggregate",
     "brats2022",
     "brats2022_mismatch",
+    "camus",
+    "camus_mismatch",
     "chaos_mismatch",
     "chaos_scores",
     "diagonal_mm",

@@ -152,16 +152,18 @@ class Conv(nn.Module):
         below: "Upsampled | None" = None,
         routing: jax.Array | None = None,
     ) -> jax.Array:
-        """Convolves x, or `concat(upsampled below, x)` (window 3), see `ops.up_concat_conv`.
+        """Convolves x, or `concat(upsampled below, x)` (window 3).
+
+        See `ops.up_concat_conv` and `ops.nearest_concat_conv`.
 
         Args:
           x: `(b, *spatial, c)`.
-          below: a transposed convolution to be done with this one.
+          below: an upsampling to be done with this convolution.
           routing: `(b, experts)`: each sample's weights of the experts. Yang et al. 2019.
         """
         nd = x.ndim - 2
         windows, strides = self.depth.axes(self.window, self.stride, nd)
-        c_in = x.shape[-1] + (below.kernel.shape[-1] if below else 0)
+        c_in = x.shape[-1] + (below.channels if below else 0)
         features = c_in if self.group_size else self.features
         factorised = bool(self.depth.factorised and self.group_size and nd == 3 and windows[0] > 1)
         flat = (1, *windows[1:]) if factorised else windows
@@ -171,7 +173,13 @@ class Conv(nn.Module):
             plain = plain and self.depth.padding == "zero"
             if set(windows) != {3} or set(strides) != {1} or not plain:
                 raise ValueError("only a plain 3^n convolution can take an upsampled input")
-            return ops.up_concat_conv(*below[:1], x, *below[1:], kernel, mode=self.ops_mode)
+            if below.kernel is None:
+                coarse = below.x.astype(self.dtype)
+                return ops.nearest_concat_conv(coarse, x, kernel, mode=self.ops_mode)
+            mode = ops.choose(self.ops_mode)
+            if mode == "fast" and not x.shape[-1]:
+                mode = "unfolded"  # there is no skip whose convolution could be kept apart
+            return ops.up_concat_conv(below.x, x, below.kernel, below.bias, kernel, mode=mode)
         if factorised:
             x = self._convolve(x, kernel, (1, *strides[1:]), routing)
             shape = (windows[0], 1, 1, 1, features)
@@ -213,11 +221,20 @@ class Conv(nn.Module):
 
 
 class Upsampled(NamedTuple):
-    """A transposed convolution that is still to be done: `Conv` folds it."""
+    """An upsampling that is still to be done: `Conv` folds it.
+
+    A transposed convolution, or without kernel and bias nearest-neighbour to the other input's
+    size.
+    """
 
     x: jax.Array
-    kernel: jax.Array
-    bias: jax.Array
+    kernel: jax.Array | None = None
+    bias: jax.Array | None = None
+
+    @property
+    def channels(self) -> int:
+        """Of the upsampled tensor."""
+        return (self.x if self.kernel is None else self.kernel).shape[-1]
 
 
 class UpConv(nn.Module):

@@ -7,19 +7,22 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from crossdim_jax.models.conv import UpConv
+from crossdim_jax.models.conv import UpConv, Upsampled
 from crossdim_jax.models.layers import ConvNormAct
+
+UPSAMPLES = ("transposed", "nearest")
 
 
 class SkipDecoder(nn.Module):
     """From the coarsest feature to the finest skip, at most doubling the resolution at each level.
 
-    A level is: upsample every axis that the skip has twice as many voxels along (transposed
-    convolution, as many channels as it gets, with bias), concatenate the skip, two (conv3, norm,
-    activation).
+    A level is: upsample every axis that the skip has twice as many voxels along, concatenate the
+    skip, two (conv3, norm, activation).
 
     Attributes:
       widths: channels of each level, coarsest first.
+      upsample: "transposed", a convolution to as many channels as it gets, with bias; or
+        "nearest", which has no parameters.
       norm, activation, eps: of every convolution.
       dtype: compute dtype.
       ops_mode: see `ops.choose`.
@@ -28,6 +31,7 @@ class SkipDecoder(nn.Module):
     """
 
     widths: Sequence[int] = (256, 128, 64, 32, 16)
+    upsample: str = "transposed"
     norm: str = "instance"
     activation: str = "silu"
     eps: float = 1e-5
@@ -40,15 +44,18 @@ class SkipDecoder(nn.Module):
 
         Args:
           features: coarsest last, each as large as the one before or half of it along every axis;
-            one more than `widths`.
+            one more than `widths`. The finest may be None: the last level then doubles its input
+            and has no skip.
           train: whether batch statistics are updated.
 
         Returns:
-          `(b, *spatial of the finest feature, widths[-1])`.
+          `(b, *spatial of the last level, widths[-1])`.
 
         Raises:
-          ValueError: the number of features does not fit the widths, or their sizes one another.
+          ValueError: the number of features does not fit the widths, or their sizes one another;
+            or the upsampling is unknown.
         """
+        check_upsample(self.upsample)
         *skips, x = features
         if len(skips) != len(self.widths):
             raise ValueError(f"{len(self.widths)} levels need as many skips, got {len(skips)}")
@@ -65,11 +72,22 @@ class SkipDecoder(nn.Module):
                     name=f"conv_{level}_{half}",
                 )
 
+            if skip is None:
+                skip = jnp.zeros((x.shape[0], *(2 * n for n in x.shape[1:-1]), 0), x.dtype)
             factors = upsampling(x.shape[1:-1], skip.shape[1:-1])
-            below = UpConv(factors, self.dtype, name=f"up_{level}")(x)
+            if self.upsample == "nearest":
+                below = Upsampled(x)
+            else:
+                below = UpConv(factors, self.dtype, name=f"up_{level}")(x)
             x = block(0)(skip, below=below, train=train)
             x = block(1)(x, train=train)
         return x
+
+
+def check_upsample(upsample: str) -> None:
+    """Raises ValueError, listing the known ways of upsampling, unless this is one."""
+    if upsample not in UPSAMPLES:
+        raise ValueError(f"upsample={upsample!r} is unknown; known: {', '.join(UPSAMPLES)}")
 
 
 def upsampling(coarse: Sequence[int], fine: Sequence[int]) -> tuple[int, ...]:

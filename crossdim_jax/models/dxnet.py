@@ -60,9 +60,13 @@ class DXNet(nn.Module):
         depth = encoders.depth_reductions(self.encoder, self.depth_strides)[-1]
         return (depth, 32, 32) if nd == 3 else (32,) * nd
 
+    def check_size(self, spatial: Sequence[int]) -> None:
+        """Raises ValueError, with a size that fits, unless the network can take this one."""
+        require_multiple(spatial, self.divisors(len(spatial)), "DX-Net")
+
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
-        require_multiple(image.shape[1:-1], self.divisors(image.ndim - 2), "DX-Net")
+        self.check_size(image.shape[1:-1])
         dtype = jnp.dtype(self.dtype)
         shared = {"dtype": dtype, "ops_mode": self.ops}
         fresh_norm = "batch" if self.norm == "frozen" else self.norm
@@ -82,7 +86,7 @@ class DXNet(nn.Module):
             **shared,
         )
         features = encoder(x, train=train)
-        decoder = SkipDecoder(tuple(self.widths), fresh_norm, name="decoder", **shared)
+        decoder = SkipDecoder(tuple(self.widths), norm=fresh_norm, name="decoder", **shared)
         x = decoder([x, *features], train=train)
         logits = Conv(self.out_channels, use_bias=True, name="head", **shared)(x)
         return logits.astype(jnp.float32)

@@ -45,32 +45,40 @@ class Norm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (c,))
         if self.kind == "instance":
             return ops.instance_norm(x, scale, bias, eps=self.eps, activation=self.activation)
+        if self.kind == "batch" and train:
+            return self._batch(x, scale, bias)
         wide = x.astype(jnp.float32)
-        if self.kind in ("batch", "frozen"):
-            mean, variance = self._batch_statistics(wide, train and self.kind == "batch")
-        else:
+        if self.kind == "group":
             mean, variance = self._group_statistics(wide)
+        else:
+            running = self._running(c)
+            mean, variance = (v.value.reshape((1,) * (x.ndim - 1) + (-1,)) for v in running)
         wide = (wide - mean) * jax.lax.rsqrt(variance + self.eps)
         shape = (1,) * (x.ndim - 1) + (-1,)
         wide = wide * scale.reshape(shape) + bias.reshape(shape)
         return ops.ACTIVATIONS[self.activation](wide).astype(self.dtype)
 
-    def _batch_statistics(self, x, train):
-        c, shape = x.shape[-1], (1,) * (x.ndim - 1) + (-1,)
-        mean = self.variable("batch_stats", "mean", jnp.zeros, (c,))
-        variance = self.variable("batch_stats", "var", jnp.ones, (c,))
-        if not train:
-            return mean.value.reshape(shape), variance.value.reshape(shape)
-        axes = tuple(range(x.ndim - 1))
-        now_mean = jnp.mean(x, axes)
-        now_variance = jnp.mean(jnp.square(x - now_mean.reshape(shape)), axes)
+    def _running(self, c):
+        """The running mean and variance, made if there are none."""
+        return (
+            self.variable("batch_stats", "mean", jnp.zeros, (c,)),
+            self.variable("batch_stats", "var", jnp.ones, (c,)),
+        )
+
+    def _batch(self, x, scale, bias):
+        """By the statistics of this batch, which enter the running ones."""
+        c = x.shape[-1]
+        mean, variance = self._running(c)
+        y, now_mean, now_variance = ops.batch_norm(
+            x, scale, bias, eps=self.eps, activation=self.activation
+        )
         if not self.is_initializing():
             keep, count = self.momentum, x.size // c
             # Running variances are unbiased, as PyTorch keeps them.
             unbiased = now_variance * (count / max(count - 1, 1))
             mean.value = keep * mean.value + (1 - keep) * now_mean
             variance.value = keep * variance.value + (1 - keep) * unbiased
-        return now_mean.reshape(shape), now_variance.reshape(shape)
+        return y.astype(self.dtype)
 
     def _group_statistics(self, x):
         c = x.shape[-1]

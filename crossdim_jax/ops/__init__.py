@@ -16,11 +16,24 @@ from crossdim_jax.ops.conv import (
     upsample_conv_lax,
 )
 from crossdim_jax.ops.fold import up_concat_conv, up_concat_conv_reference
-from crossdim_jax.ops.norm import ACTIVATIONS, instance_norm, instance_norm_reference
+from crossdim_jax.ops.nearest import (
+    nearest,
+    nearest_concat_conv,
+    nearest_concat_conv_reference,
+)
+from crossdim_jax.ops.norm import (
+    ACTIVATIONS,
+    batch_norm,
+    batch_norm_reference,
+    instance_norm,
+    instance_norm_reference,
+)
 
 __all__ = [
     "ACTIVATIONS",
     "MODES",
+    "batch_norm",
+    "batch_norm_reference",
     "choose",
     "conv",
     "conv_lax",
@@ -28,6 +41,9 @@ __all__ = [
     "explicit_padding",
     "instance_norm",
     "instance_norm_reference",
+    "nearest",
+    "nearest_concat_conv",
+    "nearest_concat_conv_reference",
     "up_concat_conv",
     "up_concat_conv_reference",
     "upsample_conv",

@@ -148,9 +148,12 @@ def depthwise_conv(
     Returns:
       `(b, *spatial_out, c)`.
     """
-    if choose(mode) != "lax":
-        return depthwise_shifted(x, kernel, tuple(strides), tuple(padding))
-    return conv_lax(x, kernel, strides, padding, groups=x.shape[-1])
+    if choose(mode) == "lax":
+        return conv_lax(x, kernel, strides, padding, groups=x.shape[-1])
+    if x.ndim == 4:  # as a volume of one slice: its kernel gradient goes row by row
+        strides, padding = (1, *strides), ((0, 0), *padding)
+        return depthwise_shifted(x[:, None], kernel[None], strides, padding)[:, 0]
+    return depthwise_shifted(x, kernel, tuple(strides), tuple(padding))
 
 
 def upsample_conv_lax(x: jax.Array, kernel: jax.Array) -> jax.Array:

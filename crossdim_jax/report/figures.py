@@ -5,6 +5,7 @@ is on the image's left; sagittal and coronal views have superior up; pixels keep
 of `spacing_mm`. Messaoudi et al. 2023, Figures 7 and 12.
 """
 
+import contextlib
 import dataclasses
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -324,6 +325,11 @@ def _line(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str, label: str) -
         lw=1.4,
         label=label,
     )
+
+
+def styled() -> contextlib.AbstractContextManager[None]:
+    """Figures that are made within look like those of this module."""
+    return matplotlib.rc_context(STYLE)
 
 
 def save(figure: Figure, path: Path) -> Path:

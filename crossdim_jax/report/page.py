@@ -244,7 +244,9 @@ class _Run:
             + ("the patient's right is on the left; " if subjects[0].oriented else "")
             + "grey values from the 1st to the 99th percentile of non-zero voxels.",
         )
-        for name, figure, caption in self.challenge.figures(self._evaluated()):
+        with figures.styled():
+            further = self.challenge.figures(self._evaluated())
+        for name, figure, caption in further:
             out += _figure(figures.save(figure, folder / f"{name}.png"), caption, caption)
         for subject in subjects:
             if not subject.oriented or min(subject.image.shape[:3]) < 2:

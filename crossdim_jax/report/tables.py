@@ -19,6 +19,8 @@ STATISTICS = {
 HEADINGS = {
     "dice": ("Dice (%)", 100.0),
     "hd95": ("HD95 (voxels)", 1.0),
+    "mad_mm": ("MAD (mm)", 1.0),
+    "hd_mm": ("HD (mm)", 1.0),
     "sensitivity": ("Sensitivity (%)", 100.0),
     "specificity": ("Specificity (%)", 100.0),
     "ravd": ("RAVD (%)", 1.0),

@@ -88,15 +88,58 @@ def test_settings_that_cannot_be_met(settings, says):
         splits.make(SCANS, **settings)
 
 
+LISTS = {
+    "training": [f"BraTS-GLI-{p:05d}" for p in range(8)],
+    "validation": ["BraTS-GLI-00008"],
+    "testing": ["BraTS-GLI-00009", "BraTS-GLI-00010"],
+}
+
+
+def test_an_official_split_has_a_test_set_which_is_what_is_evaluated():
+    split = splits.make(SCANS, kind="official", official=lambda: LISTS)
+    assert {PATIENT[i] for i in split.train} == set(LISTS["training"])
+    assert {PATIENT[i] for i in split.validation} == set(LISTS["validation"])
+    assert {PATIENT[i] for i in split.test} == set(LISTS["testing"])
+    assert split.evaluated == split.test
+    assert splits.make(SCANS).evaluated == splits.make(SCANS).validation
+    untested = splits.make(SCANS[:18], kind="official", official=lambda: LISTS | {"testing": []})
+    assert untested.evaluated == untested.validation
+
+
+@pytest.mark.parametrize(
+    ("lists", "says"),
+    [
+        ({"testing": []}, "2 patients are in no list .BraTS-GLI-00009, BraTS-GLI-00010"),
+        ({"training": [*LISTS["training"], "x"]}, "1 patients are in a list, but without images"),
+        ({"validation": ["BraTS-GLI-00008", "BraTS-GLI-00003"]}, "1 patients are in several lists"),
+        ({"validation": [], "testing": LISTS["testing"] + LISTS["validation"]}, "nobody to valid"),
+    ],
+)
+def test_official_lists_that_do_not_fit(lists, says):
+    with pytest.raises(DataError, match=says):
+        splits.make(SCANS, kind="official", official=lambda: LISTS | lists)
+
+
+def test_cases_without_official_lists():
+    with pytest.raises(ConfigError, match="these cases come with no such lists"):
+        splits.make(SCANS, kind="official")
+
+
 def test_ids_must_be_unique():
     with pytest.raises(DataError, match="more than once: a"):
         splits.make([Scan("a", "a"), Scan("a", "b"), Scan("c", "c")])
 
 
 def test_a_split_is_written_and_read_back(tmp_path):
-    split = splits.make(SCANS, seed=4)
-    path = split.write(tmp_path / "run" / "split.json")
-    assert splits.Split.read(path) == split
+    for split in (
+        splits.make(SCANS, seed=4),
+        splits.make(SCANS, kind="official", official=lambda: LISTS),
+    ):
+        path = split.write(tmp_path / "run" / "split.json")
+        assert splits.Split.read(path) == split
+    old = tmp_path / "old.json"  # of a run before there were test sets
+    old.write_text('{"train": ["a"], "validation": ["b"]}')
+    assert splits.Split.read(old) == splits.Split(["a"], ["b"])
     assert [p.name for p in path.parent.iterdir()] == ["split.json"]
     (tmp_path / "bad.json").write_text('{"train": ["a"]}')
     for name in ("bad.json", "absent.json"):

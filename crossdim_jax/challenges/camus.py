@@ -1,0 +1,270 @@
+"""CAMUS: the left heart in echocardiograms; contours in two views, volumes, ejection fraction."""
+
+import dataclasses
+import gzip
+import os
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import nibabel as nib
+import numpy as np
+
+from crossdim_jax import metrics
+from crossdim_jax.challenges import (
+    Case,
+    CaseFiles,
+    Evaluated,
+    Table,
+    camus_layouts,
+    camus_phantom,
+    camus_tables,
+    camus_volumes,
+)
+from crossdim_jax.challenges.camus_volumes import Measured
+from crossdim_jax.challenges.slices import SliceChallenge
+from crossdim_jax.data import images, mhd
+from crossdim_jax.data.images import Geometry
+from crossdim_jax.errors import ConfigError, DataError, ManyErrors
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PROFILES = {"pooled": "camus", "masd": "camus_masd"}
+SPACING_RTOL = 1e-3  # headers of one case differ by rounding
+# Contour -> colour, as in the paper's Figures 3 and 8.
+COLOURS = {"LVepi": "#3f8cff", "LVendo": "#ff3b30", "LA": "#2fbf4f"}
+
+
+class Camus(SliceChallenge):
+    """CAMUS in its NIfTI and its old release, and any other echocardiograms for prediction.
+
+    Labels are 0 background, 1 cavity of the left ventricle, 2 myocardium, 3 left atrium. A still is
+    an image of one frame; arrays are (frame, row, column).
+
+    Args:
+      size: (row, column) of what the network sees.
+      frames: which images train and are scored, a key of `camus_layouts.FRAMES`: "stills" (ED and
+        ES) or "half_sequence".
+      mad: "pooled" or "masd": what the mean absolute distance is a mean of, see `metrics.camus`.
+
+    Raises ConfigError if a setting is unknown.
+    """
+
+    name = "camus"
+    modalities = ("US",)
+    classes = ("background", "LV", "MYO", "LA")
+    values = (0, 1, 2, 3)
+    regions = ("LVendo", "LVepi", "LA")
+    contents = ((1,), (1, 2), (3,))
+    aggregate = "clean"
+    outline = True
+
+    def __init__(
+        self, size: Sequence[int] = (256, 256), frames: str = "stills", mad: str = "pooled"
+    ):
+        super().__init__(size)
+        for field, value, known in (
+            ("frames", frames, camus_layouts.FRAMES),
+            ("mad", mad, PROFILES),
+        ):
+            if value not in known:
+                raise ConfigError(f"{field} is {value!r}; known: {', '.join(known)}")
+        self.frames = frames
+        self.profile = PROFILES[mad]
+        self._measured: dict[object, Measured] = {}
+
+    def cases(
+        self,
+        root: str | os.PathLike,
+        *,
+        labelled: bool,
+        errors: list[tuple[str, str]] | None = None,
+    ) -> list[CaseFiles]:
+        """See `Challenge.cases`. Faulty are patients: one without all its images is left out."""
+        good, bad = camus_layouts.find(Path(root), frames=self.frames, labelled=labelled)
+        if bad and errors is None:
+            raise ManyErrors(f"{root}: patients are incomplete; repair or remove them", bad)
+        if errors is not None:
+            errors.extend(bad)
+        return good
+
+    def load(self, files: CaseFiles) -> Case:
+        """See `Challenge.load`. The geometry's dtype is the label's, if one is read."""
+        (path,) = files.images
+        image, geometry = _read(path)
+        label = None
+        if files.label is not None:
+            label, of_label = self.read_prediction(files.label)
+            if label.shape != image.shape:
+                raise DataError(
+                    f"{files.label}: has {_size(label)}, but its image {path} has {_size(image)}; "
+                    "a label lies on the grid of its image"
+                )
+            if not np.allclose(of_label.spacing_mm, geometry.spacing_mm, rtol=SPACING_RTOL):
+                raise DataError(
+                    f"{files.label}: has a spacing of {of_label.spacing_mm} mm, but its image "
+                    f"{path} of {geometry.spacing_mm}"
+                )
+            self._check_label(files.label, label)
+            if of_label.dtype.kind in "iu":
+                geometry = dataclasses.replace(geometry, dtype=of_label.dtype)
+        image = np.ascontiguousarray(image, np.float32)[..., None]
+        return Case(
+            files.id, files.patient, image, label, geometry.spacing_mm, geometry, files.kind
+        )
+
+    def score(
+        self,
+        truth_label: np.ndarray,
+        predicted_label: np.ndarray,
+        spacing_mm: Sequence[float],
+        *,
+        kind: str = "",
+    ) -> dict[str, float]:
+        """Dice, MAD and HD of each contour, in mm; see `metrics.camus`."""
+        del kind
+        return metrics.PROFILES[self.profile].score(
+            self.masks(truth_label),
+            self.masks(predicted_label),
+            regions=self.regions,
+            spacing_mm=spacing_mm,
+        )
+
+    def summarise(self, rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
+        """See `Challenge.summarise`."""
+        return metrics.aggregate(rows, mode=self.aggregate)
+
+    def groups(self, files: CaseFiles) -> tuple[str, ...]:
+        """See `Challenge.groups`: the phase, and the image quality that the cfg states."""
+        if not files.kind:
+            return ()
+        quality = camus_layouts.info_of(files).quality
+        phase = files.kind.partition("_")[2]
+        return (phase, *([f"Image quality {quality}"] if quality else []))
+
+    def tables(self, evaluated: Sequence[Evaluated]) -> list[Table]:
+        """Table 2, contours by phase and quality; Table 3, volumes; and those of every patient."""
+        if not any(case.files.kind for case in evaluated):
+            return []  # images without a view and a phase
+        truth, prediction, clinical = self._volumes(evaluated)
+        groups = [self.groups(case.files) for case in evaluated]
+        return [
+            camus_tables.contours(evaluated, groups, self.regions),
+            camus_tables.agreement(truth, prediction, clinical),
+            camus_tables.patients(truth, prediction, clinical),
+        ]
+
+    def figures(self, evaluated: Sequence[Evaluated]) -> list[tuple[str, "Figure", str]]:
+        """Figure 3 for the median patient; EF, EDV and ESV as scatter and Bland-Altman plots."""
+        from crossdim_jax.challenges import camus_figures
+
+        truth, prediction, _ = self._volumes(evaluated)
+        made = [camus_figures.phases(self, evaluated), camus_figures.volumes(truth, prediction)]
+        return [figure for figure in made if figure is not None]
+
+    def layers(self, label: np.ndarray) -> dict[str, tuple[np.ndarray, str]]:
+        """See `Challenge.layers`."""
+        masks = dict(zip(self.regions, np.moveaxis(self.masks(label), -1, 0), strict=True))
+        return {name: (masks[name], colour) for name, colour in COLOURS.items()}
+
+    def read_prediction(self, path: str | os.PathLike) -> tuple[np.ndarray, Geometry]:
+        """See `Challenge.read_prediction`: NIfTI or MHD, (frame, row, column)."""
+        if str(path).endswith(".mhd"):
+            return mhd.read_mhd_label(path)
+        label, geometry = images.read_label(path, reorient=False)
+        return np.ascontiguousarray(label), geometry
+
+    def write(self, path: str | os.PathLike, label: np.ndarray, geometry: Geometry) -> Path:
+        """See `Challenge.write`."""
+        self._check_label(Path(path), label)
+        return images.write_nifti(path, label, geometry, geometry.label_dtype)
+
+    def export(
+        self, folder: Path, files: CaseFiles, label: np.ndarray, geometry: Geometry
+    ) -> list[Path]:
+        """The same as MHD, `mhd/{case}.mhd`: what the challenge's platform takes."""
+        return [mhd.write_mhd(folder / "mhd" / f"{files.id}.mhd", label, geometry, np.uint8)]
+
+    def export_all(self, folder: Path, predicted: Sequence[tuple[CaseFiles, Path]]) -> list[Path]:
+        """`patients.csv`: volumes and EF of each patient; `films.csv`: areas in each frame."""
+        paths = []
+        if patients := camus_volumes.by_patient(predicted):
+            measured = {name: self._measure(name, items) for name, items in patients.items()}
+            paths.append(camus_volumes.write_patients(folder / "patients.csv", measured))
+        still = tuple(f"_{phase}" for phase in camus_layouts.STILLS)
+        if films := [pair for pair in predicted if not pair[0].kind.endswith(still)]:
+            paths.append(
+                camus_volumes.write_films(folder / "films.csv", films, self.read_prediction)
+            )
+        return paths
+
+    def official_split(self, root: str | os.PathLike) -> dict[str, list[str]]:
+        """See `Challenge.official_split`: `database_split/subgroup_*.txt`."""
+        return camus_layouts.subgroups(Path(root))
+
+    @classmethod
+    def make_phantoms(cls, root: str | os.PathLike, n: int, **recipe: object) -> Path:
+        """See `camus_phantom.ensure`."""
+        return camus_phantom.ensure(root, n, **recipe)
+
+    def fingerprint(self) -> dict[str, object]:
+        """See `Challenge.fingerprint`."""
+        return {"challenge": self.name, "size": list(self.size), "statistics": self.statistics}
+
+    def _volumes(self, evaluated: Sequence[Evaluated]) -> tuple[dict, dict, dict]:
+        """{patient: ...} from the truth, from predictions, and as the cfgs say."""
+        usable = [case for case in evaluated if not case.note]
+        truth = camus_volumes.by_patient([(case.files, case.files.label) for case in evaluated])
+        found = camus_volumes.by_patient([(case.files, case.prediction) for case in usable])
+        return (
+            {name: self._measure(name, items) for name, items in truth.items()},
+            {name: self._measure(name, items) for name, items in found.items()},
+            {n: camus_volumes.clinical([files for files, _ in i]) for n, i in truth.items()},
+        )
+
+    def _measure(self, patient: str, items: Sequence[tuple[CaseFiles, Path]]) -> Measured:
+        """`camus_volumes.measure`, once for the same files: tables and figures both ask."""
+        key = tuple((files.kind, path, path.stat().st_mtime_ns) for files, path in items)
+        if key not in self._measured:
+            self._measured[key] = camus_volumes.measure(patient, items, self.read_prediction)
+        return self._measured[key]
+
+    def _check_label(self, path: Path, label: np.ndarray) -> None:
+        if unknown := sorted(set(np.unique(label).tolist()) - set(self.values)):
+            raise DataError(
+                f"{path}: holds the values {unknown}; labels of CAMUS are 0 background, 1 left "
+                "ventricle, 2 myocardium, 3 left atrium"
+            )
+
+
+def _size(array: np.ndarray) -> str:
+    frames, rows, columns = array.shape
+    return f"{columns} x {rows} pixels" + (f" in {frames} frames" if frames > 1 else "")
+
+
+def _read(path: Path) -> tuple[np.ndarray, Geometry]:
+    """An image (frame, row, column)."""
+    if path.name.endswith(".mhd"):
+        return mhd.read_mhd(path)
+    array, geometry = images.read_nifti(path, reorient=False)
+    _check_spacing(path)
+    return array, geometry
+
+
+def _check_spacing(path: Path) -> None:
+    """Raises DataError if a NIfTI header gives no pixel size: readers take that for 1 mm."""
+    try:
+        raw = path.read_bytes()
+        raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    kind = nib.Nifti2Header if nib.Nifti2Header.may_contain_header(raw) else nib.Nifti1Header
+    header = kind(raw[: kind.sizeof_hdr], check=False)
+    pixel = np.asarray(header["pixdim"][1:3], float)
+    if header["sform_code"] <= 0 and not (np.isfinite(pixel) & (pixel > 0)).all():
+        raise DataError(
+            f"{path}: its header gives a pixel size of {pixel.tolist()} mm (pixdim); positive "
+            "millimetres are expected, without them no distance or volume can be told"
+        )

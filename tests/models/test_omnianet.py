@@ -1,0 +1,128 @@
+"""Omnia-Net: golden parameter counts, its twin in PyTorch, sizes, volumes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from crossdim_jax import models, params
+from crossdim_jax.errors import ConfigError
+from tests.models.test_efficientnet import count
+
+
+def abstract(shape, **kwargs):
+    model = models.build("omnianet", **kwargs)
+    return jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), jnp.zeros(shape)))
+
+
+def drawn(tree, rng):
+    """Flax path -> array: unit variance through a ReLU; scales and biases off 1 and 0."""
+    flat = {}
+    for path, like in params.flatten(tree).items():
+        value = rng.normal(size=like.shape).astype(np.float32)
+        if path.endswith("kernel"):
+            flat[path] = value * np.float32(np.sqrt(2 / np.prod(like.shape[:-1])))
+        else:
+            flat[path] = np.float32(0.1) * value + np.float32(path.endswith("/scale"))
+    return flat
+
+
+def check_twin(model, twin, image, rng, *, limit=1e-4):
+    """Value and gradient of a network are those of its twin in PyTorch, in train mode."""
+    torch = pytest.importorskip("torch", reason="the twin is written in PyTorch (extra port)")
+    from benchmarks import omnia_peer
+
+    tree = jax.eval_shape(model.init, jax.random.key(0), jnp.asarray(image))["params"]
+    flat = drawn(tree, rng)
+    pull = rng.normal(size=(*image.shape[:-1], model.out_channels)).astype(np.float32)
+
+    def total(tree):
+        logits, _ = model.apply({"params": tree}, image, train=True, mutable=["batch_stats"])
+        return jnp.sum(logits * pull), logits
+
+    options = {"xla_backend_optimization_level": 0}  # compiling takes longer than running
+    function = jax.jit(jax.grad(total, has_aux=True), compiler_options=options)
+    gradients, logits = function(jax.tree.map(jnp.asarray, params.unflatten(flat)))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # its threads spin, which costs all tests that run beside this one
+    try:
+        omnia_peer.load(twin, flat)
+        theirs = twin(torch.from_numpy(np.moveaxis(image, -1, 1).copy()))
+        (theirs * torch.from_numpy(np.moveaxis(pull, -1, 1).copy())).sum().backward()
+    finally:
+        torch.set_num_threads(threads)
+    expected = {"logits": np.moveaxis(theirs.detach().numpy(), 1, -1)}
+    expected |= omnia_peer.gradients(twin, flat)
+    found = {"logits": logits} | params.flatten(gradients)
+    assert found.keys() == expected.keys()
+    largest = {path: np.linalg.norm(value) for path, value in expected.items()}
+    floor = 1e-3 * max(largest.values())  # a gradient that vanishes has no relative error
+    for path, value in expected.items():
+        error = np.linalg.norm(np.asarray(found[path]) - value) / max(largest[path], floor)
+        assert error < limit, path
+
+
+@pytest.mark.parametrize(
+    ("encoder", "classes", "parameters"),
+    [("efficientnet_b0", 4, 5_845_968), ("efficientnet_b4", 5, 19_427_965)],
+)
+def test_golden_parameter_count(encoder, classes, parameters):
+    logits, tree = abstract((2, 64, 96, 1), encoder=encoder, out_channels=classes)
+    assert count(tree["params"]) == parameters
+    assert logits.shape == (2, 64, 96, classes)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_equals_its_twin_in_pytorch_in_value_and_gradient(rng, transposed):
+    """And without full-resolution block, as DS-Net has it."""
+    pytest.importorskip("torch", reason="the twin is written in PyTorch (extra port)")
+    from benchmarks import omnia_peer
+
+    options = {"upsample": "transposed", "stem_width": 0} if transposed else {}
+    model = models.build("omnianet", drop_path_rate=0.0, ops="fast", **options)
+    twin = omnia_peer.OmniaNet(transposed=transposed, stem_width=0 if transposed else 16)
+    check_twin(model, twin, rng.normal(size=(4, 64, 64, 1)).astype(np.float32), rng)
+
+
+def test_formulations_agree(rng):
+    image = jnp.asarray(rng.normal(size=(2, 64, 64, 1)), jnp.float32)
+    variables = models.init(models.build("omnianet"), 0, image.shape)
+
+    def logits(mode):
+        return jax.jit(models.build("omnianet", ops=mode).apply)(variables, image)
+
+    fast, lax = logits("fast"), logits("lax")
+    assert float(jnp.abs(fast - lax).max()) <= 1e-4 * float(jnp.abs(lax).max())
+
+
+def test_volumes_pass_through_the_same_code():
+    logits, _ = abstract((1, 32, 32, 64, 2), norm="instance")
+    assert logits.shape == (1, 32, 32, 64, 4)
+
+
+def test_sizes_that_do_not_fit_are_refused_with_one_that_does():
+    with pytest.raises(ValueError, match=r"multiples of 32.*\(64, 96\)"):
+        abstract((1, 40, 96, 1))
+    with pytest.raises(ValueError, match=r"multiples of 32.*\(64, 32\)"):
+        models.build("omnianet").check_size((33, 32))
+
+
+def test_unknown_names_list_the_known_ones():
+    wrong = {
+        "variant": ("draft", "paper, released"),
+        "encoder": ("resnet", "efficientnet_b0"),
+        "norm": ("layer", "batch, instance, group"),
+        "padding": ("valid", "same, symmetric"),
+        "upsample": ("bilinear", "transposed, nearest"),
+        "activation": ("tanh", "silu, relu"),
+        "ops": ("quick", "auto, lax, fast"),
+        "width": (3, "width"),
+    }
+    for field, (value, known) in wrong.items():
+        with pytest.raises(ConfigError, match=known):
+            models.build("omnianet", **{field: value})
+
+
+def test_only_the_encoders_convention_differs_in_the_released_code():
+    paper, released = (models.build("omnianet", variant=v) for v in ("paper", "released"))
+    assert released == paper.clone(padding="symmetric", encoder_eps=1e-5, drop_path_rate=0.4)
