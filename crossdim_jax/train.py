@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from crossdim_jax import losses, models, optim, sharding
 from crossdim_jax import params as params_lib
@@ -66,7 +65,7 @@ def init_state(
             step=jnp.zeros((), jnp.int32),
             params=params,
             batch_stats=variables.get("batch_stats", {}),
-            opt_state=optimizer.tx.init(params),
+            opt_state=optimizer.init(params),
         )
 
     return jax.jit(start, out_shardings=everywhere)(dict(variables))
@@ -143,14 +142,13 @@ def make_train_step(
             optim.fast(state.params), state.batch_stats, batch, step_key(seed, state.step)
         )
         count = jnp.maximum(metrics["loss"][1], 1e-8)  # nothing labelled: no gradient, not NaN
-        grads = jax.tree.map(lambda g: g / count, grads)
-        updates, opt_state = optimizer.tx.update(grads, state.opt_state, state.params)
         one = jnp.ones(())
         metrics |= {
-            "grad_norm": (optax.tree.norm(grads), one),
+            "grad_norm": (optim.norm(grads) / count, one),
             "learning_rate": (jnp.asarray(optimizer.learning_rate(state.step), jnp.float32), one),
         }
-        params = optax.apply_updates(state.params, updates)
+        grads = jax.tree.map(lambda g: g / count, grads)
+        params, opt_state = optimizer.update(grads, state.opt_state, state.params)
         return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
 
     return train_step
