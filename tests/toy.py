@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from crossdim_jax import losses, optim, sharding, train
+from crossdim_jax.models import layers
 
 REGIONS = ("WT", "TC")
 
@@ -28,7 +29,7 @@ class ToyNet(nn.Module):
         # No bias before the norm: its gradient is pure rounding, which Nadam would blow up.
         x = nn.Conv(4, (3,) * nd, use_bias=not self.norm, dtype=self.dtype, name="encoder")(x)
         if self.norm:
-            x = nn.BatchNorm(use_running_average=not train, dtype=self.dtype, name="norm")(x)
+            x = layers.Norm("batch", dtype=self.dtype, name="norm")(x, train=train)
         x = nn.silu(x)
         x = nn.Dropout(self.rate, deterministic=not train)(x)
         return nn.Conv(self.classes, (3,) * nd, dtype=self.dtype, name="head")(x)
