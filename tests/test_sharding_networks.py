@@ -7,7 +7,6 @@ import pytest
 from crossdim_jax import losses, models, ops, optim, sharding, train
 from tests import toy
 
-
 # Batch and volume. DS-Net's 2D batch norms need more than a pixel at their coarsest.
 SHAPES = {"dxnet": (4, 32, 32, 32), "dsnet": (2, 128, 64, 64)}
 
