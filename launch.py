@@ -5,7 +5,7 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
-from crossdim_jax import config, distributed, experiment, modes, plan
+from crossdim_jax import config, distributed, experiment, folds, modes, plan
 from crossdim_jax.errors import ConfigError, CrossdimError
 from crossdim_jax.report import compare
 
@@ -14,8 +14,9 @@ WORKDIR = flags.DEFINE_string("workdir", "", "The run folder; report: several, w
 MODE = flags.DEFINE_enum(
     "mode",
     "train",
-    ["train", "evaluate", "predict", "report", "plan"],
-    "train ends with evaluation and the report; plan says what training would take.",
+    ["train", "folds", "evaluate", "predict", "report", "plan"],
+    "train ends with evaluation and the report; folds trains all folds and scores them together; "
+    "plan says what training would take.",
 )
 INPUT = flags.DEFINE_string("input", "", "predict: a folder of cases, with or without labels.")
 OUTPUT = flags.DEFINE_string("output", "", "predict, report of several: where to write.")
@@ -46,6 +47,7 @@ def main(argv: list[str]) -> None:
     else:
         run = {
             "train": modes.run_training,
+            "folds": folds.run,
             "evaluate": modes.run_evaluation,
             "report": modes.run_report,
         }[MODE.value]

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from crossdim_jax import losses, optim, sharding, train
+from crossdim_jax.data import augment
 from crossdim_jax.errors import ConfigError, WeightsError
 from crossdim_jax.params import Weights, flatten
 from crossdim_jax.train_state import step_key
@@ -203,3 +204,25 @@ def test_running_statistics_are_those_of_the_slow_weights():
         first, second = seen[0][i], (seen[0][i] + seen[3][i]) / 2
         for step_, expected in enumerate((first, first, first, second, second)):
             np.testing.assert_allclose(stats[step_][name], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_augmentation_draws_from_seed_and_step_apart_from_dropout(mesh):
+    """A step on what the augmentation makes of the batch; so a resumed run makes the same."""
+    model, optimizer = toy.ToyNet(rate=0.5), optim.make(sync_period=None)
+    augmentation = augment.make(augment.Settings(probability=1.0, flip=(0,)))
+    host = batch_of(mesh)
+    losses_of = []
+    for number in (0, 3, 3):
+        key = jax.random.fold_in(step_key(5, number), augment.STREAM)
+        image, target = jax.jit(augmentation)(key, host["image"], host["target"])
+        ready = sharding.shard_batch({"image": image, "target": target}, mesh)
+        for batch, change in ((host, augmentation), (ready, None)):
+            state = train.init_state(model, optimizer, SHAPE, mesh, seed=0, say=None)
+            state = state._replace(step=jnp.int32(number))
+            step = train.make_train_step(
+                model, optimizer, losses.dice_bce, seed=5, augmentation=change
+            )
+            _, metrics = train.jit_step(step, mesh)(state, batch)
+            losses_of.append(float(metrics["loss"][0]))
+    np.testing.assert_allclose(losses_of[0::2], losses_of[1::2], rtol=1e-5)
+    assert losses_of[0] != losses_of[2] and losses_of[2] == losses_of[4]

@@ -20,6 +20,7 @@ class ToyNet(nn.Module):
 
     norm: bool = False
     rate: float = 0.0
+    classes: int = len(REGIONS)
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -31,7 +32,7 @@ class ToyNet(nn.Module):
             x = layers.Norm("batch", dtype=self.dtype, name="norm")(x, train=train)
         x = nn.silu(x)
         x = nn.Dropout(self.rate, deterministic=not train)(x)
-        return nn.Conv(len(REGIONS), (3,) * nd, dtype=self.dtype, name="head")(x)
+        return nn.Conv(self.classes, (3,) * nd, dtype=self.dtype, name="head")(x)
 
 
 def read_metrics(workdir):

@@ -23,6 +23,14 @@ HEADINGS = {
     "hd_mm": ("HD (mm)", 1.0),
     "sensitivity": ("Sensitivity (%)", 100.0),
     "specificity": ("Specificity (%)", 100.0),
+    "ravd": ("RAVD (%)", 1.0),
+    "assd_mm": ("ASSD (mm)", 1.0),
+    "mssd_mm": ("MSSD (mm)", 1.0),
+    "score_dice": ("Dice score", 1.0),
+    "score_ravd": ("RAVD score", 1.0),
+    "score_assd": ("ASSD score", 1.0),
+    "score_mssd": ("MSSD score", 1.0),
+    "score": ("Mean score", 1.0),
 }
 MISSING = "–"
 AGGREGATION = {
