@@ -144,7 +144,7 @@ def test_a_cross_validation_names_the_reports_of_its_folds(copy):
     (workdir / "metrics.jsonl").unlink()
     (workdir / "fold_0").mkdir()
     (workdir / "fold_0" / "report.html").touch()
-    _, text = check(page.write(workdir, challenge, files))
+    _, text = check(page.write(workdir, challenge, files, config={"a": 1}))
     assert "Each fold has a report of its own:fold_0/report.html" in text
     assert "Not here yet" not in text
 
