@@ -13,6 +13,7 @@ from crossdim_jax import (
     evaluate,
     loop,
     losses,
+    run_cost,
     run_folder,
     sharding,
     train,
@@ -120,6 +121,7 @@ def _train(experiment: Experiment) -> bool:
         if record is not None:  # what the encoder really started from
             text = json.dumps(record, indent=2, sort_keys=True)
             write_text(experiment.workdir / run_folder.WEIGHTS, text + "\n")
+        run_cost.record(experiment.workdir, state)
     loop.fit(
         state,
         train.jit_step(step, experiment.mesh),
@@ -137,6 +139,8 @@ def _train(experiment: Experiment) -> bool:
         config=config.to_dict(),
         skip_nonfinite=skip,
     )
+    if first:
+        run_cost.record_peak(experiment.workdir)
     return bool(held_out_cases)
 
 

@@ -189,10 +189,6 @@ class Chaos(SliceChallenge):
         """See `Challenge.summarise`."""
         return metrics.aggregate(rows, mode=self.aggregate)
 
-    def groups(self, files: CaseFiles) -> tuple[str, ...]:
-        """See `Challenge.groups`: the sort of image, and the phase of T1DUAL."""
-        return (f"{files.kind} {chaos_layouts.phase(files.id)}".strip(),)
-
     def tables(self, evaluated: Sequence[Evaluated]) -> list[Table]:
         """See `Challenge.tables`: Table 4 of the paper, and one row for each organ."""
         return chaos_tables.tables(evaluated, self.regions, self.t1dual)

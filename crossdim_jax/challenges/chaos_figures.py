@@ -63,14 +63,15 @@ def draw(challenge: Challenge, rows: Sequence[tuple[str, Mapping[str, Evaluated]
     )
     loaded: dict[str, tuple[Any, Layers, Layers]] = {}
     legend: dict[str, str] = {}
+    for number, rank in enumerate(RANKS):
+        for ax, what in zip(axes[0, 2 * number :], ("truth", "prediction"), strict=False):
+            ax.set_title(f"{rank}, {what}", fontsize=8)
     for line, (organ, picked) in zip(axes, rows, strict=True):
         line[0].set_ylabel(organ, fontsize=8.5, fontweight="bold")
-        for number, (rank, case) in enumerate(picked.items()):
+        for number, case in enumerate(picked.values()):
             pair = line[2 * number : 2 * number + 2]
-            for ax, what in zip(pair, ("truth", "prediction"), strict=True):
+            for ax in pair:
                 ax.set(xticks=[], yticks=[], facecolor="black")
-                if line is axes[0]:
-                    ax.set_title(f"{rank}, {what}", fontsize=8)
             try:
                 if case.files.id not in loaded:
                     loaded[case.files.id] = _load(challenge, case)

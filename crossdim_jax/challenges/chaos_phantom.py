@@ -265,7 +265,7 @@ def _slice(
         meta.MediaStorageSOPInstanceUID,
     )
     data.Modality, data.ProtocolName = modality, kind
-    data.PatientID = data.PatientName = f"Phantom{modality}{patient}"
+    data.PatientID = data.PatientName = f"Phantom^{modality}{patient}"
     data.PatientBirthDate = data.PatientSex = data.AccessionNumber = data.StudyID = ""
     data.StudyDate, data.StudyTime = "20260101", "120000"
     data.ReferringPhysicianName = data.Manufacturer = ""

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pydicom
 from pydicom.errors import InvalidDicomError
+from pydicom.pixels import get_decoder
 
 from crossdim_jax.data.images import Geometry
 from crossdim_jax.errors import DataError
@@ -272,7 +273,7 @@ def _pixels(path: Path, data: pydicom.Dataset) -> np.ndarray:
     try:
         stored = data.pixel_array
     except _UNREADABLE as error:
-        if syntax is not None and syntax.is_compressed and "missing" in str(error):
+        if syntax is not None and syntax.is_compressed and not _decodable(syntax):
             raise DataError(
                 f"{path}: is compressed ({syntax.name}) and no decoder for that is installed. "
                 "Install one (pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg), or "
@@ -289,3 +290,11 @@ def _pixels(path: Path, data: pydicom.Dataset) -> np.ndarray:
     if intercept not in (None, ""):
         image += np.float32(intercept)
     return image
+
+
+def _decodable(syntax: pydicom.uid.UID) -> bool:
+    """Whether a decoder for a compressed transfer syntax is installed."""
+    try:
+        return get_decoder(syntax).is_available
+    except NotImplementedError:
+        return False

@@ -6,11 +6,13 @@ highdicom makes the objects; it is imported when one is written, as only that ne
 import importlib.metadata
 import os
 import uuid
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
 
@@ -58,28 +60,38 @@ def write(path: Path, series: Series, label: np.ndarray, segments: Sequence[Segm
     descriptions = [
         _describe(number, segment, made_by) for number, segment in enumerate(segments, 1)
     ]
+    sources, own = dicom.datasets(series), []
+    for source in sources:
+        # Anonymised series may have an identifier for each file, and the library asks for
+        # one of all. The references below name the files' own.
+        own.append(source.SeriesInstanceUID)
+        source.SeriesInstanceUID = sources[0].SeriesInstanceUID
+        source.FrameOfReferenceUID = sources[0].FrameOfReferenceUID
     try:
-        found = hd.seg.Segmentation(
-            source_images=dicom.datasets(series),
-            pixel_array=series.to_slices(label).astype(np.uint8),
-            segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-            segment_descriptions=descriptions,
-            series_instance_uid=generate_uid(),
-            series_number=1000,
-            sop_instance_uid=generate_uid(),
-            instance_number=1,
-            manufacturer="crossdim_jax",
-            manufacturer_model_name="crossdim_jax",
-            software_versions=importlib.metadata.version("crossdim_jax"),
-            device_serial_number="0",
-            content_label="SEGMENTATION",
-            series_description="Segmentation by crossdim_jax",
-        )
+        with warnings.catch_warnings():  # of names with one part, which is what the series has
+            warnings.filterwarnings("ignore", "The string", UserWarning)
+            found = hd.seg.Segmentation(
+                source_images=sources,
+                pixel_array=series.to_slices(label).astype(np.uint8),
+                segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+                segment_descriptions=descriptions,
+                series_instance_uid=generate_uid(),
+                series_number=1000,
+                sop_instance_uid=generate_uid(),
+                instance_number=1,
+                manufacturer="crossdim_jax",
+                manufacturer_model_name="crossdim_jax",
+                software_versions=importlib.metadata.version("crossdim_jax"),
+                device_serial_number="0",
+                content_label="SEGMENTATION",
+                series_description="Segmentation by crossdim_jax",
+            )
     except (AttributeError, ValueError, TypeError, KeyError) as error:
         raise DataError(
             f"{series.geometry.path}: no DICOM segmentation can refer to this series ({error}); "
             "leave it out, or repair the headers"
         ) from error
+    found.ReferencedSeriesSequence = _references(found.ReferencedSeriesSequence[0], sources, own)
     temporary = path.with_name(f".{uuid.uuid4().hex}.dcm")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,6 +102,19 @@ def write(path: Path, series: Series, label: np.ndarray, segments: Sequence[Segm
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def _references(item: Any, sources: Sequence[Any], own: Sequence[str]) -> list[Any]:
+    """The referenced series, each with its instances, from one item that holds all of them."""
+    uid_of = {source.SOPInstanceUID: uid for source, uid in zip(sources, own, strict=True)}
+    found: dict[str, Any] = {}
+    for instance in item.ReferencedInstanceSequence:
+        uid = uid_of[instance.ReferencedSOPInstanceUID]
+        if uid not in found:
+            found[uid] = Dataset()
+            found[uid].SeriesInstanceUID, found[uid].ReferencedInstanceSequence = uid, []
+        found[uid].ReferencedInstanceSequence.append(instance)
+    return list(found.values())
 
 
 def _describe(number: int, segment: Segment, made_by: Any) -> Any:

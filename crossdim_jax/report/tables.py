@@ -23,6 +23,14 @@ HEADINGS = {
     "hd_mm": ("HD (mm)", 1.0),
     "sensitivity": ("Sensitivity (%)", 100.0),
     "specificity": ("Specificity (%)", 100.0),
+    "ravd": ("RAVD (%)", 1.0),
+    "assd_mm": ("ASSD (mm)", 1.0),
+    "mssd_mm": ("MSSD (mm)", 1.0),
+    "score_dice": ("Dice score", 1.0),
+    "score_ravd": ("RAVD score", 1.0),
+    "score_assd": ("ASSD score", 1.0),
+    "score_mssd": ("MSSD score", 1.0),
+    "score": ("Mean score", 1.0),
 }
 MISSING = "–"
 AGGREGATION = {
@@ -108,20 +116,20 @@ def markdown(summary: Mapping[str, Any]) -> str:
         lines += [f"**{text}:**", ""]
         lines += [f"- {_one_line(case)}: {_one_line(note)}" for case, note in cases] + [""]
     for metric in summary["definitions"]:
-        lines += _table(grid(summary, metric))
+        lines += markdown_table(grid(summary, metric))
     for group, found in summary.get("groups", {}).items():
         lines += [f"## {_one_line(group)}: {found['n_cases']} cases", ""]
         for metric in summary["definitions"]:
-            lines += _table(grid(summary, metric, group))
+            lines += markdown_table(grid(summary, metric, group))
     for table in summary.get("tables", []):
         if table["shown"]:
-            lines += [f"## {_one_line(table['title'])}", "", *_table(plain(table))]
+            lines += [f"## {_one_line(table['title'])}", "", *markdown_table(plain(table))]
             lines += [f"- {_one_line(note)}" for note in table["notes"]] + [""]
     lines += [f"- {name}: {_one_line(text)}" for name, text in facts(summary)]
     return "\n".join(lines) + "\n"
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
     """The lines of a table and an empty one; its first row is the heading."""
     head, *body = [[_one_line(text) for text in row] for row in rows]
     rule = _row(["---"] + ["---:"] * (len(head) - 1))
