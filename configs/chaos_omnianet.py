@@ -82,7 +82,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def demo(config: ConfigDict) -> None:
-    """Eight phantoms of each modality, random weights, a small encoder, small slices, mild changes."""
+    """Eight phantoms of each modality, random weights, small encoder and slices, mild changes."""
     config.phantoms = ConfigDict({"n": 8, "seed": 0, "size": 128})  # written to data.root
     config.data.root = "runs/chaos_phantoms"
     config.data.patch = (64, 64)

@@ -29,6 +29,7 @@ def job(tmp_path_factory):
         config.data.root, config.data.cache = str(root), str(folder / "cache")
         config.data.num_threads = 1
         config.challenge.formats = ("png", "seg")
+        config.mesh.data = 1
     with tiny.registered():
         made = experiment.build(config, folder / "run")
         modes.run_training(made)
