@@ -110,7 +110,7 @@ def make(
     for number, organ in enumerate(chaos_masks.ORGANS, 1):
         label[tissue == names.index(organ)] = number
     channels = {"CT": ("CT",), "T1DUAL": chaos_layouts.PHASES, "T2SPIR": ("T2SPIR",)}[kind]
-    fat = ndimage.gaussian_filter((tissue == names.index("fat")).astype(float), 0.7)
+    fat = ndimage.gaussian_filter((tissue == names.index("fat")).astype(float), (0, 0.7, 0.7))
     body = tissue != names.index("air")
     texture = _smooth(shape, 1.2, rng)
     bias = 1 + 0.12 * _smooth(shape, shape[-1] / 3, rng)
