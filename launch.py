@@ -5,19 +5,21 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
-from crossdim_jax import config, distributed, experiment, modes, plan
+from crossdim_jax import config, distributed, experiment, folds, modes, plan
 from crossdim_jax.errors import ConfigError, CrossdimError
+from crossdim_jax.report import compare
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: FILE[:argument].")
-WORKDIR = flags.DEFINE_string("workdir", "", "The run folder; running again goes on there.")
+WORKDIR = flags.DEFINE_string("workdir", "", "The run folder; report: several, with commas.")
 MODE = flags.DEFINE_enum(
     "mode",
     "train",
-    ["train", "evaluate", "predict", "report", "plan"],
-    "train ends with evaluation and the report; plan says what training would take.",
+    ["train", "folds", "evaluate", "predict", "report", "plan"],
+    "train ends with evaluation and the report; folds trains all folds and scores them together; "
+    "plan says what training would take.",
 )
 INPUT = flags.DEFINE_string("input", "", "predict: a folder of cases, with or without labels.")
-OUTPUT = flags.DEFINE_string("output", "", "predict: where to write; default in the run folder.")
+OUTPUT = flags.DEFINE_string("output", "", "predict, report of several: where to write.")
 BUDGET = flags.DEFINE_float("budget_gib", None, "plan: memory of a device; default what it has.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "predict: also cases that are already there.")
 COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, for several hosts.")
@@ -29,6 +31,8 @@ def main(argv: list[str]) -> None:
     """One call into the library."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    if MODE.value == "report" and "," in WORKDIR.value:  # which says all that is needed
+        return print(compare.write(WORKDIR.value.split(","), OUTPUT.value))
     if CONFIG.value is None:
         raise app.UsageError("--config=FILE is needed, such as --config=configs/brats_dxnet.py")
     experiment.quiet_libraries()
@@ -43,6 +47,7 @@ def main(argv: list[str]) -> None:
     else:
         run = {
             "train": modes.run_training,
+            "folds": folds.run,
             "evaluate": modes.run_evaluation,
             "report": modes.run_report,
         }[MODE.value]

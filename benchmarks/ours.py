@@ -130,7 +130,7 @@ def _training_step(net, variables, image, target, dtype, name):
     mesh = sharding.make_mesh(1, 1)
     optimizer = optim.make(**OPTIMIZER)
     start = optimizer.wrap(variables)
-    state = TrainState(jnp.zeros((), jnp.int32), start, {}, optimizer.tx.init(start))
+    state = TrainState(jnp.zeros((), jnp.int32), start, {}, optimizer.init(start))
     state = jax.device_put(state, sharding.replicated(mesh))
     batch = sharding.shard_batch({"image": np.asarray(image), "target": np.asarray(target)}, mesh)
     step_function = train.make_train_step(net, optimizer, losses.dice_bce, seed=0)

@@ -68,6 +68,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optim.clip_norm = config_dict.placeholder(float)
     config.optim.weight_decay = 0.0
     config.optim.freeze = ()  # patterns, such as "encoder/.*"
+    config.optim.freeze_epochs = config_dict.placeholder(float)  # how long; None: always
+    config.optim.rates = ()  # pairs (pattern, factor of the learning rate): (("encoder/.*", 0.1),)
 
     config.train = ConfigDict()
     config.train.loss = "dice_bce"

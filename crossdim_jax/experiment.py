@@ -26,6 +26,7 @@ from crossdim_jax import (
     optim,
     params,
     run_folder,
+    run_weights,
     sharding,
     statistics,
 )
@@ -120,7 +121,7 @@ def build(
     if "ops" in attributes:
         attributes["ops"] = ops.choose(attributes["ops"], depth_shards=config.mesh.depth)
     model = models.build(attributes.pop("name"), out_channels=len(challenge.classes), **attributes)
-    check_patch(patch, model.divisors(len(patch)))
+    check_patch(patch, model)
     if "phantoms" in config:
         if jax.process_index() == 0:
             challenge.make_phantoms(config.data.root, **config.phantoms.to_dict())
@@ -143,15 +144,14 @@ def check_values(config: ConfigDict) -> None:
             raise ConfigError(f"config.train.{name}={config.train[name]} must be at least 1")
 
 
-def check_patch(patch: tuple[int, ...], divisors: tuple[int, ...]) -> None:
+def check_patch(patch: tuple[int, ...], model: Any) -> None:
     """Raises ConfigError unless the network can take a patch of that size."""
-    fits = all(n >= d and n % d == 0 for n, d in zip(patch, divisors, strict=True))
-    if len(patch) not in (2, 3) or not fits:
-        raise ConfigError(
-            f"config.data.patch={patch} must be (z, y, x), or (y, x) for a 2D network; multiples "
-            f"of {divisors[0] if len(set(divisors)) == 1 else divisors}, such as "
-            f"{tuple(-(-128 // d) * d for d in divisors)}: by so much the network reduces its input"
-        )
+    if len(patch) not in (2, 3):
+        raise ConfigError(f"config.data.patch={patch} must be (z, y, x), or (y, x) for 2D networks")
+    try:
+        model.check_size(patch)
+    except ValueError as error:
+        raise ConfigError(f"config.data.patch={patch}: {error}") from error
 
 
 def make_mesh(config: ConfigDict) -> jax.sharding.Mesh:
@@ -171,7 +171,7 @@ def make_mesh(config: ConfigDict) -> jax.sharding.Mesh:
 
 
 def load_weights(experiment: Experiment) -> params.Weights | None:
-    """The encoder's ported weights; None if the config names none.
+    """The encoder's ported weights, or those of the run whose folder is named; None if none is.
 
     Raises:
       WeightsError: the file does not fit the model, or is not what the config says it is.
@@ -188,7 +188,8 @@ def load_weights(experiment: Experiment) -> params.Weights | None:
                 "empty: random parameters have no statistics worth measuring; set it to 0"
             )
         return None
-    weights = params.load_weights(options.file)
+    of_run = Path(options.file).is_dir()
+    weights = run_weights.load(options.file) if of_run else params.load_weights(options.file)
     image = jax.ShapeDtypeStruct(experiment.image_shape(), jnp.float32)
     variables = jax.eval_shape(experiment.model.init, jax.random.key(0), image)
     if patches and not variables.get("batch_stats"):
@@ -198,7 +199,9 @@ def load_weights(experiment: Experiment) -> params.Weights | None:
         )
     params.check(
         weights.metadata,
-        params.requirements(experiment.model, variables) | params.claims(options),
+        # The config's own words are about files: they say nothing of what a run has trained.
+        params.requirements(experiment.model, variables)
+        | ({} if of_run else params.claims(options)),
         name=weights.name,
         ignore=options.ignore,
         reestimate=patches,
@@ -305,6 +308,8 @@ def make_optimizer(config: ConfigDict, steps_per_epoch: int) -> optim.Optimizer:
     }
     if kind not in schedules:
         raise ConfigError(f"config.optim.schedule={kind!r} is unknown; known: {list(schedules)}")
+    frozen = settings.pop("freeze_epochs", None)  # older configs have no such field
+    settings["freeze_steps"] = None if frozen is None else round(frozen * steps_per_epoch)
     return optim.make(settings.pop("name"), schedules[kind](), **settings)
 
 

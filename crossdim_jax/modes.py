@@ -9,9 +9,11 @@ from pathlib import Path
 import jax
 
 from crossdim_jax import (
+    ensemble,
     evaluate,
     loop,
     losses,
+    run_cost,
     run_folder,
     sharding,
     train,
@@ -119,6 +121,7 @@ def _train(experiment: Experiment) -> bool:
         if record is not None:  # what the encoder really started from
             text = json.dumps(record, indent=2, sort_keys=True)
             write_text(experiment.workdir / run_folder.WEIGHTS, text + "\n")
+        run_cost.record(experiment.workdir, state)
     loop.fit(
         state,
         train.jit_step(step, experiment.mesh),
@@ -136,6 +139,8 @@ def _train(experiment: Experiment) -> bool:
         config=config.to_dict(),
         skip_nonfinite=skip,
     )
+    if first:
+        run_cost.record_peak(experiment.workdir)
     return bool(held_out_cases)
 
 
@@ -229,8 +234,10 @@ def run_prediction(
 ) -> Path:
     """Segments a folder of cases, labelled or not, with the best weights of the run.
 
+    In the folder of a cross-validation: with those of all folds, by their mean probabilities.
+
     Args:
-      experiment: of the run that was trained.
+      experiment: of the run, or of the folds, that were trained.
       source: folder of cases in the challenge's layout.
       target: folder for `{case}.nii.gz`; "" for `predictions_new` in the run folder.
       overwrite: predict again what is already there.
@@ -245,17 +252,13 @@ def run_prediction(
         raise ConfigError("--mode=predict needs --input=FOLDER, a folder of cases")
     folder = Path(target) if target else experiment.workdir / "predictions_new"
     failed: list[tuple[str, str]] = []
-    run_folder.require_same_network(
-        experiment.workdir, experiment.config.to_dict(), defaults=experiment.defaults
-    )
+    predict, weights = ensemble.predictor(experiment)
     files = experiment.challenge.cases(source, labelled=False, errors=failed)
-    variables, record = experiment.trained()
-    say(f"predicting {len(files)} cases with the weights of step {record['step']}")
-    predict = experiment.predictor(flips=experiment.config.inference.flips)
+    say(f"predicting {len(files)} cases with {weights}")
     result = evaluate.predict_folder(
         experiment.challenge,
         files,
-        lambda image: predict(variables, image),
+        predict,
         folder,
         overwrite=overwrite,
         write=jax.process_index() == 0,

@@ -23,20 +23,69 @@ class Optimizer:
     """An optimiser and what a training step has to know of it.
 
     Attributes:
-      tx: the gradient transformation.
+      tx: the gradient transformation of the fast parameters.
       learning_rate: step -> learning rate, for the log.
-      lookahead: whether parameters are kept as `optax.LookaheadParams(fast, slow)`.
+      sync_period: fast updates per slow one; 0 for no lookahead. With it, parameters are kept as
+        `optax.LookaheadParams(fast, slow)` and the state is an `optax.LookaheadState`.
+      slow_step_size: of the way from slow to fast, taken at each synchronisation.
     """
 
     tx: optax.GradientTransformation
     learning_rate: optax.Schedule
-    lookahead: bool
+    sync_period: int = 0
+    slow_step_size: float = 0.5
 
     def wrap(self, params: Any) -> Any:
         """The parameters as the training state keeps them; fast and slow share no buffer."""
-        if not self.lookahead:
+        if not self.sync_period:
             return params
         return optax.LookaheadParams(fast=params, slow=jax.tree.map(jnp.copy, params))
+
+    def init(self, params: Any) -> Any:
+        """The state before the first step, from parameters as `wrap` gives them."""
+        state = self.tx.init(fast(params))
+        if not self.sync_period:
+            return state
+        return optax.LookaheadState(state, jnp.zeros((), jnp.int32))
+
+    def update(self, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        """The parameters and the state after a step.
+
+        Args:
+          grads: the gradient at the fast parameters.
+          state: from `init` or the step before.
+          params: as `wrap` gives them.
+        """
+        if self.sync_period:
+            return self._lookahead(grads, state, params)
+        updates, state = self.tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    def _lookahead(self, grads, state, params):
+        """As `optax.lookahead`, but that the fast parameters are set to the new slow ones.
+
+        A difference of fast and slow would be added to both otherwise, so neither could be
+        overwritten in place and both would be copied first. Zhang et al. 2019.
+        """
+        updates, inner = self.tx.update(grads, state.fast_state, params.fast)
+        ahead = optax.apply_updates(params.fast, updates)
+        sync = state.steps_since_sync == self.sync_period - 1
+        step = jnp.where(sync, self.slow_step_size, 0.0)
+        slow = jax.tree.map(lambda s, f: s + step.astype(s.dtype) * (f - s), params.slow, ahead)
+        # Made before the fast ones, which are read here.
+        slow = jax.lax.optimization_barrier(slow)
+        new = jax.tree.map(lambda s, f: jnp.where(sync, s, f), slow, ahead)
+        steps = (state.steps_since_sync + 1) % self.sync_period
+        return optax.LookaheadParams(new, slow), optax.LookaheadState(inner, steps)
+
+
+def norm(tree: Any) -> jax.Array:
+    """The Euclidean norm of all arrays of a tree together.
+
+    Of vectors: the compiled program then has one loop for all arrays of a size.
+    """
+    squares = (jnp.sum(jnp.square(x.ravel())) for x in jax.tree.leaves(tree))
+    return jnp.sqrt(sum(squares))
 
 
 def fast(params: Any) -> Any:
@@ -47,6 +96,11 @@ def fast(params: Any) -> Any:
 def slow(params: Any) -> Any:
     """The parameters to evaluate and export; `params` itself without lookahead."""
     return params.slow if isinstance(params, optax.LookaheadParams) else params
+
+
+def since_sync(opt_state: Any) -> jax.Array | int:
+    """How many updates were made since fast and slow parameters were equal; 0 without lookahead."""
+    return opt_state.steps_since_sync if isinstance(opt_state, optax.LookaheadState) else 0
 
 
 def constant_then_cosine(
@@ -208,6 +262,8 @@ def make(
     weight_decay: float = 0.0,
     decay: Sequence[str] = (".*/kernel",),
     freeze: Sequence[str] = (),
+    freeze_steps: int | None = None,
+    rates: Sequence[tuple[str, float]] = (),
 ) -> Optimizer:
     """The optimiser of the recipes: Nadam inside lookahead.
 
@@ -227,9 +283,13 @@ def make(
       weight_decay: decoupled, times the learning rate.
       decay: patterns of the parameters that decay; looked at only when `weight_decay` is not 0.
       freeze: patterns of the parameters that keep their value.
+      freeze_steps: how many steps they keep it for; None: always. Until then their gradients count
+        as 0 for the moments, too.
+      rates: (pattern, factor): the learning rate of the parameters that match is so many times the
+        others'; of several patterns that match, the last counts.
 
     Returns:
-      `Optimizer`; its `tx.init` raises ConfigError for a pattern that matches no parameter.
+      `Optimizer`; its `init` raises ConfigError for a pattern that matches no parameter.
     """
     if name not in RULES:
         raise ConfigError(f"optimiser {name!r} is unknown; known: {', '.join(sorted(RULES))}")
@@ -241,11 +301,17 @@ def make(
         parts.append(optax.add_decayed_weights(weight_decay, lambda p: matches(p, decay)))
     parts.append(optax.scale_by_learning_rate(schedule))
     tx = optax.chain(*parts)
+    if freeze_steps is not None and not (freeze and freeze_steps > 0):
+        raise ConfigError(
+            f"freezing for {freeze_steps} steps, of the patterns {tuple(freeze)}: expected a "
+            "pattern or more, and a length above 0; None freezes for ever"
+        )
     if freeze:
-        tx = _frozen(tx, tuple(freeze))
-    if sync_period:
-        tx = optax.lookahead(tx, sync_period, slow_step_size)
-    return Optimizer(tx, schedule, bool(sync_period))
+        freeze = tuple(freeze)
+        tx = _frozen_for(tx, freeze, freeze_steps) if freeze_steps else _frozen(tx, freeze)
+    if rates:
+        tx = optax.chain(tx, _scaled(rates))
+    return Optimizer(tx, schedule, sync_period or 0, slow_step_size)
 
 
 def matches(params: Any, patterns: Sequence[str]) -> Any:
@@ -258,7 +324,7 @@ def matches(params: Any, patterns: Sequence[str]) -> Any:
     try:
         chosen = params_lib.select(patterns, paths)
     except WeightsError as error:
-        raise ConfigError(f"in the optimiser's freeze or decay: {error}") from error
+        raise ConfigError(f"in the optimiser's freeze, decay or rates: {error}") from error
     return jax.tree.unflatten(jax.tree.structure(params), [path in chosen for path in paths])
 
 
@@ -269,3 +335,55 @@ def _frozen(tx: optax.GradientTransformation, patterns: tuple[str, ...]):
         return jax.tree.map(lambda hit: "frozen" if hit else "trained", matches(params, patterns))
 
     return optax.partition({"trained": tx, "frozen": optax.set_to_zero()}, labels)
+
+
+class FrozenForState(NamedTuple):
+    """State of `_frozen_for`: steps done, and that of what it wraps."""
+
+    count: jax.Array
+    inner: Any
+
+
+def _frozen_for(tx: optax.GradientTransformation, patterns: tuple[str, ...], steps: int):
+    """`tx`, to which the parameters that match have no gradient and no update for some steps."""
+
+    def init(params):
+        matches(params, patterns)  # a pattern that matches nothing is said before training
+        return FrozenForState(jnp.zeros((), jnp.int32), tx.init(params))
+
+    def update(updates, state, params=None):
+        hits, frozen = matches(updates, patterns), state.count < steps
+
+        def held(tree):
+            return jax.tree.map(lambda u, hit: jnp.where(frozen & hit, 0, u), tree, hits)
+
+        updates, inner = tx.update(held(updates), state.inner, params)
+        return held(updates), FrozenForState(optax.safe_increment(state.count), inner)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _scaled(rates: Sequence[tuple[str, float]]) -> optax.GradientTransformation:
+    """Updates times the factor of the last pattern that matches."""
+    rates = tuple((pattern, float(factor)) for pattern, factor in rates)
+    if wrong := [rate for rate in rates if not 0 <= rate[1] < float("inf")]:
+        raise ConfigError(f"the optimiser's rates {wrong}: a factor must be 0 or more")
+
+    def scaled(tree):
+        for i, (pattern, factor) in enumerate(rates):
+            hits = matches(tree, (pattern,))
+            later = [matches(tree, (other,)) for other, _ in rates[i + 1 :]]
+            tree = jax.tree.map(
+                lambda u, hit, *others, by=factor: u * by if hit and not any(others) else u,
+                tree,
+                hits,
+                *later,
+            )
+        return tree
+
+    def init(params):
+        for pattern, _ in rates:
+            matches(params, (pattern,))
+        return optax.EmptyState()
+
+    return optax.GradientTransformation(init, lambda u, state, params=None: (scaled(u), state))

@@ -52,6 +52,9 @@ __all__ = [
 ]
 
 
+ENCODER = "encoder"  # the module that weight files hold
+
+
 @dataclasses.dataclass(frozen=True)
 class MergeReport:
     """What `merge` did; paths, sorted.
@@ -156,11 +159,17 @@ def requirements(model: Any, variables: Mapping[str, Any]) -> dict[str, Any]:
     A config's own words are added so: `| claims(config.weights)`.
 
     Args:
-      model: a network with the attributes `encoder`, `norm`, `padding` and `encoder_eps`.
+      model: a network with the attributes `encoder`, `norm`, `padding` and `encoder_eps`, and
+        `encoder_path` if its encoder is not at the top.
       variables: its variables, concrete or abstract.
     """
-    flat = flatten(variables)
-    kernel = flat[f"params/encoder/{encoders.stem(model.encoder)}"]  # (*k, in, out)
+    inside = f"params/{encoder_path(model)}/"
+    flat = {
+        f"params/{ENCODER}/{path.removeprefix(inside)}": leaf
+        for path, leaf in flatten(variables).items()
+        if path.startswith(inside)
+    }
+    kernel = flat[f"params/{ENCODER}/{encoders.stem(model.encoder)}"]  # (*k, in, out)
     ndim = len(kernel.shape) - 2
     return {
         "architecture": model.encoder,
@@ -171,6 +180,11 @@ def requirements(model: Any, variables: Mapping[str, Any]) -> dict[str, Any]:
         "norm": model.norm,
         **depth_form({path: leaf.shape for path, leaf in flat.items()}, ndim),
     }
+
+
+def encoder_path(model: Any) -> str:
+    """Where a network keeps its encoder, whose weights files hold as `encoder`."""
+    return getattr(model, "encoder_path", ENCODER)
 
 
 def claims(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -210,7 +224,11 @@ def depth_form(shapes: Mapping[str, Sequence[int]], ndim: int) -> dict[str, Any]
 
 
 def merge(
-    variables: Mapping[str, Any], weights: Weights, *, skip: Sequence[str] = ()
+    variables: Mapping[str, Any],
+    weights: Weights,
+    *,
+    skip: Sequence[str] = (),
+    encoder: str = ENCODER,
 ) -> tuple[dict[str, Any], MergeReport]:
     """Puts a weight file's values into a model's variables; total or loud.
 
@@ -224,7 +242,8 @@ def merge(
         (filled ones become arrays, the others stay abstract).
       weights: from `load_weights`.
       skip: patterns (see the module) of paths that keep the model's initial value, and of paths
-        in the file to leave out.
+        in the file to leave out. Paths are the model's.
+      encoder: where the model keeps what the file calls `encoder`, see `encoder_path`.
 
     Returns:
       the new variables as nested dicts, and what was done.
@@ -235,12 +254,14 @@ def merge(
     """
     targets = flatten(variables)
     head = {key for key in weights.arrays if is_head(key)}
-    held = weights.arrays.keys() - head
-    modules = {key.split("/")[1] for key in held if "/" in key}
-    inside = {key for key in targets if "/" in key and key.split("/")[1] in modules}
+    arrays = {_placed(k, encoder): v for k, v in weights.arrays.items() if k not in head}
+    held = arrays.keys()
+    names = {key.split("/")[1] for key in weights.arrays.keys() - head if "/" in key}
+    modules = {_placed(f"/{name}/", encoder) for name in names}
+    inside = {key for key in targets if f"/{_inner(key)}".startswith(tuple(modules))}
     skipped = select(skip, sorted(inside | held))
     filled = (inside & held) - skipped
-    shapes = {key: (weights.arrays[key].shape, tuple(targets[key].shape)) for key in filled}
+    shapes = {key: (arrays[key].shape, tuple(targets[key].shape)) for key in filled}
 
     problems = [
         *(f"missing in the file: {key}" for key in sorted(inside - held - skipped)),
@@ -259,8 +280,7 @@ def merge(
             "paths that may differ in skip patterns."
         )
     merged = {
-        key: _like(weights.arrays[key], leaf) if key in filled else leaf
-        for key, leaf in targets.items()
+        key: _like(arrays[key], leaf) if key in filled else leaf for key, leaf in targets.items()
     }
     report = MergeReport(
         filled=tuple(sorted(filled)),
@@ -269,6 +289,12 @@ def merge(
         outside=tuple(sorted(targets.keys() - inside)),
     )
     return unflatten(merged), report
+
+
+def _placed(path: str, encoder: str) -> str:
+    """A file's path in the model; the encoder's may be elsewhere."""
+    first, module, rest = path.split("/", 2) if path.count("/") > 1 else (path, "", "")
+    return "/".join([first, encoder, rest]) if module == ENCODER else path
 
 
 def _like(value: np.ndarray, target: Any) -> Any:

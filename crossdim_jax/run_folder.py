@@ -18,6 +18,7 @@ from crossdim_jax.files import write_text
 CONFIG = "config.json"
 SPLITS = "splits.json"
 WEIGHTS = "weights.json"
+RUN = "run.json"
 PREDICTIONS = "predictions"
 EVALUATION = "evaluation"
 

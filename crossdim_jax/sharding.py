@@ -49,6 +49,12 @@ def make_mesh(
     mesh = jax.make_mesh(
         (data, depth), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices[: data * depth]
     )
+    idle = {d.process_index for d in jax.devices()} - {d.process_index for d in mesh.devices.flat}
+    if devices == list(jax.devices()) and idle:
+        raise ConfigError(
+            f"mesh data={data} x depth={depth} has no device of processes {sorted(idle)}, of "
+            f"{jax.process_count()}; use data=-1 for all devices, or start fewer processes"
+        )
     # A process feeds whole volumes: were a row of two processes, each one's volumes would be taken
     # for half of volumes twice as deep.
     for row in mesh.devices:
@@ -60,6 +66,12 @@ def make_mesh(
                 f"can be shared by the devices of one process only, which has {local}; fits: {fits}"
             )
     return mesh
+
+
+def process_place(mesh: Mesh) -> int:
+    """Which of the equal parts of a batch, in their order, lies on this process's devices."""
+    order = list(dict.fromkeys(row[0].process_index for row in mesh.devices))
+    return order.index(jax.process_index())
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -1,4 +1,4 @@
-"""Running statistics of batch norms, measured anew with the parameters at rest.
+"""Running statistics of batch norms: their step in training, and measuring them anew.
 
 An inflated network that starts with the 2D network's statistics is only normalised rightly where
 its responses are the 2D network's. Where they are not, its own are measured before the first step.
@@ -11,9 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from crossdim_jax import params as params_lib
 from crossdim_jax import sharding
 from crossdim_jax.errors import ConfigError
 from crossdim_jax.train_state import step_key
+
+MOMENTS = ("mean", "var", "count", "keep")  # what `layers.Norm` writes of each batch
 
 
 def reestimate(
@@ -84,6 +87,59 @@ def reestimate(
             "patches. Check the images' intensities, or inflate by mean instead of repeat."
         )
     return jax.device_put(stats, everywhere), seen
+
+
+def combine(moments: Any) -> Any:
+    """The moments of a batch from those of its parts, by the law of total variance.
+
+    With n_i values of mean m_i and variance v_i in part i, m = sum_i n_i m_i / n and
+    v = sum_i n_i (v_i + (m_i - m)^2) / n.
+
+    Args:
+      moments: the collection that `layers.Norm` writes, each leaf with the parts as first axis.
+    """
+    flat = params_lib.flatten(moments)
+    found = {}
+    for path in (path.removesuffix("/count") for path in flat if path.endswith("/count")):
+        mean, variance, count, keep = (flat[f"{path}/{name}"] for name in MOMENTS)
+        total = jnp.sum(count)
+        share = (count / total)[:, None]
+        whole = jnp.sum(share * mean, 0)
+        spread = jnp.sum(share * (variance + jnp.square(mean - whole[None])), 0)
+        values = (whole, spread, total, keep[0])
+        found |= {f"{path}/{name}": v for name, v in zip(MOMENTS, values, strict=True)}
+    return params_lib.unflatten(found)
+
+
+def advance(
+    running: Any, moments: Any, step: jax.Array, sync_period: int, since_sync: jax.Array
+) -> Any:
+    """The running statistics after one step of training.
+
+    `keep * old + (1 - keep) * new`, where `new` has the unbiased variance. Under lookahead it is
+    the slow parameters that are evaluated, so only steps are counted that begin with fast and slow
+    ones equal: those after a synchronisation. As there are `sync_period` times fewer of them, the
+    first ones are averaged, until the running average remembers as many: what the statistics were
+    at the start does not enter.
+
+    Args:
+      running: the collection `batch_stats`.
+      moments: of the whole batch, see `combine`.
+      step: the number of updates made before.
+      sync_period: of the lookahead; 0 for none.
+      since_sync: the number of updates made since its last synchronisation, or since the start.
+    """
+    flat, now = params_lib.flatten(running), params_lib.flatten(moments)
+    for path in (path.removesuffix("/count") for path in now if path.endswith("/count")):
+        mean, variance, count, keep = (now[f"{path}/{name}"] for name in MOMENTS)
+        new = {"mean": mean, "var": variance * (count / jnp.maximum(count - 1, 1))}
+        if sync_period:
+            keep = jnp.minimum(keep, 1 - 1 / (step // sync_period + 1))
+            keep = jnp.where(since_sync == 0, keep, 1.0)
+        for name, value in new.items():
+            old = flat[f"{path}/{name}"]
+            flat[f"{path}/{name}"] = jnp.where(keep == 1, old, keep * old + (1 - keep) * value)
+    return params_lib.unflatten(flat)
 
 
 def _measuring(model: Any, mesh: jax.sharding.Mesh) -> Callable[..., Any]:

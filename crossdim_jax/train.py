@@ -10,9 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from crossdim_jax import losses, models, optim, sharding
+from crossdim_jax import losses, models, optim, sharding, statistics
 from crossdim_jax import params as params_lib
 from crossdim_jax.data import augment
 from crossdim_jax.train_state import TrainState, step_key
@@ -58,7 +57,9 @@ def init_state(
     everywhere = sharding.replicated(mesh)
     variables = jax.device_put(variables, everywhere)
     if weights is not None:
-        variables, report = params_lib.merge(variables, weights, skip=skip)
+        variables, report = params_lib.merge(
+            variables, weights, skip=skip, encoder=params_lib.encoder_path(model)
+        )
         say(f"{weights.name}: {report}")
 
     def start(variables):
@@ -67,7 +68,7 @@ def init_state(
             step=jnp.zeros((), jnp.int32),
             params=params,
             batch_stats=variables.get("batch_stats", {}),
-            opt_state=optimizer.tx.init(params),
+            opt_state=optimizer.init(params),
         )
 
     return jax.jit(start, out_shardings=everywhere)(dict(variables))
@@ -109,12 +110,15 @@ def make_train_step(
     The gradient is that of the batch's mean loss, `sum / count`, taken at the fast parameters.
     With `accumulate`, micro-batches follow each other within the step: sums and gradients of sums
     are added up and divided once, so the update is that of the whole batch up to float32
-    rounding. Two things do depend on it: a batch norm sees a micro-batch at a time (its running
-    statistics are updated by each in turn), and dropout draws anew for each.
+    rounding. Two things do depend on it: a batch norm normalises a micro-batch by that
+    micro-batch's own statistics, and dropout draws anew for each. The running statistics do not:
+    they take one step towards those of the whole batch, see `statistics.combine`. Under lookahead
+    they do so only where fast and slow parameters are equal, see `statistics.advance`.
 
     Args:
       model: a Linen module, `apply(variables, image, train=True, rngs={"dropout": key},
-        mutable=["batch_stats"]) -> logits (b, *spatial, k), changes`.
+        mutable=["moments"]) -> logits (b, *spatial, k), changes`; its batch norms are
+        `layers.Norm`.
       optimizer: from `optim.make`.
       loss: the function of a row of `losses.LOSSES`.
       seed: dropout draws from it and the step.
@@ -137,11 +141,11 @@ def make_train_step(
             variables["batch_stats"] = batch_stats
         target, weights = batch["target"], batch.get("weights")
         logits, changes = model.apply(
-            variables, batch["image"], train=True, rngs={"dropout": key}, mutable=["batch_stats"]
+            variables, batch["image"], train=True, rngs={"dropout": key}, mutable=["moments"]
         )
         metrics = loss(logits, target, weights)
         metrics = metrics | losses.hard_dice(logits, target, weights, activation=activation)
-        return metrics["loss"][0], (metrics, changes.get("batch_stats", {}))
+        return metrics["loss"][0], (metrics, changes.get("moments", {}))
 
     gradients = _in_parts(jax.grad(sum_loss, has_aux=True), accumulate)
 
@@ -152,18 +156,22 @@ def make_train_step(
                 jax.random.fold_in(key, augment.STREAM), batch["image"], batch["target"]
             )
             batch = {**batch, "image": image, "target": target}
-        grads, metrics, batch_stats = gradients(
-            optim.fast(state.params), state.batch_stats, batch, key
+        grads, metrics, moments = gradients(optim.fast(state.params), state.batch_stats, batch, key)
+        batch_stats = statistics.advance(
+            state.batch_stats,
+            moments,
+            state.step,
+            optimizer.sync_period,
+            optim.since_sync(state.opt_state),
         )
         count = jnp.maximum(metrics["loss"][1], 1e-8)  # nothing labelled: no gradient, not NaN
-        grads = jax.tree.map(lambda g: g / count, grads)
-        updates, opt_state = optimizer.tx.update(grads, state.opt_state, state.params)
         one = jnp.ones(())
         metrics |= {
-            "grad_norm": (optax.tree.norm(grads), one),
+            "grad_norm": (optim.norm(grads) / count, one),
             "learning_rate": (jnp.asarray(optimizer.learning_rate(state.step), jnp.float32), one),
         }
-        params = optax.apply_updates(state.params, updates)
+        grads = jax.tree.map(lambda g: g / count, grads)
+        params, opt_state = optimizer.update(grads, state.opt_state, state.params)
         after = TrainState(state.step + 1, params, batch_stats, opt_state)
         if skip_nonfinite:
             good = jnp.isfinite(metrics["loss"][0]) & jnp.isfinite(metrics["grad_norm"][0])
@@ -175,24 +183,23 @@ def make_train_step(
 
 
 def _in_parts(gradient: Callable, accumulate: int) -> Callable:
-    """`(params, batch_stats, batch, key) -> gradient, metrics, batch_stats`, all of them sums."""
+    """`(params, batch_stats, batch, key) -> gradient, metrics, moments` of the whole batch."""
 
     def whole(params, batch_stats, batch, key):
-        grads, (metrics, stats) = gradient(params, batch_stats, batch, jax.random.fold_in(key, 0))
-        return grads, metrics, stats
+        grads, (metrics, now) = gradient(params, batch_stats, batch, jax.random.fold_in(key, 0))
+        return grads, metrics, now
 
     def in_parts(params, batch_stats, batch, key):
-        def one(carry, part):
-            grads, stats = carry
+        def one(grads, part):
             index, batch = part
-            more, (metrics, stats) = gradient(params, stats, batch, jax.random.fold_in(key, index))
-            return (jax.tree.map(jnp.add, grads, more), stats), metrics
+            more, aux = gradient(params, batch_stats, batch, jax.random.fold_in(key, index))
+            return jax.tree.map(jnp.add, grads, more), aux
 
         cut = {name: _split(array, accumulate) for name, array in batch.items()}
         parts = (jnp.arange(accumulate), cut)
         zeros = jax.tree.map(jnp.zeros_like, params)
-        (grads, stats), metrics = jax.lax.scan(one, (zeros, batch_stats), parts)
-        return grads, jax.tree.map(lambda x: x.sum(0), metrics), stats
+        grads, (metrics, each) = jax.lax.scan(one, zeros, parts)
+        return grads, jax.tree.map(lambda x: x.sum(0), metrics), statistics.combine(each)
 
     return whole if accumulate == 1 else in_parts
 

@@ -307,7 +307,10 @@ def inflations(metadata: Mapping[str, Any]) -> set[str]:
 _ADVICE = {
     "architecture": "Choose the encoder that the weights were made for, or port its weights.",
     "ndim": "2D and 3D weights are separate files: port again with --ndim.",
-    "in_channels": "Port again with --in-channels and a --stem policy.",
+    "in_channels": "Port again with --in-channels and a --stem policy. A run's stem cannot be "
+    "adapted: train it on images of so many channels without full-resolution block "
+    "(model.stem_width=0), or leave its stem out: weights.skip=('.*/conv_stem/kernel',) "
+    "weights.ignore=('in_channels',).",
     "padding": "The convention belongs to the weights: change the model's padding.",
     "eps": "The eps belongs to the weights: change the model's eps.",
     "norm": "Port again with --norm.",

@@ -6,6 +6,7 @@ import pytest
 
 from crossdim_jax import optim
 from crossdim_jax.errors import ConfigError
+from crossdim_jax.params import flatten
 
 PARAMS = {
     "encoder": {"conv": {"kernel": jnp.arange(1.0, 5.0), "bias": jnp.ones(2)}},
@@ -20,13 +21,12 @@ def gradient(params, step):
 
 def run(optimizer, steps, params=PARAMS):
     params = optimizer.wrap(params)
-    state = optimizer.tx.init(params)
-    update = jax.jit(optimizer.tx.update)
+    state = optimizer.init(params)
+    update = jax.jit(optimizer.update)
     history = []
     for step in range(steps):
         grads = gradient(optim.fast(params), step)
-        updates, state = update(grads, state, params)
-        params = optax.apply_updates(params, updates)
+        params, state = update(grads, state, params)
         history.append(params)
     return history
 
@@ -141,11 +141,25 @@ def test_weight_decay_reaches_what_matches():
     assert not difference["encoder"]["conv"]["bias"].any()
 
 
+@pytest.mark.parametrize("sync", [None, 6])
+def test_a_step_overwrites_its_state_in_place(sync):
+    """No array of the state is copied before it is updated: each is held once."""
+    optimizer = optim.make(sync_period=sync, schedule_decay=0.004)
+    grads = {"kernel": jnp.ones((64, 64))}
+    params = optimizer.wrap({"kernel": jnp.ones((64, 64))})
+
+    def update(grads, params, state):
+        return optimizer.update(grads, state, params)
+
+    arguments = (grads, params, optimizer.init(params))
+    compiled = jax.jit(update, donate_argnums=(1, 2)).lower(*arguments).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < grads["kernel"].nbytes / 10
+
+
 def test_clipping_limits_the_gradient_norm():
     # The first Nadam step forgets the scale of the gradient, so look at the moments instead.
     optimizer = optim.make(clip_norm=0.5, sync_period=None)
-    state = optimizer.tx.init(PARAMS)
-    _, state = optimizer.tx.update(gradient(PARAMS, 0), state, PARAMS)
+    _, state = optimizer.update(gradient(PARAMS, 0), optimizer.init(PARAMS), PARAMS)
     mu = next(s.mu for s in state if hasattr(s, "mu"))
     np.testing.assert_allclose(optax.tree.norm(mu) / (1 - 0.95), 0.5, rtol=1e-5)
 
@@ -155,7 +169,7 @@ def test_a_pattern_that_matches_nothing_is_an_error(field):
     optimizer = optim.make(weight_decay=0.1, sync_period=None, **{field: ["encodr/.*"]})
     with pytest.raises(ConfigError, match="encodr"):
         params = optimizer.wrap(PARAMS)
-        optimizer.tx.update(gradient(params, 0), optimizer.tx.init(params), params)
+        optimizer.update(gradient(params, 0), optimizer.init(params), params)
 
 
 def test_unknown_names_list_the_known():
@@ -178,3 +192,67 @@ def test_the_exponential_rate_falls_each_epoch_and_says_when_it_ends():
     for lr, end, decay in ((1e-3, 0.0, 0.95), (1e-3, 1e-5, 1.0), (1e-5, 1e-3, 0.9)):
         with pytest.raises(ConfigError, match="factor between 0 and 1"):
             optim.epochs_until(lr, end, decay)
+
+
+def moved(history):
+    """Per step, which of the encoder's kernel, its bias, and the head have moved since before."""
+    leaves = [
+        jax.tree.leaves(optim.fast(p)) for p in (optim.make(sync_period=0).wrap(PARAMS), *history)
+    ]
+    return [
+        [bool((a != b).all()) for a, b in zip(one, other, strict=True)]
+        for one, other in zip(leaves, leaves[1:], strict=False)
+    ]
+
+
+@pytest.mark.parametrize("sync", [0, 2])
+def test_frozen_parameters_thaw_after_so_many_steps(sync):
+    optimizer = optim.make(learning_rate=0.01, sync_period=sync, freeze=("encoder/.*",))
+    assert moved(run(optimizer, 4)) == [[False, False, True]] * 4
+    optimizer = optim.make(
+        learning_rate=0.01, sync_period=sync, freeze=("encoder/.*",), freeze_steps=3
+    )
+    expected = [[False, False, True]] * 3 + [[True, True, True]] * 2
+    assert moved(run(optimizer, 5)) == expected
+
+
+def test_moments_start_where_the_freezing_ends():
+    """As if the parameters had had no gradient before."""
+    rule = {"learning_rate": 0.01, "sync_period": 0, "clip_norm": 0.5}
+    frozen = optim.make(**rule, freeze=("encoder/.*",), freeze_steps=2)
+    alone = {"head": PARAMS["head"]}
+    together, apart = run(frozen, 2), run(optim.make(**rule), 2, alone)
+    # The clipped norm is that of the parameters which are not frozen.
+    np.testing.assert_allclose(together[1]["head"]["kernel"], apart[1]["head"]["kernel"])
+
+
+@pytest.mark.parametrize("freeze", [(), ("head/.*",)])
+def test_rates_scale_updates_and_the_last_pattern_counts(freeze):
+    rule = {"learning_rate": 0.01, "sync_period": 0, "freeze": freeze}
+    rates = (("encoder/.*", 0.5), (".*/bias", 0.0))
+    plain, scaled = (run(optim.make(**rule, rates=r), 1)[0] for r in ((), rates))
+
+    def step(found, path):
+        return np.subtract(flatten(found)[path], flatten(PARAMS)[path])
+
+    np.testing.assert_allclose(
+        step(scaled, "encoder/conv/kernel"), 0.5 * step(plain, "encoder/conv/kernel"), rtol=1e-4
+    )
+    assert not step(scaled, "encoder/conv/bias").any()
+    np.testing.assert_array_equal(step(scaled, "head/kernel"), step(plain, "head/kernel"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"rates": (("decoder/.*", 0.1),)}, "decoder/.*"),
+        ({"rates": (("head/.*", -1.0),)}, "0 or more"),
+        ({"freeze": ("decoder/.*",), "freeze_steps": 2}, "decoder/.*"),
+        ({"freeze_steps": 2}, "a pattern or more"),
+        ({"freeze": ("head/.*",), "freeze_steps": 0}, "a length above 0"),
+    ],
+)
+def test_patterns_and_lengths_that_do_nothing_are_refused(wrong, says):
+    with pytest.raises(ConfigError, match=says):
+        optimizer = optim.make(**wrong)
+        optimizer.init(optimizer.wrap(PARAMS))

@@ -132,3 +132,32 @@ def test_networks_without_statistics_and_too_few_patches_are_refused(batches):
 def test_responses_that_overflow_are_named(batches):
     with pytest.raises(ConfigError, match="not finite"):
         statistics.reestimate(Net(), start(Net()), [batches[0] * 1e30], MESH, patches=2)
+
+
+def test_moments_of_parts_combine_into_those_of_the_whole(rng):
+    """The law of total variance, for parts of any size."""
+    parts = [rng.normal(i, 1 + i, size=(n, 3)) for i, n in enumerate((5, 9, 2))]
+    moments = {
+        "mean": jnp.asarray([part.mean(0) for part in parts]),
+        "var": jnp.asarray([part.var(0) for part in parts]),
+        "count": jnp.asarray([float(len(part)) for part in parts]),
+        "keep": jnp.full(3, 0.9),
+    }
+    found = statistics.combine({"norm": moments})["norm"]
+    whole = np.concatenate(parts)
+    np.testing.assert_allclose(found["mean"], whole.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(found["var"], whole.var(0), rtol=1e-5)
+    assert (found["count"], found["keep"]) == (16, jnp.float32(0.9))
+
+
+def test_the_first_statistics_under_lookahead_are_averaged_then_forgotten_slowly():
+    """Until as many were seen as the running average remembers."""
+    running = {"norm": {"mean": jnp.full(1, 100.0), "var": jnp.full(1, 100.0)}}
+    for n in range(12):
+        now = {"mean": jnp.full(1, float(n)), "var": jnp.ones(1), "count": 8.0, "keep": 0.9}
+        running = statistics.advance(running, {"norm": now}, jnp.asarray(3 * n), 3, 0)
+        if n == 9:
+            np.testing.assert_allclose(running["norm"]["mean"], np.mean(np.arange(10)), rtol=1e-5)
+    expected = 0.9 * (0.9 * np.mean(np.arange(10)) + 0.1 * 10) + 0.1 * 11
+    np.testing.assert_allclose(running["norm"]["mean"], expected, rtol=1e-5)
+    np.testing.assert_allclose(running["norm"]["var"], 8 / 7, rtol=1e-5)

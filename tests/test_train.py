@@ -1,3 +1,4 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -160,6 +161,49 @@ def test_a_batch_with_nothing_labelled_changes_nothing_but_the_clock(mesh):
     state, metrics = train.jit_step(step, mesh)(state, unlabelled)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), before)
     assert int(state.step) == 1 and float(metrics["loss"][1]) == 0
+
+
+def statistics_of(variables, image):
+    """Mean and unbiased variance of what enters the toy's norm, whose input has no norm before."""
+    kernel = variables["encoder"]["kernel"]
+    y = nn.Conv(4, (3, 3, 3), use_bias=False).apply({"params": {"kernel": kernel}}, image)
+    flat = np.asarray(y, np.float64).reshape(-1, 4)
+    return flat.mean(0), flat.var(0, ddof=1)
+
+
+@pytest.mark.parametrize("data", [1, 2])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_running_statistics_are_those_of_the_whole_batch(accumulate, data):
+    """However it is spread over devices and micro-batches; one step of their decay, 0.9."""
+    state, step, mesh = toy.make_run(
+        toy.ToyNet(norm=True),
+        mesh=sharding.make_mesh(data),
+        accumulate=accumulate,
+        sync_period=0,
+    )
+    image, target = toy.make_arrays(0, 4)
+    image[:2] += 3.0  # parts that differ: their variances alone would be too small
+    expected = statistics_of(jax.device_get(state.params), image)
+    state, _ = step(state, sharding.shard_batch({"image": image, "target": target}, mesh))
+    found = state.batch_stats["norm"]
+    np.testing.assert_allclose(found["mean"], 0.1 * expected[0], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found["var"], 0.9 + 0.1 * expected[1], rtol=1e-4)
+
+
+def test_running_statistics_are_those_of_the_slow_weights():
+    """Under lookahead they are taken where fast and slow weights are equal, and nowhere else."""
+    state, step, mesh = toy.make_run(toy.ToyNet(norm=True), sync_period=3)
+    seen, stats = [], []
+    for seed in range(5):
+        image, target = toy.make_arrays(seed, 4)
+        slow = jax.device_get(state.params.slow)
+        seen.append(statistics_of(slow, image))
+        state, _ = step(state, sharding.shard_batch({"image": image, "target": target}, mesh))
+        stats.append(jax.device_get(state.batch_stats["norm"]))
+    for i, name in enumerate(("mean", "var")):
+        first, second = seen[0][i], (seen[0][i] + seen[3][i]) / 2
+        for step_, expected in enumerate((first, first, first, second, second)):
+            np.testing.assert_allclose(stats[step_][name], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_augmentation_draws_from_seed_and_step_apart_from_dropout(mesh):

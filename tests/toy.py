@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from crossdim_jax import losses, optim, sharding, train
+from crossdim_jax.models import layers
 
 REGIONS = ("WT", "TC")
 
@@ -19,6 +20,7 @@ class ToyNet(nn.Module):
 
     norm: bool = False
     rate: float = 0.0
+    classes: int = len(REGIONS)
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -27,10 +29,10 @@ class ToyNet(nn.Module):
         # No bias before the norm: its gradient is pure rounding, which Nadam would blow up.
         x = nn.Conv(4, (3,) * nd, use_bias=not self.norm, dtype=self.dtype, name="encoder")(x)
         if self.norm:
-            x = nn.BatchNorm(use_running_average=not train, dtype=self.dtype, name="norm")(x)
+            x = layers.Norm("batch", dtype=self.dtype, name="norm")(x, train=train)
         x = nn.silu(x)
         x = nn.Dropout(self.rate, deterministic=not train)(x)
-        return nn.Conv(len(REGIONS), (3,) * nd, dtype=self.dtype, name="head")(x)
+        return nn.Conv(self.classes, (3,) * nd, dtype=self.dtype, name="head")(x)
 
 
 def read_metrics(workdir):

@@ -38,6 +38,7 @@ class Plan:
       ignore: fields of `expected` that may differ.
       skip: patterns for `params.merge`.
       reestimate: patches on which training will measure running statistics anew.
+      encoder: where the network keeps its encoder, see `params.merge`.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Plan:
     ignore: Sequence[str] = ()
     skip: Sequence[str] = ()
     reestimate: int = 0
+    encoder: str = params.ENCODER
 
     def check_recipe(self) -> None:
         """Raises WeightsError if the encoder or a kernel cannot be made so; needs no weights."""
@@ -61,7 +63,7 @@ class Plan:
         if self.expected is not None:
             name = f"{self.name} (config.weights.source)"
             self._compare(weights.metadata, name)
-            params.merge(self.variables, weights, skip=self.skip)
+            params.merge(self.variables, weights, skip=self.skip, encoder=self.encoder)
 
     def _compare(self, record: Mapping[str, Any], name: str) -> None:
         params.check(
@@ -172,9 +174,8 @@ def from_config(
             "experiment starts from random weights, so there is nothing to port."
         )
     model = models.build(attributes.pop("name"), **attributes)
-    # The number of image channels does not reach the encoder, and any size will do for shapes.
-    ndim = len(config.data.patch)
-    image = jax.ShapeDtypeStruct((1, *(32,) * ndim, 1), jnp.float32)
+    # The number of image channels does not reach the encoder.
+    image = jax.ShapeDtypeStruct((1, *config.data.patch, 1), jnp.float32)
     try:
         variables = jax.eval_shape(model.init, jax.random.key(0), image)
     except (TypeError, ValueError) as error:
@@ -197,6 +198,7 @@ def from_config(
         ignore=tuple(weights.get("ignore") or ()),
         skip=tuple(weights.get("skip") or ()),
         reestimate=weights.get("reestimate") or 0,
+        encoder=params.encoder_path(model),
     )
 
 

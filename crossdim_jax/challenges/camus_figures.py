@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from crossdim_jax.challenges import Evaluated
 from crossdim_jax.challenges.camus_layouts import STILLS, VIEWS
@@ -132,7 +133,7 @@ def volumes(
         pairs[quantity] = np.array([p for p in both if not any(map(math.isnan, p))]).reshape(-1, 2)
     if not all(len(values) for values in pairs.values()):
         return None
-    figure = Figure(figsize=(_WIDTH, 4.9), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(_WIDTH, 4.5), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     grid = figure.subplots(2, len(pairs))
     for (quantity, values), (upper, lower) in zip(pairs.items(), grid.T, strict=True):
@@ -159,7 +160,9 @@ def _scatter(axes: Axes, quantity: str, values: np.ndarray) -> None:
     r = volume.agreement(*values.T)["r"]
     said = "r not defined" if math.isnan(r) else f"r = {r:.3f}"
     axes.set(title=f"{quantity}, {said}, n = {len(values)}", xlim=limits, ylim=limits)
-    axes.set(xlabel=f"Truth ({unit})", ylabel=f"Prediction ({unit})", aspect="equal")
+    axes.set(xlabel=f"Truth ({unit})", ylabel=f"Prediction ({unit})", box_aspect=1)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
 
 
 def _bland_altman(axes: Axes, quantity: str, values: np.ndarray) -> None:
@@ -182,4 +185,4 @@ def _bland_altman(axes: Axes, quantity: str, values: np.ndarray) -> None:
         )
     extent = max([abs(v) for v, _ in shown] + [float(np.abs(values[:, 1] - values[:, 0]).max()), 1])
     axes.set(ylim=(-1.25 * extent, 1.25 * extent))
-    axes.set(xlabel=f"Mean ({unit})", ylabel=f"Difference ({unit})")
+    axes.set(xlabel=f"Mean ({unit})", ylabel=f"Difference ({unit})", box_aspect=1)

@@ -36,9 +36,9 @@ def train_dataset(
       challenge: makes the targets.
       patch: (z, y, x) voxels. A volume that is smaller is padded with zeros, evenly. Or (y, x): the
         size that all slices have, see `Challenge.prepare`.
-      batch_size: of all processes together. This process gets its share: elements
-        `process_index`, `process_index + process_count`, ... of each global batch, which is the
-        same set of patches whatever the number of processes.
+      batch_size: of all processes together. This process reads its share of each global batch and
+        no more: of `process_count` equal parts, one after another, the one numbered
+        `process_index`. The global batch is the same whatever the number of processes.
       seed: of order and positions, 0 <= seed < 2**32.
       foreground: probability that a patch is centred on a voxel of some region (shifted as far
         as needed to stay inside). Otherwise all positions are equally likely. 0 for slices.
@@ -87,11 +87,24 @@ def train_dataset(
     # The random numbers depend on the position in the global sequence: `random_map` comes before
     # the processes part.
     dataset = grain.MapDataset.source(elements(cached, patch)).seed(seed).shuffle().repeat()
-    dataset = dataset.random_map(example)[process_index::process_count]
+    dataset = _part(dataset.random_map(example), batch_size, process_index, process_count)
     dataset = dataset.batch(batch_size // process_count, drop_remainder=True)
     return dataset.to_iter_dataset(
         grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
     )
+
+
+def _part(dataset: grain.MapDataset, batch_size: int, index: int, count: int) -> grain.MapDataset:
+    """Of each `batch_size` elements the part `index` of `count`; the others are never made."""
+    if count == 1:
+        return dataset
+    part = batch_size // count
+
+    def at(position: int):
+        batch, place = divmod(position, part)
+        return dataset[batch * batch_size + index * part + place]
+
+    return grain.MapDataset.range(len(dataset) // count).map(at)
 
 
 def elements(

@@ -17,7 +17,7 @@ def camus(
     prediction: np.ndarray,
     *,
     regions: Sequence[str],
-    spacing_mm: Sequence[float] | None = None,
+    spacing_mm: Sequence[float],
     mad: str = "pooled",
 ) -> dict[str, float]:
     """One case's row: "dice_LVendo", ..., "mad_mm_LVendo", ..., "hd_mm_LVendo", ...
@@ -29,7 +29,7 @@ def camus(
     Args:
       truth, prediction: (frame, row, column, r) boolean, one channel per name of `regions`.
       regions: their names.
-      spacing_mm: (frame, row, column), the first not used; None counts pixels.
+      spacing_mm: (frame, row, column), the first not used.
       mad: a key of `MAD`; published texts do not say which is meant.
 
     Source: Leclerc et al. 2019 and its evaluation platform; Messaoudi et al. 2023, Eq. 1 to 4.
@@ -40,7 +40,7 @@ def camus(
         raise ValueError(f"truth has {truth.shape[-1]} channels for regions {tuple(regions)}")
     if truth.shape != prediction.shape:
         return camus_mismatch(regions=regions)
-    spacing = None if spacing_mm is None else tuple(spacing_mm)[-2:]
+    spacing = tuple(spacing_mm)[-2:]
     columns = {}
     for k, region in enumerate(regions):
         frames = [
@@ -64,7 +64,7 @@ def camus_mismatch(*, regions: Sequence[str]) -> dict[str, float]:
 def _image(
     truth: np.ndarray,
     prediction: np.ndarray,
-    spacing: tuple[float, ...] | None,
+    spacing: tuple[float, ...],
     mean: Callable[[tuple[np.ndarray, np.ndarray]], float],
 ) -> tuple[float, float, float]:
     dice = float(overlap.dice(truth, prediction))

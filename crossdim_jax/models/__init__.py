@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from crossdim_jax.errors import ConfigError
-from crossdim_jax.models import dxnet, omnianet
+from crossdim_jax.models import dsnet, dxnet, omnianet
 
-NETWORKS = {"dxnet": dxnet.build, "omnianet": omnianet.build}
+NETWORKS = {"dxnet": dxnet.build, "dsnet": dsnet.build, "omnianet": omnianet.build}
 
 
 def build(name: str, **kwargs: Any) -> nn.Module:

@@ -260,6 +260,38 @@ class UpConv(nn.Module):
         return Upsampled(*(a.astype(self.dtype) for a in (x, kernel, bias)))
 
 
+class DepthUpConv(nn.Module):
+    """Transposed convolution along depth, which keeps the channels.
+
+    Parameters: `kernel (window, 1, 1, in, out)` and `bias`. Slice p of the input adds to those at
+    `stride * p - padding` and after; there are `stride * (depth - 1) + window - 2 * padding`.
+
+    Attributes:
+      window, stride, padding: along depth, as PyTorch's `ConvTranspose3d` takes them.
+      dtype: compute dtype.
+    """
+
+    window: int
+    stride: int
+    padding: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        c = x.shape[-1]
+        # Each output slice sums so many windows on average.
+        kernel = self.param("kernel", scaled_normal(float(self.stride)), (self.window, 1, 1, c, c))
+        bias = self.param("bias", nn.initializers.zeros, (c,))
+        x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
+        y = bias.reshape(1, 1, 1, 1, -1)
+        for tap in range(self.window):
+            width = [(0, 0, 0)] * x.ndim
+            low, high = tap - self.padding, self.window - 1 - tap - self.padding
+            width[1] = (low, high, self.stride - 1)
+            y = y + jax.lax.pad(x @ kernel[tap, 0, 0], jnp.zeros((), x.dtype), width)
+        return y
+
+
 class Blur(nn.Module):
     """Binomial blur (1, 2, 1) / 4 along every axis that has a stride, then the stride.
 

@@ -14,16 +14,15 @@ UPSAMPLES = ("transposed", "nearest")
 
 
 class SkipDecoder(nn.Module):
-    """From the coarsest feature to the finest skip, at most doubling the resolution at each level.
+    """From the coarsest feature to the finest skip.
 
-    A level is: upsample every axis that the skip has twice as many voxels along, concatenate the
-    skip, two (conv3, norm, activation).
+    A level is: upsample to the skip's size, concatenate the skip, two (conv3, norm, activation).
 
     Attributes:
       widths: channels of each level, coarsest first.
-      upsample: "transposed", a convolution to as many channels as it gets, with bias; or
-        "nearest", which has no parameters.
-      norm, activation, eps: of every convolution.
+      upsample: "transposed", a convolution to as many channels as it gets, with bias, where the
+        skip has twice as many voxels; or "nearest", which has no parameters and takes any size.
+      norm, activation, eps, affine: of every convolution.
       dtype: compute dtype.
       ops_mode: see `ops.choose`.
 
@@ -35,6 +34,7 @@ class SkipDecoder(nn.Module):
     norm: str = "instance"
     activation: str = "silu"
     eps: float = 1e-5
+    affine: bool = True
     dtype: Any = jnp.float32
     ops_mode: str = "auto"
 
@@ -43,9 +43,9 @@ class SkipDecoder(nn.Module):
         """Decodes.
 
         Args:
-          features: coarsest last, each as large as the one before or half of it along every axis;
-            one more than `widths`. The finest may be None: the last level then doubles its input
-            and has no skip.
+          features: coarsest last, one more than `widths`; with transposed convolutions each as
+            large as the one before or half of it along every axis. The finest may be None: the
+            last level then doubles its input and has no skip.
           train: whether batch statistics are updated.
 
         Returns:
@@ -67,6 +67,7 @@ class SkipDecoder(nn.Module):
                     norm=self.norm,
                     activation=self.activation,
                     eps=self.eps,
+                    affine=self.affine,
                     dtype=self.dtype,
                     ops_mode=self.ops_mode,
                     name=f"conv_{level}_{half}",
@@ -74,10 +75,10 @@ class SkipDecoder(nn.Module):
 
             if skip is None:
                 skip = jnp.zeros((x.shape[0], *(2 * n for n in x.shape[1:-1]), 0), x.dtype)
-            factors = upsampling(x.shape[1:-1], skip.shape[1:-1])
             if self.upsample == "nearest":
                 below = Upsampled(x)
             else:
+                factors = upsampling(x.shape[1:-1], skip.shape[1:-1])
                 below = UpConv(factors, self.dtype, name=f"up_{level}")(x)
             x = block(0)(skip, below=below, train=train)
             x = block(1)(x, train=train)

@@ -1,7 +1,7 @@
 """DX-Net: a 3D U-Net whose EfficientNet encoder is inflated from 2D weights."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -39,6 +39,8 @@ class DXNet(nn.Module):
 
     Reference: Messaoudi et al. 2023, Sect. 2.2.1 and Figure 6.
     """
+
+    encoder_path: ClassVar[str] = "encoder"  # of its parameters
 
     out_channels: int = 3
     encoder: str = "efficientnet_b0"

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from crossdim_jax import ops
-from crossdim_jax.models.conv import Conv, Upsampled
+from crossdim_jax.models.conv import IN_PLANE, Conv, Depth, Upsampled
 
 NORMS = ("batch", "instance", "group", "frozen")
 
@@ -27,6 +27,7 @@ class Norm(nn.Module):
       eps: added to the variance.
       momentum: decay of the running statistics of "batch".
       group_size: channels in a group of "group", or the largest divisor below.
+      affine: whether there are a scale and a bias.
       dtype: compute dtype; statistics are float32.
     """
 
@@ -35,14 +36,17 @@ class Norm(nn.Module):
     eps: float = 1e-5
     momentum: float = 0.9
     group_size: int = 8
+    affine: bool = True
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         c = x.shape[-1]
         check_norm(self.kind)
-        scale = self.param("scale", nn.initializers.ones, (c,))
-        bias = self.param("bias", nn.initializers.zeros, (c,))
+        scale, bias = jnp.ones((c,)), jnp.zeros((c,))
+        if self.affine:
+            scale = self.param("scale", nn.initializers.ones, (c,))
+            bias = self.param("bias", nn.initializers.zeros, (c,))
         if self.kind == "instance":
             return ops.instance_norm(x, scale, bias, eps=self.eps, activation=self.activation)
         if self.kind == "batch" and train:
@@ -66,14 +70,22 @@ class Norm(nn.Module):
         )
 
     def _batch(self, x, scale, bias):
-        """By the statistics of this batch, which enter the running ones."""
+        """By the statistics of this batch, which enter the running ones.
+
+        Where the collection `moments` is mutable they are written there instead: mean, biased
+        variance, the number of values they are of, and the decay. The caller then makes the step.
+        """
         c = x.shape[-1]
         mean, variance = self._running(c)
         y, now_mean, now_variance = ops.batch_norm(
             x, scale, bias, eps=self.eps, activation=self.activation
         )
-        if not self.is_initializing():
-            keep, count = self.momentum, x.size // c
+        keep, count = self.momentum, x.size // c
+        if self.is_mutable_collection("moments") and not self.is_initializing():
+            now = {"mean": now_mean, "var": now_variance, "count": float(count), "keep": keep}
+            for name, value in now.items():
+                self.put_variable("moments", name, jnp.asarray(value, jnp.float32))
+        elif not self.is_initializing():
             # Running variances are unbiased, as PyTorch keeps them.
             unbiased = now_variance * (count / max(count - 1, 1))
             mean.value = keep * mean.value + (1 - keep) * now_mean
@@ -108,6 +120,8 @@ class ConvNormAct(nn.Module):
     norm: str = "instance"
     activation: str | None = "silu"
     eps: float = 1e-5
+    affine: bool = True
+    depth: Depth = IN_PLANE
     dtype: Any = jnp.float32
     ops_mode: str = "auto"
 
@@ -121,11 +135,19 @@ class ConvNormAct(nn.Module):
             self.window,
             self.stride,
             self.padding,
+            depth=self.depth,
             dtype=self.dtype,
             ops_mode=self.ops_mode,
             name="conv",
         )(x, below=below)
-        norm = Norm(self.norm, self.activation, self.eps, dtype=self.dtype, name="norm")
+        norm = Norm(
+            self.norm,
+            self.activation,
+            self.eps,
+            affine=self.affine,
+            dtype=self.dtype,
+            name="norm",
+        )
         return norm(x, train=train)
 
 
@@ -176,3 +198,16 @@ def require_multiple(spatial: Sequence[int], divisors: Sequence[int], network: s
             f"{network} reduces its input by {allowed}: spatial sizes must be multiples of "
             f"{allowed}, found {tuple(spatial)}; the next larger that fits is {fits}"
         )
+
+
+def fold_slices(x: jax.Array) -> jax.Array:
+    """Each channel of a volume as an image, whose channels are the slices.
+
+    `(b, depth, h, w, c) -> (b c, h, w, depth)`.
+    """
+    return x.transpose(0, 4, 2, 3, 1).reshape(-1, *x.shape[2:4], x.shape[1])
+
+
+def unfold_slices(x: jax.Array, batch: int) -> jax.Array:
+    """The inverse: `(b c, h, w, depth) -> (b, depth, h, w, c)`."""
+    return x.reshape(batch, -1, *x.shape[1:]).transpose(0, 4, 2, 3, 1)

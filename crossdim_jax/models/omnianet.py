@@ -1,7 +1,7 @@
 """Omnia-Net: a U-Net whose EfficientNet encoder starts from weights of the same dimension."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -39,6 +39,8 @@ class OmniaNet(nn.Module):
 
     Reference: Messaoudi et al. 2023, Sect. 2.1.1 and Figure 2.
     """
+
+    encoder_path: ClassVar[str] = "encoder"  # of its parameters
 
     out_channels: int = 4
     encoder: str = "efficientnet_b0"

@@ -16,6 +16,7 @@ from jax import lax
 from crossdim_jax.ops import blocks
 from crossdim_jax.ops.dense import conv3d_folded
 from crossdim_jax.ops.depthwise import depthwise_shifted
+from crossdim_jax.ops.strided import conv_depth_strided
 
 MODES = ("auto", "lax", "fast", "unfolded")
 
@@ -124,6 +125,8 @@ def conv(
             x = x[(slice(None), *(slice(None, None, s) for s in strides))]
         return jnp.einsum("...i,io->...o", x, kernel.reshape(kernel.shape[-2:]))
     if nd == 3 and choose(mode) != "lax":
+        if strides[0] > 1 and set(strides[1:]) == {1}:
+            return conv_depth_strided(x, kernel, strides[0], tuple(padding))
         return conv3d_folded(x, kernel, strides, tuple(padding))
     return conv_lax(x, kernel, strides, padding)
 

@@ -97,15 +97,26 @@ def write(
     workdir = Path(workdir)
     run = _Run(workdir, challenge, files, config)
     sections = [
-        _section("Summary", run.summary_section),
-        _section("Scores", run.scores_section),
-        _section("Training", run.training_section),
-        _section("Cases", run.cases_section),
-        _section("Configuration", run.config_section),
+        section("Summary", run.summary_section),
+        section("Scores", run.scores_section),
+        section("Training", run.training_section),
+        section("Cases", run.cases_section),
+        section("Configuration", run.config_section),
     ]
-    title = html.escape(f"{challenge.name}: {workdir.resolve().name}")
+    text = document(f"{challenge.name}: {workdir.resolve().name}", sections)
+    path = workdir / "report.html"
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise DataError(f"{path}: cannot write the report: {error.strerror or error}") from error
+    return path
+
+
+def document(title: str, sections: Sequence[str]) -> str:
+    """The whole page."""
+    title = html.escape(title)
     now = datetime.datetime.now().astimezone()
-    text = (
+    return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{title}</title>\n<style>{CSS}</style>\n</head>\n<body>\n"
@@ -113,12 +124,6 @@ def write(
         f"<main>\n{''.join(sections)}</main>\n"
         "<footer>Written by crossdim_jax. Not for clinical use.</footer>\n</body>\n</html>\n"
     )
-    path = workdir / "report.html"
-    try:
-        write_text(path, text)
-    except OSError as error:
-        raise DataError(f"{path}: cannot write the report: {error.strerror or error}") from error
-    return path
 
 
 class _Run:
@@ -176,17 +181,17 @@ class _Run:
         if not self.summary:
             return self._missing(SUMMARY, "evaluate")
         metrics = self.summary["definitions"]
-        found = (_scroll(tables.to_html(tables.grid(self.summary, m))) for m in metrics)
+        found = (scrolled(tables.to_html(tables.grid(self.summary, m))) for m in metrics)
         out = f'<div class="tables">\n{"".join(found)}</div>\n{_facts(tables.facts(self.summary))}'
         for table in self.summary.get("tables", []):
             if table["shown"]:
                 notes = "".join(f"<li>{_e(note)}</li>" for note in table["notes"])
-                out += f"<h3>{_e(table['title'])}</h3>\n" + _scroll(
+                out += f"<h3>{_e(table['title'])}</h3>\n" + scrolled(
                     tables.to_html(tables.plain(table))
                 )
                 out += f'<ul class="sub">{notes}</ul>\n' if notes else ""
         for group, part in self.summary.get("groups", {}).items():
-            found = (_scroll(tables.to_html(tables.grid(self.summary, m, group))) for m in metrics)
+            found = (scrolled(tables.to_html(tables.grid(self.summary, m, group))) for m in metrics)
             out += (
                 f"<details><summary>{_e(group)}: {part['n_cases']} cases</summary>"
                 f'<div class="tables">\n{"".join(found)}</div></details>\n'
@@ -199,11 +204,18 @@ class _Run:
             [row["id"], *(tables.cell(row[c], c.rsplit("_", 1)[0]) for c in columns)]
             for row in sorted(self.rows, key=lambda row: mean_dice(row, self.regions))
         ]
-        table = _scroll(tables.to_html([head, *body], caption="Lowest mean Dice first."))
+        table = scrolled(tables.to_html([head, *body], caption="Lowest mean Dice first."))
         return out + f"<details><summary>All {len(body)} cases</summary>{table}</details>\n"
 
     def training_section(self) -> str:
         if not self.train and not self.validation:
+            folds = sorted(self.workdir.glob("fold_*/report.html"))
+            links = "".join(
+                f'<li><a href="{_e(path.parent.name)}/report.html">{_e(path.parent.name)}</a></li>'
+                for path in folds
+            )
+            if folds:
+                return f"<p>Each fold has a report of its own:</p><ul>{links}</ul>\n"
             return self._missing(METRICS, "train")
         figure = figures.curves(self.train, self.validation, self.challenge.foreground)
         path = figures.save(figure, self.workdir / "figures" / "curves.png")
@@ -330,7 +342,8 @@ class _Run:
         )
 
 
-def _section(title: str, make: Callable[[], str]) -> str:
+def section(title: str, make: Callable[[], str]) -> str:
+    """A part of a page; one that fails says so in its place."""
     try:
         body = make()
     except Exception as error:  # a page without one part is worth more than no page
@@ -360,7 +373,13 @@ def _facts(pairs: Sequence[tuple[str, str]]) -> str:
     return f"<dl>\n{items}</dl>\n"
 
 
-def _scroll(table: str) -> str:
+def listed(items: Sequence[str]) -> str:
+    """A list of sentences."""
+    return f"<ul>{''.join(f'<li>{_e(item)}</li>' for item in items)}</ul>\n"
+
+
+def scrolled(table: str) -> str:
+    """A table that may be wider than the page."""
     return f'<div class="scroll">{table}</div>\n'
 
 

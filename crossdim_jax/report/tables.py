@@ -116,20 +116,20 @@ def markdown(summary: Mapping[str, Any]) -> str:
         lines += [f"**{text}:**", ""]
         lines += [f"- {_one_line(case)}: {_one_line(note)}" for case, note in cases] + [""]
     for metric in summary["definitions"]:
-        lines += _table(grid(summary, metric))
+        lines += markdown_table(grid(summary, metric))
     for group, found in summary.get("groups", {}).items():
         lines += [f"## {_one_line(group)}: {found['n_cases']} cases", ""]
         for metric in summary["definitions"]:
-            lines += _table(grid(summary, metric, group))
+            lines += markdown_table(grid(summary, metric, group))
     for table in summary.get("tables", []):
         if table["shown"]:
-            lines += [f"## {_one_line(table['title'])}", "", *_table(plain(table))]
+            lines += [f"## {_one_line(table['title'])}", "", *markdown_table(plain(table))]
             lines += [f"- {_one_line(note)}" for note in table["notes"]] + [""]
     lines += [f"- {name}: {_one_line(text)}" for name, text in facts(summary)]
     return "\n".join(lines) + "\n"
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
     """The lines of a table and an empty one; its first row is the heading."""
     head, *body = [[_one_line(text) for text in row] for row in rows]
     rule = _row(["---"] + ["---:"] * (len(head) - 1))

@@ -118,9 +118,24 @@ def test_the_global_batch_does_not_depend_on_the_number_of_processes(cached):
     ]
     for step in range(3):
         for name in ("image", "target", "id"):
-            joined = np.empty_like(whole[step][name])
-            joined[0::2], joined[1::2] = parts[0][step][name], parts[1][step][name]
+            joined = np.concatenate([part[step][name] for part in parts])
             np.testing.assert_array_equal(joined, whole[step][name])
+
+
+def test_a_process_opens_only_the_cases_of_its_share(cached):
+    opened = []
+
+    class Noting(cache.CachedCase):
+        def _map(self, name):
+            opened.append(self.id)
+            return super()._map(name)
+
+    cases = [Noting(**vars(case)) for case in cached]
+    options = {"batch_size": 4, "process_index": 1, "process_count": 4, "num_threads": 0}
+    mine = take(iter(dataset(cases, **options)), 5)
+    named = [str(name) for batch in mine for name in batch["id"]]
+    assert list(dict.fromkeys(opened)) == list(dict.fromkeys(named))
+    assert len(opened) <= 3 * 5  # image, label and foreground of one case a step
 
 
 def test_every_position_is_equally_likely_edges_included(rng):

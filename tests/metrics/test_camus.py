@@ -74,9 +74,14 @@ def test_a_film_has_the_mean_of_its_frames_and_leaves_out_what_is_undefined():
     truth = np.concatenate([blob(1), blob(1), blob(2)])
     prediction = np.concatenate([blob(3), blob(3), blob(2)])
     truth[1] = 0
-    film = metrics.camus(regions(truth), regions(prediction), regions=REGIONS)
+    film = metrics.camus(regions(truth), regions(prediction), regions=REGIONS, spacing_mm=(1, 1, 1))
     frames = [
-        metrics.camus(regions(truth[i : i + 1]), regions(prediction[i : i + 1]), regions=REGIONS)
+        metrics.camus(
+            regions(truth[i : i + 1]),
+            regions(prediction[i : i + 1]),
+            regions=REGIONS,
+            spacing_mm=(1, 1, 1),
+        )
         for i in range(3)
     ]
     assert math.isnan(frames[1]["hd_mm_LA"]) and frames[1]["dice_LA"] == 0
@@ -87,18 +92,20 @@ def test_a_film_has_the_mean_of_its_frames_and_leaves_out_what_is_undefined():
 def test_a_mask_that_is_empty_has_no_distance():
     truth, nothing = regions(blob(1)), regions(np.zeros((1, 30, 24), np.uint8))
     for pair in ((truth, nothing), (nothing, truth)):
-        row = metrics.camus(*pair, regions=REGIONS)
+        row = metrics.camus(*pair, regions=REGIONS, spacing_mm=(1, 1, 1))
         assert {row[f"dice_{r}"] for r in REGIONS} == {0}
         assert all(math.isnan(row[f"{m}_{r}"]) for m in ("mad_mm", "hd_mm") for r in REGIONS)
-    summary = metrics.aggregate([row, metrics.camus(truth, truth, regions=REGIONS)])
+    summary = metrics.aggregate(
+        [row, metrics.camus(truth, truth, regions=REGIONS, spacing_mm=(1, 1, 1))]
+    )
     assert summary["hd_mm_LA"]["n_nan"] == 1 and summary["hd_mm_LA"]["mean"] == 0
 
 
 def test_mismatches_and_unknown_settings():
     truth = regions(blob(1))
-    row = metrics.camus(truth, truth[:, 1:], regions=REGIONS)
+    row = metrics.camus(truth, truth[:, 1:], regions=REGIONS, spacing_mm=(1, 1, 1))
     assert row["dice_LA"] == 0 and math.isnan(row["hd_mm_LA"])
     with pytest.raises(ValueError, match="known: masd, pooled"):
-        metrics.camus(truth, truth, regions=REGIONS, mad="mean")
+        metrics.camus(truth, truth, regions=REGIONS, spacing_mm=(1, 1, 1), mad="mean")
     with pytest.raises(ValueError, match="3 channels for regions"):
-        metrics.camus(truth, truth, regions=("LVendo",))
+        metrics.camus(truth, truth, regions=("LVendo",), spacing_mm=(1, 1, 1))

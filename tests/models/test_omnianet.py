@@ -28,26 +28,33 @@ def drawn(tree, rng):
 
 
 def check_twin(model, twin, image, rng, *, limit=1e-4):
-    """Value and gradient of a network are those of its twin in PyTorch, in train mode."""
+    """Value and gradient of a network are those of its twin in PyTorch, in train mode.
+
+    In float64, as the kinks of a ReLU make float32 gradients differ by more than a rounding error.
+    """
     torch = pytest.importorskip("torch", reason="the twin is written in PyTorch (extra port)")
     from benchmarks import omnia_peer
 
     tree = jax.eval_shape(model.init, jax.random.key(0), jnp.asarray(image))["params"]
     flat = drawn(tree, rng)
-    pull = rng.normal(size=(*image.shape[:-1], model.out_channels)).astype(np.float32)
+    pull = rng.normal(size=(*image.shape[:-1], model.out_channels))
+    model = model.clone(dtype="float64")
 
     def total(tree):
         logits, _ = model.apply({"params": tree}, image, train=True, mutable=["batch_stats"])
         return jnp.sum(logits * pull), logits
 
     options = {"xla_backend_optimization_level": 0}  # compiling takes longer than running
-    function = jax.jit(jax.grad(total, has_aux=True), compiler_options=options)
-    gradients, logits = function(jax.tree.map(jnp.asarray, params.unflatten(flat)))
+    with jax.enable_x64(True):
+        tree = params.unflatten({path: jnp.asarray(v, jnp.float64) for path, v in flat.items()})
+        function = jax.jit(jax.grad(total, has_aux=True), compiler_options=options)
+        gradients, logits = function(tree)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # its threads spin, which costs all tests that run beside this one
     try:
         omnia_peer.load(twin, flat)
-        theirs = twin(torch.from_numpy(np.moveaxis(image, -1, 1).copy()))
+        twin = twin.double()
+        theirs = twin(torch.from_numpy(np.moveaxis(image, -1, 1).astype(np.float64)))
         (theirs * torch.from_numpy(np.moveaxis(pull, -1, 1).copy())).sum().backward()
     finally:
         torch.set_num_threads(threads)
@@ -55,11 +62,10 @@ def check_twin(model, twin, image, rng, *, limit=1e-4):
     expected |= omnia_peer.gradients(twin, flat)
     found = {"logits": logits} | params.flatten(gradients)
     assert found.keys() == expected.keys()
-    largest = {path: np.linalg.norm(value) for path, value in expected.items()}
-    floor = 1e-3 * max(largest.values())  # a gradient that vanishes has no relative error
+    floor = 1e-4 * max(map(np.linalg.norm, expected.values()))  # some gradients vanish
     for path, value in expected.items():
-        error = np.linalg.norm(np.asarray(found[path]) - value) / max(largest[path], floor)
-        assert error < limit, path
+        error = np.linalg.norm(np.asarray(found[path]) - value)
+        assert error < limit * max(np.linalg.norm(value), floor), path
 
 
 @pytest.mark.parametrize(
@@ -81,18 +87,7 @@ def test_equals_its_twin_in_pytorch_in_value_and_gradient(rng, transposed):
     options = {"upsample": "transposed", "stem_width": 0} if transposed else {}
     model = models.build("omnianet", drop_path_rate=0.0, ops="fast", **options)
     twin = omnia_peer.OmniaNet(transposed=transposed, stem_width=0 if transposed else 16)
-    check_twin(model, twin, rng.normal(size=(4, 64, 64, 1)).astype(np.float32), rng)
-
-
-def test_formulations_agree(rng):
-    image = jnp.asarray(rng.normal(size=(2, 64, 64, 1)), jnp.float32)
-    variables = models.init(models.build("omnianet"), 0, image.shape)
-
-    def logits(mode):
-        return jax.jit(models.build("omnianet", ops=mode).apply)(variables, image)
-
-    fast, lax = logits("fast"), logits("lax")
-    assert float(jnp.abs(fast - lax).max()) <= 1e-4 * float(jnp.abs(lax).max())
+    check_twin(model, twin, rng.normal(size=(4, 32, 64, 1)).astype(np.float32), rng)
 
 
 def test_volumes_pass_through_the_same_code():

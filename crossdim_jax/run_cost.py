@@ -1,0 +1,53 @@
+"""What a run costs, `run.json` of its folder: parameters, device, peak memory."""
+
+import json
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from crossdim_jax import optim, run_folder
+from crossdim_jax.files import write_text
+from crossdim_jax.train_state import TrainState
+
+
+def record(workdir: Path, state: TrainState) -> None:
+    """Writes what is known when training starts; a peak of an earlier start is kept."""
+    parameters = jax.tree.leaves(optim.slow(state.params))
+    devices = jax.devices()
+    found = _read(workdir) | {
+        "parameters": sum(int(np.prod(leaf.shape)) for leaf in parameters),
+        "device": devices[0].device_kind,
+        "devices": len(devices),
+    }
+    _write(workdir, found)
+
+
+def record_peak(workdir: Path) -> None:
+    """Adds the peak memory so far, the largest of all starts of the run."""
+    found = _read(workdir)
+    found["peak_memory_mb"] = max(peak_memory_mb(), found.get("peak_memory_mb", 0.0))
+    _write(workdir, found)
+
+
+def peak_memory_mb() -> float:
+    """Of the fullest device of this process; where devices do not say, of the process itself."""
+    peaks = [(d.memory_stats() or {}).get("peak_bytes_in_use") for d in jax.local_devices()]
+    if None not in peaks:
+        return max(peaks) / 1e6
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def _read(workdir: Path) -> dict[str, Any]:
+    try:
+        return json.loads((workdir / run_folder.RUN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _write(workdir: Path, found: dict[str, Any]) -> None:
+    write_text(workdir / run_folder.RUN, json.dumps(found, indent=2, sort_keys=True) + "\n")

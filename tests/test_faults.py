@@ -1,0 +1,50 @@
+"""A training that is killed again and again is the training that is not."""
+
+import random
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from tests import small_run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Holds the cases, their cache, and compiled programs."""
+    root = tmp_path_factory.mktemp("small")
+    small_run.make_cases(root / "cases")
+    return root
+
+
+def finish(process):
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    return stderr
+
+
+@pytest.mark.parametrize(
+    ("kills", "steps"), [(3, 24), pytest.param(20, 120, marks=pytest.mark.slow)]
+)
+def test_a_run_killed_at_random_moments_ends_as_the_uninterrupted_one(folder, kills, steps):
+    straight, workdir = folder / f"straight_{steps}", folder / f"killed_{steps}"
+    finish(small_run.begin(folder, straight.name, steps))
+    chance, done = random.Random(kills), 0
+    while done < kills:
+        with small_run.begin(folder, workdir.name, steps, seconds=0.04) as process:
+            if chance.random() < 0.75:  # else before it trains: reading, compiling
+                assert process.stdout.readline() == "ready\n", process.stderr.read()
+            time.sleep(chance.uniform(0.0, 0.9))
+            assert process.poll() is None, process.stderr.read()
+            process.send_signal(signal.SIGKILL)
+        done += 1
+    assert not (workdir / "final.npz").exists()
+    finish(small_run.begin(folder, workdir.name, steps))
+    expected, found = small_run.final(straight), small_run.final(workdir)
+    assert found.keys() == expected.keys() and len(found) > 10
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+    assert small_run.lines(workdir) == small_run.lines(straight)
+    kinds = [line["kind"] for line in small_run.lines(workdir)]
+    assert kinds.count("train") == steps / 3 and kinds.count("validation") == steps / 6
