@@ -96,9 +96,7 @@ def test_windows_are_spread_over_the_devices(make):
 
 
 def test_an_unknown_way_of_predicting_is_refused(make):
-    with pytest.raises(
-        ConfigError, match="mode='slices' is unknown; known: window, whole"
-    ):
+    with pytest.raises(ConfigError, match="mode='slices' is unknown; known: window, whole"):
         make(inference__mode="slices").predictor(flips=False)
 
 
