@@ -106,6 +106,9 @@ class Checkpointer:
         step = int(state.step)
         if step in self._best.all_steps():  # the step of the resume, validated again
             return
+        if jax.process_count() > 1:  # the barriers of two writings at once have the same names
+            with _naming(self.folder, f"writing the checkpoint of step {self._writing}", self):
+                self._latest.wait_until_finished()
         with _naming(self.folder / BEST, f"writing the best checkpoint, of step {step}", self):
             saved = self._best.save(
                 step,
