@@ -7,7 +7,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from crossdim_jax import config, experiment, modes
+from crossdim_jax import config, experiment, memory, modes
 from crossdim_jax.errors import ConfigError, CrossdimError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: FILE[:argument].")
@@ -46,6 +46,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("--config=FILE is needed, such as --config=configs/brats_dxnet.py")
     experiment.quiet_libraries()
     experiment.cache_compiled_programs()
+    memory.give_back_after_compiling()
     start_distributed()
     job = experiment.build(CONFIG.value, WORKDIR.value)
     if MODE.value == "predict":

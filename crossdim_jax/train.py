@@ -5,7 +5,7 @@ next, `jit_step` compiles it for a mesh. The loop around them is in `loop.py`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,24 @@ from crossdim_jax import params as params_lib
 from crossdim_jax.train_state import TrainState, step_key
 
 Batch = Mapping[str, jax.Array]
-Step = Callable[[TrainState, Batch], tuple[TrainState, losses.Sums]]
+
+
+class Step(NamedTuple):
+    """A training step, `(state, batch) -> (state, metrics)`, in two parts.
+
+    They are compiled one after the other: a compiler holds a whole program at once, and needs more
+    memory for the loops over every parameter of an update than the update itself.
+
+    Attributes:
+      gradient: `(state, batch) -> found`: sums of gradients and metrics, and batch statistics.
+      update: `(state, found) -> (state, metrics)`.
+    """
+
+    gradient: Callable[[TrainState, Batch], Any]
+    update: Callable[[TrainState, Any], tuple[TrainState, losses.Sums]]
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, losses.Sums]:
+        return self.update(state, self.gradient(state, batch))
 
 
 def init_state(
@@ -100,7 +117,7 @@ def make_train_step(
     accumulate: int = 1,
     activation: str = "sigmoid",
 ) -> Step:
-    """The pure function `(state, batch) -> (state, metrics)`.
+    """The pure functions of a training step.
 
     The gradient is that of the batch's mean loss, `sum / count`, taken at the fast parameters.
     With `accumulate`, micro-batches follow each other within the step: sums and gradients of sums
@@ -118,7 +135,7 @@ def make_train_step(
       activation: of that row.
 
     Returns:
-      a function of a `TrainState` and `{"image": (b, *spatial, c), "target": (b, *spatial, k)}`,
+      a `Step` of a `TrainState` and `{"image": (b, *spatial, c), "target": (b, *spatial, k)}`,
       where `"weights": (b, k)` may be added (see `losses.sample_weights`); its metrics are
       name -> `(sum, count)`: the loss and its terms, `dice` by class, `grad_norm`, `learning_rate`.
     """
@@ -137,13 +154,15 @@ def make_train_step(
 
     gradients = _in_parts(jax.grad(sum_loss, has_aux=True), accumulate)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, losses.Sums]:
-        grads, metrics, batch_stats = gradients(
-            optim.fast(state.params), state.batch_stats, batch, step_key(seed, state.step)
-        )
+    def gradient(state: TrainState, batch: Batch) -> Any:
+        params = optim.fast(state.params)
+        return gradients(params, state.batch_stats, batch, step_key(seed, state.step))
+
+    def update(state: TrainState, found: Any) -> tuple[TrainState, losses.Sums]:
+        grads, metrics, batch_stats = found
         count = jnp.maximum(metrics["loss"][1], 1e-8)  # nothing labelled: no gradient, not NaN
         one = jnp.ones(())
-        metrics |= {
+        metrics = metrics | {
             "grad_norm": (optim.norm(grads) / count, one),
             "learning_rate": (jnp.asarray(optimizer.learning_rate(state.step), jnp.float32), one),
         }
@@ -151,7 +170,7 @@ def make_train_step(
         params, opt_state = optimizer.update(grads, state.opt_state, state.params)
         return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
 
-    return train_step
+    return Step(gradient, update)
 
 
 def _in_parts(gradient: Callable, accumulate: int) -> Callable:
@@ -192,9 +211,12 @@ def jit_step(step: Step, mesh: jax.sharding.Mesh) -> Step:
     Batches lie as `sharding.shard_batch` puts them.
     """
     everywhere = sharding.replicated(mesh)
-    return jax.jit(
-        step,
-        in_shardings=(everywhere, None),
-        out_shardings=(everywhere, everywhere),
-        donate_argnums=0,
+    gradient = jax.jit(
+        step.gradient,
+        in_shardings=(everywhere, sharding.batched(mesh)),
+        out_shardings=everywhere,
     )
+    update = jax.jit(
+        step.update, in_shardings=everywhere, out_shardings=everywhere, donate_argnums=0
+    )
+    return Step(gradient, update)
