@@ -7,8 +7,10 @@ gradient.
 
 from crossdim_jax.ops.conv import (
     MODES,
+    channel_multiple,
     choose,
     conv,
+    conv_aligned,
     conv_lax,
     depthwise_conv,
     explicit_padding,
@@ -21,8 +23,10 @@ from crossdim_jax.ops.norm import ACTIVATIONS, instance_norm, instance_norm_refe
 __all__ = [
     "ACTIVATIONS",
     "MODES",
+    "channel_multiple",
     "choose",
     "conv",
+    "conv_aligned",
     "conv_lax",
     "depthwise_conv",
     "explicit_padding",
