@@ -1,7 +1,5 @@
 """Trains, evaluates, predicts or reports: `python launch.py --config=FILE --workdir=FOLDER`."""
 
-import sys
-
 from absl import app, flags
 from ml_collections import config_flags
 
@@ -71,4 +69,4 @@ if __name__ == "__main__":
     try:
         app.run(main, flags_parser=parse)
     except CrossdimError as error:
-        sys.exit(f"error: {error}")
+        distributed.give_up(f"error: {error}")

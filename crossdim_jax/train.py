@@ -200,12 +200,17 @@ def make_train_step(
         params, opt_state = optimizer.update(grads, state.opt_state, state.params)
         after = TrainState(state.step + 1, params, batch_stats, opt_state)
         if skip_nonfinite:
-            good = jnp.isfinite(metrics["loss"][0]) & jnp.isfinite(metrics["grad_norm"][0])
-            kept = state._replace(step=state.step + 1)
-            after = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, kept)
+            after = _if_finite(after, state, metrics)
         return after, metrics
 
     return Step(gradient, update)
+
+
+def _if_finite(after: TrainState, before: TrainState, metrics: losses.Sums) -> TrainState:
+    """`after`, or where loss or gradient is not finite `before` with the step number of `after`."""
+    good = jnp.isfinite(metrics["loss"][0]) & jnp.isfinite(metrics["grad_norm"][0])
+    before = before._replace(step=after.step)
+    return jax.tree.map(lambda new, old: jnp.where(good, new, old), after, before)
 
 
 def _in_parts(gradient: Callable, accumulate: int) -> Callable:

@@ -88,6 +88,18 @@ def test_a_batch_that_does_not_divide_is_refused(make):
         plan.run(make(train__batch_size=3))
 
 
+def test_windows_are_spread_over_the_devices(make):
+    predict = make(data=2, inference__window_batch=3).predictor(flips=False)
+    assert predict.window_batch == 6 and predict.sharding.spec[0] == "data"
+    uneven = make(data=1, depth=3).predictor(flips=False)  # 16 slices on three devices
+    assert uneven.sharding.is_fully_replicated
+
+
+def test_an_unknown_way_of_predicting_is_refused(make):
+    with pytest.raises(ConfigError, match="mode='slices' is unknown; known: window, whole"):
+        make(inference__mode="slices").predictor(flips=False)
+
+
 def test_whole_volumes_are_planned_for_the_largest_case(make):
     job = make(data=1, depth=4, inference__mode="whole")
     cases = modes.prepare_cases(job)[1]

@@ -117,13 +117,14 @@ def predicted(model, check_size, variables, depth, image):
 
 
 @pytest.mark.slow
-def test_dxnet_on_four_devices_equals_one(rng):
-    # 64 voxels each way: a norm over the two voxels that 32 would leave is all rounding.
-    image = rng.normal(size=(50, 60, 64, 2)).astype(np.float32)
+# 64 voxels each way: a norm over the two voxels that 32 would leave is all rounding.
+@pytest.mark.parametrize(("name", "size"), [("dxnet", (50, 60, 64)), ("dsnet", (98, 60, 64))])
+def test_the_networks_on_four_devices_equal_one(rng, name, size):
+    image = rng.normal(size=(*size, 2)).astype(np.float32)
     results = []
     for depth in (1, 4):
         mode = ops.choose("auto", depth_shards=depth)
-        model = models.build("dxnet", out_channels=3, ops=mode)
-        variables = models.init(model, 0, (1, 32, 32, 32, 2))
+        model = models.build(name, out_channels=3, ops=mode)
+        variables = models.init(model, 0, (1, 32 if name == "dxnet" else 128, 32, 32, 2))
         results.append(predicted(model, model.check_size, variables, depth, image))
     np.testing.assert_allclose(results[1], results[0], rtol=0, atol=1e-4)
