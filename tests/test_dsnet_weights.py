@@ -14,6 +14,11 @@ from tests.weight_record import CLAIMS
 from weight_port import plan
 from weight_port.__main__ import main
 
+# Of the library that reads config files.
+pytestmark = pytest.mark.filterwarnings(
+    r"ignore:the load_module\(\) method is deprecated:DeprecationWarning"
+)
+
 PATTERN = "net2d/encoder/.*"
 
 
