@@ -23,26 +23,69 @@ class Optimizer:
     """An optimiser and what a training step has to know of it.
 
     Attributes:
-      tx: the gradient transformation.
+      tx: the gradient transformation of the fast parameters.
       learning_rate: step -> learning rate, for the log.
-      sync_period: fast updates per slow one, where parameters are kept as
-        `optax.LookaheadParams(fast, slow)`; 0: they are not.
+      sync_period: fast updates per slow one; 0 for no lookahead. With it, parameters are kept as
+        `optax.LookaheadParams(fast, slow)` and the state is an `optax.LookaheadState`.
+      slow_step_size: of the way from slow to fast, taken at each synchronisation.
     """
 
     tx: optax.GradientTransformation
     learning_rate: optax.Schedule
-    sync_period: int
-
-    @property
-    def lookahead(self) -> bool:
-        """Whether parameters are kept as `optax.LookaheadParams(fast, slow)`."""
-        return bool(self.sync_period)
+    sync_period: int = 0
+    slow_step_size: float = 0.5
 
     def wrap(self, params: Any) -> Any:
         """The parameters as the training state keeps them; fast and slow share no buffer."""
-        if not self.lookahead:
+        if not self.sync_period:
             return params
         return optax.LookaheadParams(fast=params, slow=jax.tree.map(jnp.copy, params))
+
+    def init(self, params: Any) -> Any:
+        """The state before the first step, from parameters as `wrap` gives them."""
+        state = self.tx.init(fast(params))
+        if not self.sync_period:
+            return state
+        return optax.LookaheadState(state, jnp.zeros((), jnp.int32))
+
+    def update(self, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        """The parameters and the state after a step.
+
+        Args:
+          grads: the gradient at the fast parameters.
+          state: from `init` or the step before.
+          params: as `wrap` gives them.
+        """
+        if self.sync_period:
+            return self._lookahead(grads, state, params)
+        updates, state = self.tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    def _lookahead(self, grads, state, params):
+        """As `optax.lookahead`, but that the fast parameters are set to the new slow ones.
+
+        A difference of fast and slow would be added to both otherwise, so neither could be
+        overwritten in place and both would be copied first. Zhang et al. 2019.
+        """
+        updates, inner = self.tx.update(grads, state.fast_state, params.fast)
+        ahead = optax.apply_updates(params.fast, updates)
+        sync = state.steps_since_sync == self.sync_period - 1
+        step = jnp.where(sync, self.slow_step_size, 0.0)
+        slow = jax.tree.map(lambda s, f: s + step.astype(s.dtype) * (f - s), params.slow, ahead)
+        # Made before the fast ones, which are read here.
+        slow = jax.lax.optimization_barrier(slow)
+        new = jax.tree.map(lambda s, f: jnp.where(sync, s, f), slow, ahead)
+        steps = (state.steps_since_sync + 1) % self.sync_period
+        return optax.LookaheadParams(new, slow), optax.LookaheadState(inner, steps)
+
+
+def norm(tree: Any) -> jax.Array:
+    """The Euclidean norm of all arrays of a tree together.
+
+    Of vectors: the compiled program then has one loop for all arrays of a size.
+    """
+    squares = (jnp.sum(jnp.square(x.ravel())) for x in jax.tree.leaves(tree))
+    return jnp.sqrt(sum(squares))
 
 
 def fast(params: Any) -> Any:
@@ -246,7 +289,7 @@ def make(
         others'; of several patterns that match, the last counts.
 
     Returns:
-      `Optimizer`; its `tx.init` raises ConfigError for a pattern that matches no parameter.
+      `Optimizer`; its `init` raises ConfigError for a pattern that matches no parameter.
     """
     if name not in RULES:
         raise ConfigError(f"optimiser {name!r} is unknown; known: {', '.join(sorted(RULES))}")
@@ -268,9 +311,7 @@ def make(
         tx = _frozen_for(tx, freeze, freeze_steps) if freeze_steps else _frozen(tx, freeze)
     if rates:
         tx = optax.chain(tx, _scaled(rates))
-    if sync_period:
-        tx = optax.lookahead(tx, sync_period, slow_step_size)
-    return Optimizer(tx, schedule, sync_period or 0)
+    return Optimizer(tx, schedule, sync_period or 0, slow_step_size)
 
 
 def matches(params: Any, patterns: Sequence[str]) -> Any:

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from crossdim_jax import losses, models, optim, sharding, statistics
 from crossdim_jax import params as params_lib
@@ -69,7 +68,7 @@ def init_state(
             step=jnp.zeros((), jnp.int32),
             params=params,
             batch_stats=variables.get("batch_stats", {}),
-            opt_state=optimizer.tx.init(params),
+            opt_state=optimizer.init(params),
         )
 
     return jax.jit(start, out_shardings=everywhere)(dict(variables))
@@ -166,14 +165,13 @@ def make_train_step(
             optim.since_sync(state.opt_state),
         )
         count = jnp.maximum(metrics["loss"][1], 1e-8)  # nothing labelled: no gradient, not NaN
-        grads = jax.tree.map(lambda g: g / count, grads)
-        updates, opt_state = optimizer.tx.update(grads, state.opt_state, state.params)
         one = jnp.ones(())
         metrics |= {
-            "grad_norm": (optax.tree.norm(grads), one),
+            "grad_norm": (optim.norm(grads) / count, one),
             "learning_rate": (jnp.asarray(optimizer.learning_rate(state.step), jnp.float32), one),
         }
-        params = optax.apply_updates(state.params, updates)
+        grads = jax.tree.map(lambda g: g / count, grads)
+        params, opt_state = optimizer.update(grads, state.opt_state, state.params)
         after = TrainState(state.step + 1, params, batch_stats, opt_state)
         if skip_nonfinite:
             good = jnp.isfinite(metrics["loss"][0]) & jnp.isfinite(metrics["grad_norm"][0])

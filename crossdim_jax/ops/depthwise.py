@@ -8,18 +8,16 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-
-from crossdim_jax.ops.blocks import depth_to_space
 
 Padding = tuple[tuple[int, int], ...]
 
-# Taps up to which a kernel's gradient is computed row by row.
-SMALL_WINDOW = 3**3
+# Voxels of a slice that are taken at once for the kernel's gradient.
+BLOCK = 16
 
 
 def _shifts(x: jax.Array, window: Sequence[int], sizes: Sequence[int], strides: Sequence[int]):
@@ -92,61 +90,126 @@ def _input_gradient(x, kernel, g, strides, padding):
     which the division leaves no rest.
     """
     nd = x.ndim - 2
+    turned = lax.rev(kernel, tuple(range(nd)))
+    axes = [
+        _Axis.of(n, m, k, s, low)
+        for n, m, k, s, (low, _) in zip(
+            x.shape[1:-1], g.shape[1:-1], kernel.shape[:nd], strides, padding, strict=True
+        )
+    ]
+    g = _pad(g, tuple(axis.pad for axis in axes))
     places = []
-    for place in itertools.product(*(range(s) for s in strides)):
-        taps, pads = [], []
-        for axis, (e, s, (low, _)) in enumerate(zip(place, strides, padding, strict=True)):
-            own = [t for t in range(kernel.shape[axis]) if (e + low - t) % s == 0][::-1]
-            # Output q sees g[q + first] and those after it, the last tap first.
-            first = (e + low - own[0]) // s if own else 0
-            size = -(-x.shape[1 + axis] // s)
-            taps.append(own)
-            pads.append((-first, size + first + len(own) - 1 - g.shape[1 + axis]))
-        if not all(taps):
-            shape = (-(-n // s) for n, s in zip(x.shape[1:-1], strides, strict=True))
+    for place in itertools.product(*(axis.places for axis in axes)):
+        if not all(place):
+            shape = (axis.size for axis in axes)
             places.append(jnp.zeros((x.shape[0], *shape, x.shape[-1]), x.dtype))
             continue
-        part = kernel[np.ix_(*taps)]
-        places.append(_depthwise_sum(_pad(g, tuple(pads)), part, (1,) * nd).astype(x.dtype))
+        seen = g[(slice(None), *(first for first, _ in place))]
+        places.append(_depthwise_sum(seen, turned[tuple(taps for _, taps in place)], (1,) * nd))
     if len(places) == 1:
         return places[0]
-    dx = depth_to_space(jnp.concatenate(places, -1), strides)
+    dx = _interleaved(places, strides)
     return dx[(slice(None), *(slice(n) for n in x.shape[1:-1]))]
 
 
-def _kernel_gradient(padded, g, window, strides):
-    """One reduction per tap; float32 at least, `(*window, 1, c)`.
+class _Axis(NamedTuple):
+    """What the input's gradient needs along one axis.
 
-    Small 3D windows take a row of the second axis at a time, which stays in the cache; large ones a
-    tap of the second axis at a time, as the program would be long otherwise.
+    Attributes:
+      size: places of one kind, at most one per output.
+      pad: zeros around the output's gradient that serve all of them.
+      places: for each place within a stride, what it sees of the padded gradient, and the taps of
+        the turned kernel it sees that with; None if there are none.
     """
-    nd, wide = g.ndim - 2, g.astype(_accumulator(g))
-    axes = tuple(range(nd + 1))
 
-    def reduced(x, g, window):
-        sums = [
-            jnp.sum(y.astype(wide.dtype) * g, axes)
-            for _, y in _shifts(x, window, g.shape[1:-1], strides)
-        ]
-        return jnp.stack(sums)
+    size: int
+    pad: tuple[int, int]
+    places: tuple[tuple[slice, slice] | None, ...]
 
-    shape = (*window, 1, g.shape[-1])
-    if nd == 2:
-        return reduced(padded, wide, window).reshape(shape)
-    rows, step = g.shape[2], strides[1]
-    if math.prod(window) <= SMALL_WINDOW:
+    @classmethod
+    def of(cls, n: int, outputs: int, taps: int, stride: int, low: int) -> "_Axis":
+        """For n inputs, so many outputs and taps, and `low` zeros before the first input."""
+        size, found = -(-n // stride), []
+        for e in range(stride):
+            own = range((e + low) % stride, taps, stride)
+            # Input s q + e sees output q + first and those after it, with the last tap first.
+            found.append(((e + low - own[-1]) // stride, own) if own else None)
+        firsts = [first for first, _ in filter(None, found)]
+        ends = [first + size + len(own) - 1 for first, own in filter(None, found)]
+        before, after = -min(firsts), max(ends) - outputs
+        places = []
+        for place in found:
+            if place is not None:
+                first, own = place
+                start = first + before
+                last = taps - 1 - own[-1]  # in the turned kernel
+                place = (
+                    slice(start, start + size + len(own) - 1),
+                    slice(last, last + (len(own) - 1) * stride + 1, stride),
+                )
+            places.append(place)
+        return cls(size, (before, after), tuple(places))
 
-        def add_row(h, total):
-            seen = lax.dynamic_slice_in_dim(padded, h * step, window[1], 2)
-            return total + reduced(seen, lax.dynamic_slice_in_dim(wide, h, 1, 2), window)
 
-        total = jnp.zeros((math.prod(window), g.shape[-1]), wide.dtype)
-        return lax.fori_loop(0, rows, add_row, total).reshape(shape)
+def _interleaved(places: Sequence[jax.Array], strides: Sequence[int]) -> jax.Array:
+    """Arrays `(b, *spatial, c)`, one for each place in a block, as one `(b, *(s spatial), c)`.
 
-    def one_tap(i):
-        seen = lax.dynamic_slice_in_dim(padded, i, (rows - 1) * step + 1, 2)
-        return reduced(seen, wide, (window[0], 1, window[2]))
+    By selection: a concatenation would be written before it is rearranged.
+    """
+    places = lax.optimization_barrier(list(places))  # else each would be computed for all
+    batch, *spatial, channels = places[0].shape
+    each = [size for n in spatial for size in (n, 1)]
+    number = jnp.arange(math.prod(strides)).reshape(1, *(m for s in strides for m in (1, s)), 1)
+    dx = places[0].reshape(batch, *each, channels)
+    for i, place in enumerate(places[1:], 1):
+        dx = jnp.where(number == i, place.reshape(batch, *each, channels), dx)
+    return dx.reshape(batch, *(n * s for n, s in zip(spatial, strides, strict=True)), channels)
 
-    by_row_tap = lax.map(one_tap, jnp.arange(window[1]))
-    by_row_tap = by_row_tap.reshape(window[1], window[0], window[2], 1, -1)
-    return jnp.moveaxis(by_row_tap, 0, 1)
+
+def _kernel_gradient(padded, g, window, strides):
+    """The kernel's gradient, `(*window, 1, c)`, float32 at least.
+
+    `dk[t] = sum_p x[s p + t] g[p]`, taken as a convolution of x by the gradient: for each slice and
+    each depth tap, a few neighbouring voxels p at a time add what the window sees from them. So the
+    inner loop runs over window and channels, without a reduction; depth is never cut, as it may be
+    sharded.
+    """
+    if g.ndim == 4:
+        flat = _kernel_gradient(padded[:, None], g[:, None], (1, *window), (1, *strides))
+        return flat[0]
+    kd, kh, kw = window
+    (sd, sh, sw), (batch, depth, height, width, channels) = strides, g.shape
+    cols = min(width, BLOCK)
+    rows = min(height, max(BLOCK // cols, 1))
+    down, across = -(-height // rows), -(-width // cols)
+    wide = _accumulator(g)
+    # Whole blocks: voxels that are not there have no gradient.
+    g = _pad(g, ((0, 0), (0, down * rows - height), (0, across * cols - width)))
+    size = [(down * rows - 1) * sh + kh, (across * cols - 1) * sw + kw]
+    size = zip(size, padded.shape[2:4], strict=True)
+    padded = _pad(padded, ((0, 0), *((0, wanted - n) for wanted, n in size)))
+
+    def add_block(n, totals):
+        row, col = n // across * rows, n % across * cols
+        seen = lax.dynamic_slice(
+            padded,
+            (0, 0, row * sh, col * sw, 0),
+            (batch, padded.shape[1], (rows - 1) * sh + kh, (cols - 1) * sw + kw, channels),
+        ).astype(wide)
+        own = lax.dynamic_slice(g, (0, 0, row, col, 0), (batch, depth, rows, cols, channels))
+        own = own.astype(wide)
+        found = []
+        for t, total in enumerate(totals):
+            part = seen[:, t : t + (depth - 1) * sd + 1 : sd]
+            for i, j in itertools.product(range(rows), range(cols)):
+                view = part[:, :, i * sh : i * sh + kh, j * sw : j * sw + kw]
+                total = total + view * own[:, :, i : i + 1, j : j + 1]
+            found.append(total)
+        return tuple(found)
+
+    totals = (jnp.zeros((batch, depth, kh, kw, channels), wide),) * kd
+    if down * across == 1:
+        totals = add_block(0, totals)
+    else:
+        totals = lax.fori_loop(0, down * across, add_block, totals)
+    return jnp.stack([jnp.sum(total, (0, 1)) for total in totals])[..., None, :]
