@@ -5,6 +5,7 @@ See `--help` for the rest. jax and torch are imported only after the environment
 
 import argparse
 import gc
+import itertools
 import json
 import os
 import re
@@ -40,32 +41,33 @@ def prepare(device: str) -> str:
 
 
 def network_rows(options: argparse.Namespace, dtypes: list[str], measure) -> list[dict[str, Any]]:
-    """Forward, loss and gradient, training step of the whole network."""
+    """Forward, loss and gradient, training step of whole networks."""
     from benchmarks import flops, inputs, ours, theirs
     from benchmarks.timing import Case
 
-    rows, shape = [], (1, *(options.size,) * 3, inputs.MODALITIES)
-    for dtype in dtypes:
-        for task in ours.TASKS:
-            if not re.search(options.only, task):
-                continue
+    rows = []
+    for network, dtype, task in itertools.product(ours.NETWORKS, dtypes, ours.TASKS):
+        name = task if network == "dxnet" else f"{network} {task}"
+        if not re.search(options.only, name):
+            continue
+        size = ours.shape(network, options.size)
 
-            def mine(mode, task=task, dtype=dtype):
-                return ours.contestant(task, options.size, mode, dtype)
+        def mine(mode, task=task, dtype=dtype, network=network):
+            return ours.contestant(task, options.size, mode, dtype, network)
 
-            def makers(task=task, dtype=dtype):
-                for variant in theirs.variants():
-                    yield (
-                        str(variant),
-                        lambda v=variant: theirs.contestant(
-                            task, options.size, v, ours.weights(), dtype
-                        ),
-                    )
+        def makers(task=task, dtype=dtype, network=network, size=size):
+            weights = ours.weights(network=network)
+            for variant in theirs.variants():
+                yield (
+                    str(variant),
+                    lambda v=variant: theirs.contestant(task, size, v, weights, dtype, network),
+                )
 
-            row = measure(Case("network", task, dtype, mine, dict(makers())))
-            train = task != "forward"
-            row["analytic_flops"] = flops.analytic_flops(ours.model("auto"), shape, train=train)
-            rows.append(row)
+        row = measure(Case("network", name, dtype, mine, dict(makers())))
+        image = (1, *size, inputs.MODALITIES)
+        net, train = ours.model("lax", network=network), task != "forward"
+        row["analytic_flops"] = flops.of_program(net, image, train=train)
+        rows.append(row)
     return rows
 
 
@@ -115,7 +117,7 @@ def main() -> None:
     import jax
     import torch
 
-    from benchmarks import report, scale, timing
+    from benchmarks import ours, report, scale, timing
 
     gpu = jax.default_backend() == "gpu"
     if gpu != torch.cuda.is_available():
@@ -142,7 +144,7 @@ def main() -> None:
 
     settings = {
         "device": torch.cuda.get_device_name() if gpu else "CPU",
-        "volume": f"{options.size}^3, 4 channels, batch 1",
+        "volume": f"{options.size}^3 ({ours.DSNET_DEPTH} slices for DS-Net), 4 channels, batch 1",
         "ops": options.ops,
         "torch threads": torch.get_num_threads(),
         "OpenMP": policy,

@@ -1,9 +1,12 @@
-"""The convolutions of DX-Net from its tables, and the floating-point operations they need."""
+"""The convolutions of DX-Net from its tables, and the floating-point operations networks need."""
 
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
+
+import jax
+import jax.numpy as jnp
 
 from crossdim_jax.models import efficientnet_table, encoders
 
@@ -114,3 +117,26 @@ def analytic_flops(model: Any, shape: Sequence[int], *, train: bool = False) -> 
     counts = [layer.flops() for layer in layers(model, shape)]
     total = 3 * sum(counts) - counts[0] if train else sum(counts)
     return shape[0] * total
+
+
+def of_program(model: Any, shape: Sequence[int], *, train: bool = False) -> int:
+    """The same count for any network, from its traced program; in its plain form, `ops="lax"`.
+
+    Of a training step three times the forward pass, less the gradient of the image.
+    """
+    image = jax.ShapeDtypeStruct(tuple(shape), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    counts = list(_products(jax.make_jaxpr(model.apply)(variables, image).eqns))
+    return 3 * sum(counts) - counts[0] if train else sum(counts)
+
+
+def _products(equations: Any) -> Iterator[int]:
+    """Of every convolution and matrix product, two per multiply-add, in the program's order."""
+    for equation in equations:
+        for inner in jax.tree.leaves(list(equation.params.values())):
+            if hasattr(inner, "eqns"):
+                yield from _products(inner.eqns)
+        if equation.primitive.name in ("conv_general_dilated", "dot_general"):
+            kernel, out = equation.invars[1].aval, equation.outvars[0].aval
+            # Kernels end in (in / groups, out); matrices are (in, out).
+            yield 2 * out.size * (kernel.size // kernel.shape[-1])

@@ -1,17 +1,15 @@
 """Omnia-Net (variant "paper", EfficientNet-B0) in PyTorch, under our Flax names.
 
 Modules are named as in the Flax tree. Nothing here imports jax. Tensors are `(b, channels, h, w)`.
-The batch norms normalise by their batch, as training does, and keep no running statistics.
+In training the batch norms normalise by their batch; running statistics start at mean 0 and
+variance 1.
 """
 
-from collections.abc import Mapping
-
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.peer import DECODER_EPS, ENCODER_EPS, FEATURE_STAGES, LEAVES, STAGES, WIDTHS
+from benchmarks.peer import DECODER_EPS, ENCODER_EPS, FEATURE_STAGES, STAGES, WIDTHS
 
 
 def same(x: torch.Tensor, window: int, stride: int) -> tuple[torch.Tensor, list[int]]:
@@ -42,17 +40,20 @@ class Conv(nn.Conv2d):
 
 
 class Norm(nn.Module):
-    """Affine batch normalisation by the batch's own statistics, then an activation."""
+    """Affine batch normalisation, then an activation."""
 
     def __init__(self, channels: int, eps: float, activation=F.silu):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.eps, self.activation = eps, activation
+        self.register_buffer("running_mean", torch.zeros(channels), persistent=False)
+        self.register_buffer("running_var", torch.ones(channels), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`(b, c, *spatial)` -> the same shape."""
-        y = F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
+        running, affine = (self.running_mean, self.running_var), (self.weight, self.bias)
+        y = F.batch_norm(x, *running, *affine, self.training, 0.1, self.eps)
         return self.activation(y) if self.activation else y
 
 
@@ -198,37 +199,3 @@ class OmniaNet(nn.Module):
         full = self.full(image) if self.stem_width else None
         features = self.encoder(image if full is None else full)
         return self.head(self.decoder([full, *features]))
-
-
-def torch_name(path: str) -> str:
-    """`encoder/bn1/scale` -> `encoder.bn1.weight`."""
-    *modules, leaf = path.split("/")
-    return ".".join([*modules, LEAVES[leaf]])
-
-
-def transposition(path: str, nd: int) -> tuple[int, ...]:
-    """The order of axes that turns a Flax kernel, `(*window, in, out)`, into torch's."""
-    ends = (nd, nd + 1) if "/up_" in f"/{path}" else (nd + 1, nd)
-    return (*ends, *range(nd))
-
-
-def load(net: nn.Module, params: Mapping[str, np.ndarray]) -> None:
-    """Copies Flax parameters, path -> array, into a network that they must fill exactly."""
-    state = {}
-    for path, value in params.items():
-        value = np.asarray(value, np.float32)
-        if path.endswith("kernel"):
-            value = value.transpose(transposition(path, value.ndim - 2))
-        state[torch_name(path)] = torch.from_numpy(value.copy())
-    net.load_state_dict(state, strict=True)
-
-
-def gradients(net: nn.Module, like: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The parameters' gradients after `backward`, under their Flax paths and in Flax layout."""
-    tensors, found = dict(net.named_parameters()), {}
-    for path in like:
-        value = tensors[torch_name(path)].grad.float().cpu().numpy()
-        if path.endswith("kernel"):
-            value = value.transpose(np.argsort(transposition(path, value.ndim - 2)))
-        found[path] = value
-    return found

@@ -25,21 +25,31 @@ MOMENTUM = 0.95
 OPTIMIZER = {"b1": MOMENTUM, "schedule_decay": 0.004}
 
 
-def model(mode: str, dtype: str = "float32"):
-    """DX-Net of the paper without stochastic depth, whose draws could not be compared."""
-    return models.build("dxnet", variant="paper", drop_path_rate=0.0, ops=mode, dtype=dtype)
+NETWORKS = ("dxnet", "dsnet")
+DSNET_DEPTH = 112  # slices, whatever the size in the plane
+
+
+def shape(network: str, size: int) -> tuple[int, int, int]:
+    """Of the volume: a cube, or for DS-Net as many slices as it takes."""
+    return (DSNET_DEPTH if network == "dsnet" else size, size, size)
+
+
+def model(mode: str, dtype: str = "float32", network: str = "dxnet"):
+    """A network of the paper without stochastic depth, whose draws could not be compared."""
+    return models.build(network, variant="paper", drop_path_rate=0.0, ops=mode, dtype=dtype)
 
 
 @functools.cache
-def weights(seed: int = 0) -> dict[str, np.ndarray]:
+def weights(seed: int = 0, network: str = "dxnet") -> dict[str, np.ndarray]:
     """Flax path -> array, the same for both sides.
 
     Kernels are drawn for unit variance after a SiLU; scales and biases are moved from 1 and 0,
     which would hide a wrong assignment.
     """
     rng = np.random.default_rng(seed)
-    image = jax.ShapeDtypeStruct((1, 32, 32, 32, inputs.MODALITIES), jnp.float32)
-    tree = jax.eval_shape(model("lax").init, jax.random.key(0), image)["params"]
+    image = jax.ShapeDtypeStruct((1, *shape(network, 32), inputs.MODALITIES), jnp.float32)
+    net = model("lax", network=network)
+    tree = jax.eval_shape(net.init, jax.random.key(0), image)["params"]
     flat = {}
     for path, like in params.flatten(tree).items():
         value = rng.normal(size=like.shape).astype(np.float32)
@@ -78,11 +88,21 @@ def flat_params(tree: Any, prefix: str) -> dict[str, np.ndarray]:
     return {f"{prefix}:{p}": np.asarray(v) for p, v in params.flatten(tree).items()}
 
 
+def running(net: Any, shape: tuple[int, ...]) -> Any:
+    """Running statistics of its batch norms as they start, mean 0 and variance 1; {} if none."""
+    image = jax.ShapeDtypeStruct(shape, jnp.float32)
+    stats = jax.eval_shape(net.init, jax.random.key(0), image).get("batch_stats", {})
+    flat = params.flatten(stats)
+    full = {p: jnp.full(v.shape, float(p.endswith("/var"))) for p, v in flat.items()}
+    return params.unflatten(full)
+
+
 def _forward(net, variables, image, dtype, name):
-    executable, notes = compiled(net.apply, {"params": variables}, image, dtype=dtype)
+    variables = {"params": variables, "batch_stats": running(net, image.shape)}
+    executable, notes = compiled(net.apply, variables, image, dtype=dtype)
 
     def step():
-        return executable({"params": variables}, image)
+        return executable(variables, image)
 
     return Contestant(
         name, step, jax.block_until_ready, lambda: {"logits": np.asarray(step())}, notes
@@ -91,7 +111,7 @@ def _forward(net, variables, image, dtype, name):
 
 def mean_loss(net, variables, image, target):
     """The mean Dice and cross-entropy loss, and the logits."""
-    logits = net.apply({"params": variables}, image, train=True)
+    logits, _ = net.apply({"params": variables}, image, train=True, mutable=["batch_stats"])
     total, count = losses.dice_bce(logits, target)["loss"]
     return total / count, logits
 
@@ -130,7 +150,8 @@ def _training_step(net, variables, image, target, dtype, name):
     mesh = sharding.make_mesh(1, 1)
     optimizer = optim.make(**OPTIMIZER)
     start = optimizer.wrap(variables)
-    state = TrainState(jnp.zeros((), jnp.int32), start, {}, optimizer.init(start))
+    stats = running(net, image.shape)
+    state = TrainState(jnp.zeros((), jnp.int32), start, stats, optimizer.init(start))
     state = jax.device_put(state, sharding.replicated(mesh))
     batch = sharding.shard_batch({"image": np.asarray(image), "target": np.asarray(target)}, mesh)
     step_function = train.make_train_step(net, optimizer, losses.dice_bce, seed=0)
@@ -151,11 +172,13 @@ def _training_step(net, variables, image, target, dtype, name):
     return Contestant(name, step, jax.block_until_ready, arrays, notes)
 
 
-def contestant(task: str, size: int, mode: str, dtype: str = "float32") -> Contestant:
-    """One of `TASKS` on a cube of `size` voxels with our network, compiled."""
-    net = model(mode, dtype)
-    variables = jax.tree.map(jnp.asarray, params.unflatten(weights()))
-    image, target = (jnp.asarray(a) for a in inputs.sample(size))
+def contestant(
+    task: str, size: int, mode: str, dtype: str = "float32", network: str = "dxnet"
+) -> Contestant:
+    """One of `TASKS` with our network, compiled, on a volume of its `shape`."""
+    net = model(mode, dtype, network)
+    variables = jax.tree.map(jnp.asarray, params.unflatten(weights(network=network)))
+    image, target = (jnp.asarray(a) for a in inputs.sample(shape(network, size)))
     if task == "forward":
         return _forward(net, variables, image, dtype, mode)
     make = {"loss and gradient": _loss_and_gradient, "training step": _training_step}[task]

@@ -214,11 +214,22 @@ def dice_bce(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 
 
-def _is_up(path: str) -> bool:
-    return path.split("/")[-2].startswith("up_")
+def _torch_name(path: str) -> str:
+    """`encoder/bn1/scale` -> `encoder.bn1.weight`."""
+    *modules, leaf = path.split("/")
+    return ".".join([*modules, LEAVES[leaf]])
 
 
-def load(net: DXNet, params: Mapping[str, np.ndarray]) -> None:
+def _transposition(path: str, nd: int) -> tuple[int, ...]:
+    """The order of axes that turns a Flax kernel, `(*window, in, out)`, into torch's.
+
+    `(out, in, *window)`, or `(in, out, *window)` of a transposed convolution.
+    """
+    ends = (nd, nd + 1) if path.split("/")[-2].startswith("up_") else (nd + 1, nd)
+    return (*ends, *range(nd))
+
+
+def load(net: nn.Module, params: Mapping[str, np.ndarray]) -> None:
     """Copies Flax parameters into the network.
 
     Args:
@@ -227,15 +238,14 @@ def load(net: DXNet, params: Mapping[str, np.ndarray]) -> None:
     """
     state = {}
     for path, value in params.items():
-        *modules, leaf = path.split("/")
         value = np.asarray(value, np.float32)
-        if leaf == "kernel":  # (*window, in, out) -> (out, in, *window), transposed: (in, out, ...)
-            value = value.transpose((3, 4, 0, 1, 2) if _is_up(path) else (4, 3, 0, 1, 2))
-        state[".".join([*modules, LEAVES[leaf]])] = torch.from_numpy(value.copy())
+        if path.endswith("/kernel"):
+            value = value.transpose(_transposition(path, value.ndim - 2))
+        state[_torch_name(path)] = torch.from_numpy(value.copy())
     net.load_state_dict(state, strict=True)
 
 
-def gradients(net: DXNet, like: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def gradients(net: nn.Module, like: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The parameters' gradients under their Flax paths and in Flax layout.
 
     Args:
@@ -244,9 +254,9 @@ def gradients(net: DXNet, like: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
     """
     tensors, found = dict(net.named_parameters()), {}
     for path in like:
-        *modules, leaf = path.split("/")
-        value = tensors[".".join([*modules, LEAVES[leaf]])].grad.float().cpu().numpy()
-        if leaf == "kernel":
-            value = value.transpose((2, 3, 4, 0, 1) if _is_up(path) else (2, 3, 4, 1, 0))
+        value = tensors[_torch_name(path)].grad.cpu()
+        value = (value if value.dtype == torch.float64 else value.float()).numpy()
+        if path.endswith("/kernel"):
+            value = value.transpose(np.argsort(_transposition(path, value.ndim - 2)))
         found[path] = value
     return found

@@ -146,6 +146,8 @@ TARGETS = (
         1.0,
         0.7,
     ),
+    ("DS-Net forward", r"dsnet forward", 1.0, 0.8),
+    ("DS-Net training step", r"dsnet training step", 1.0, 0.8),
     ("up + concat + conv", r"up\+concat\+conv .*", 0.9, 0.6),
 )
 

@@ -4,13 +4,13 @@ Never imports jax.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks import inputs, peer
+from benchmarks import dsnet_peer, inputs, peer
 from benchmarks.timing import Contestant
 
 # All variants are compiled from the same lines.
@@ -112,7 +112,7 @@ class Peer:
     """The network with its image and target on the device, in one variant.
 
     Args:
-      size: of the cube.
+      size: of the volume, see `inputs.sample`.
       variant: how it is run.
       weights: Flax path -> array; None keeps torch's own, for memory.
       dtype: "float32", or "bfloat16" by `torch.autocast`.
@@ -121,7 +121,7 @@ class Peer:
 
     def __init__(
         self,
-        size: int,
+        size: int | Sequence[int],
         variant: Variant,
         weights: Mapping[str, np.ndarray] | None = None,
         dtype: str = "float32",
@@ -135,6 +135,10 @@ class Peer:
             peer.load(self.net, weights)
         layout = FORMATS[variant.layout]
         self.net = self.net.to(self.device).to(memory_format=layout)
+        if variant.layout == "channels_last":  # that of images is another one
+            for module in self.net.modules():
+                if isinstance(module, torch.nn.Conv2d):
+                    module.to(memory_format=torch.channels_last)
         self.image, self.target = (
             torch.from_numpy(np.moveaxis(a, -1, 1).copy())
             .to(self.device)
@@ -162,6 +166,7 @@ class Peer:
 
     def forward(self) -> Contestant:
         """The logits, without a tape."""
+        self.net.eval()
         function = self._built(self._predict)
 
         def plain():
@@ -224,9 +229,17 @@ class Peer:
         return Contestant(str(self.variant), step, wait, lambda: found or first_three())
 
 
+NETWORKS = {"dxnet": peer.DXNet, "dsnet": dsnet_peer.DSNet}
+
+
 def contestant(
-    task: str, size: int, variant: Variant, weights: Mapping[str, np.ndarray], dtype: str
+    task: str,
+    size: int | Sequence[int],
+    variant: Variant,
+    weights: Mapping[str, np.ndarray],
+    dtype: str,
+    network: str = "dxnet",
 ) -> Contestant:
-    """One of `ours.TASKS` on a cube of `size` voxels with the peer."""
-    made = Peer(size, variant, weights, dtype)
+    """One of `ours.TASKS` on a volume of that size with the peer."""
+    made = Peer(size, variant, weights, dtype, NETWORKS[network](norm=variant.norm))
     return getattr(made, task.replace(" ", "_"))()

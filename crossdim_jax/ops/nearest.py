@@ -1,9 +1,11 @@
 """Repeat voxels, concatenate, convolve: the head of a decoder level without parameters of its own.
 
-Nearest-neighbour upsampling followed by a 3^n convolution over `concat(upsampled, skip)`: where
+Nearest-neighbour upsampling followed by a 3^n convolution over `concat(upsampled, skip)`. Where
 every axis is doubled, a fine voxel sees no more than two coarse ones along each, so that the coarse
 part is a convolution with a window of 2 on its own grid, one for each place a fine voxel can have
-in its coarse one. The repeated tensor and the concatenation never exist, forward or backward.
+in its coarse one. Where only the depth of a volume grows, by whatever factor, copies of a slice
+give copies under the kernel's planes: those are convolved once a slice, then repeated and added.
+Either way the repeated tensor and the concatenation never exist, forward or backward.
 """
 
 from collections.abc import Sequence
@@ -89,7 +91,8 @@ def nearest_concat_conv(
       x: `(b, *coarse, c_in)`.
       skip: `(b, *fine, c_skip)`; nowhere smaller; c_skip may be 0.
       kernel: `(3, ..., 3, c_in + c_skip, c_out)`.
-      mode: see `choose`; "fast" folds where every axis is doubled, on grids that are worth it.
+      mode: see `choose`; "fast" folds where every axis is doubled or only depth grows, on grids
+        that are worth it.
       min_coarse_voxels: of a whole batch; on smaller grids the plain form is used.
 
     Returns:
@@ -97,15 +100,39 @@ def nearest_concat_conv(
     """
     nd, coarse, fine = x.ndim - 2, x.shape[1:-1], skip.shape[1:-1]
     doubled = fine == tuple(2 * n for n in coarse)
-    if choose(mode) != "fast" or not doubled or np.prod(x.shape[:-1]) < min_coarse_voxels:
+    deeper = nd == 3 and fine[1:] == coarse[1:] and fine[0] > coarse[0]
+    worth = np.prod(x.shape[:-1]) >= min_coarse_voxels
+    if choose(mode) != "fast" or not (doubled or deeper) or not worth:
         return nearest_concat_conv_reference(x, skip, kernel, mode=mode)
     ones, same = (1,) * nd, ((1, 1),) * nd
     of_up, of_skip = kernel[..., : x.shape[-1], :], kernel[..., x.shape[-1] :, :]
-    parts = conv(x, _compose(of_up), strides=ones, padding=same, mode=mode)
-    up = depth_to_space(_placed(parts), (2,) * nd)
+    if doubled:
+        parts = conv(x, _compose(of_up), strides=ones, padding=same, mode=mode)
+        up = depth_to_space(_placed(parts), (2,) * nd)
+    else:
+        planes = jnp.moveaxis(of_up, 0, -2)  # (3, 3, c_in, depth taps, c_out)
+        planes = planes.reshape(1, *planes.shape[:3], -1)
+        parts = conv(x, planes, strides=ones, padding=((0, 0), *same[1:]), mode=mode)
+        up = _deepened(parts, fine[0])
     if not skip.shape[-1]:
         return up
     return up + conv(skip.astype(x.dtype), of_skip, strides=ones, padding=same, mode=mode)
+
+
+def _deepened(parts: Array, depth: int) -> Array:
+    """`(b, d, h, w, 3 c)`, a plane for each depth tap -> `(b, depth, h, w, c)`.
+
+    Slice z of the result is the sum over taps t of what slice z + t - 1 of the repeated tensor
+    gives under plane t.
+    """
+    features = parts.shape[-1] // 3
+    total = 0.0
+    for tap in range(3):
+        up = _repeated(parts[..., tap * features : (tap + 1) * features], 1, depth)
+        shift = [(0, 0, 0)] * parts.ndim
+        shift[1] = (1 - tap, tap - 1, 0)
+        total = total + jax.lax.pad(up, jnp.zeros((), up.dtype), shift)
+    return total
 
 
 def _compose(kernel: Array) -> Array:

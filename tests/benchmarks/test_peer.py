@@ -70,23 +70,9 @@ def test_layers_are_those_of_the_network():
 @pytest.mark.parametrize("size", [32, 64])
 def test_analytic_flops_are_those_of_the_traced_network(size):
     model, shape = ours.model("lax"), (1, *(size,) * 3, inputs.MODALITIES)
-    tree = {p: jax.ShapeDtypeStruct(v.shape, v.dtype) for p, v in ours.weights().items()}
-    image = jax.ShapeDtypeStruct(shape, jnp.float32)
-    program = jax.make_jaxpr(model.apply)({"params": params.unflatten(tree)}, image)
-
-    def traced(equations):
-        total = 0
-        for equation in equations:
-            for inner in jax.tree.leaves(list(equation.params.values())):
-                if hasattr(inner, "eqns"):
-                    total += traced(inner.eqns)
-            if equation.primitive.name in ("conv_general_dilated", "dot_general"):
-                kernel, out = equation.invars[1].aval, equation.outvars[0].aval
-                # Kernels end in (in / groups, out); matrices are (in, out).
-                total += 2 * out.size * (kernel.size // kernel.shape[-1])
-        return total
-
-    assert flops.analytic_flops(model, shape) == traced(program.eqns)
+    for train in (False, True):
+        found = flops.of_program(model, shape, train=train)
+        assert flops.analytic_flops(model, shape, train=train) == found
 
 
 def test_analytic_flops_at_128():

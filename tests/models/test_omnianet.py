@@ -33,7 +33,7 @@ def check_twin(model, twin, image, rng, *, limit=1e-4):
     In float64, as the kinks of a ReLU make float32 gradients differ by more than a rounding error.
     """
     torch = pytest.importorskip("torch", reason="the twin is written in PyTorch (extra port)")
-    from benchmarks import omnia_peer
+    from benchmarks import peer
 
     tree = jax.eval_shape(model.init, jax.random.key(0), jnp.asarray(image))["params"]
     flat = drawn(tree, rng)
@@ -52,14 +52,14 @@ def check_twin(model, twin, image, rng, *, limit=1e-4):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # its threads spin, which costs all tests that run beside this one
     try:
-        omnia_peer.load(twin, flat)
+        peer.load(twin, flat)
         twin = twin.double()
         theirs = twin(torch.from_numpy(np.moveaxis(image, -1, 1).astype(np.float64)))
         (theirs * torch.from_numpy(np.moveaxis(pull, -1, 1).copy())).sum().backward()
     finally:
         torch.set_num_threads(threads)
     expected = {"logits": np.moveaxis(theirs.detach().numpy(), 1, -1)}
-    expected |= omnia_peer.gradients(twin, flat)
+    expected |= peer.gradients(twin, flat)
     found = {"logits": logits} | params.flatten(gradients)
     assert found.keys() == expected.keys()
     floor = 1e-4 * max(map(np.linalg.norm, expected.values()))  # some gradients vanish

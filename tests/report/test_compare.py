@@ -1,0 +1,107 @@
+"""Runs side by side: every number in its column, what is missing a dash, what misleads said."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from crossdim_jax.errors import ConfigError, DataError
+from crossdim_jax.report import compare
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def write_run(folder, name, dice, *, n_cases=4, definitions=None):
+    """What the comparison reads of a run folder."""
+    statistics = {
+        "mean": dice, "median": dice + 0.01, "q25": dice - 0.1, "q75": dice + 0.1, "n": n_cases,
+    }  # fmt: skip
+    summary = {
+        "challenge": "brats",
+        "regions": ["WT", "TC"],
+        "definitions": definitions or {"dice": "2 |A and B| / (|A| + |B|)"},
+        "aggregation": "clean",
+        "n_cases": n_cases,
+        "statistics": {"dice_WT": statistics},
+    }
+    metrics = [
+        {"kind": "train", "step": s, "epoch": s / 4, "images_per_s": v, "seconds": 90.0}
+        for s, v in ((4, 0.1), (8, 0.5), (12, 0.5))
+    ]
+    files = {
+        "config.json": {
+            "model": {"name": name, "variant": "paper", "encoder": "efficientnet_b0"},
+            "data": {"patch": [97, 64, 64]},
+        },
+        "evaluation/summary.json": summary,
+        "run.json": {"parameters": 7226914, "peak_memory_mb": 2345.6, "device": "cpu"},
+    }
+    for path, content in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(json.dumps(content))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
+    return folder
+
+
+def table(folder):
+    with (folder / compare.CSV).open() as file:
+        return {row[0]: row[1:] for row in csv.reader(file)}
+
+
+def test_two_runs_stand_in_one_table(tmp_path):
+    runs = [write_run(tmp_path / "ds", "dsnet", 0.9), write_run(tmp_path / "dx", "dxnet", 0.8)]
+    page = compare.write(runs, tmp_path / "out")
+    assert page == tmp_path / "out" / "comparison.html"
+    found = table(tmp_path / "out")
+    assert found[""] == ["ds", "dx"]
+    assert found["Network"] == [f"{n} paper efficientnet_b0" for n in ("dsnet", "dxnet")]
+    assert found["Parameters"] == ["7,226,914"] * 2
+    assert found["Training time per image (s, median)"] == ["2", "2"]
+    assert found["Peak memory (MB)"] == ["2,346"] * 2
+    assert found["Steps"] == ["12"] * 2
+    assert found["WT, mean"] == ["90.00", "80.00"]
+    assert found["WT, median"] == ["91.00", "81.00"]
+    assert found["WT, 25th percentile"] == ["80.00", "70.00"]
+    assert found["TC, mean"] == ["–", "–"]
+    html, text = page.read_text(), (tmp_path / "out" / compare.TABLE).read_text()
+    for cell in ("ds and dx", "90.00", "70.00", "7,226,914"):
+        assert cell in html
+    assert "| WT, mean | 90.00 | 80.00 |" in text
+    assert "do not compare" not in text
+
+
+def test_what_cannot_be_compared_is_said(tmp_path):
+    runs = [
+        write_run(tmp_path / "a", "dsnet", 0.9),
+        write_run(tmp_path / "b", "dxnet", 0.8, n_cases=5, definitions={"dice": "another"}),
+        write_run(tmp_path / "c" / "a", "dxnet", 0.7),
+    ]
+    (runs[2] / "evaluation" / "summary.json").unlink()
+    (runs[2] / "run.json").unlink()
+    compare.write(runs)
+    text = (tmp_path / compare.TABLE).read_text()
+    for what in ("different definitions", "different numbers of cases", "not been evaluated yet"):
+        assert what in text
+    found = table(tmp_path)
+    assert found[""] == [str(run) for run in runs]  # two are called the same
+    assert found["WT, mean"][2] == found["Parameters"][2] == "–"
+
+
+def test_one_folder_or_none_of_a_run_is_refused(tmp_path):
+    run = write_run(tmp_path / "a", "dsnet", 0.9)
+    for one in ([run], [run, tmp_path / "." / "a"]):
+        with pytest.raises(ConfigError, match="two run folders"):
+            compare.write(one)
+    with pytest.raises(DataError, match="config.json: not found"):
+        compare.write([run, tmp_path / "nothing"])
+
+
+def test_the_command_needs_no_config(tmp_path):
+    runs = [write_run(tmp_path / n, "dsnet", 0.9) for n in ("a", "b")]
+    command = [sys.executable, "launch.py", "--mode=report", f"--output={tmp_path / 'out'}"]
+    command.append(f"--workdir={','.join(map(str, runs))}")
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(tmp_path / "out" / "comparison.html")

@@ -1,0 +1,132 @@
+"""What DS-Net starts from: a 2D weight file as it is, or the encoder of a trained run."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import brats_dsnet
+from crossdim_jax import checkpoint, experiment, models, optim, params, run_folder, train
+from crossdim_jax.errors import ConfigError, WeightsError
+from tests.weight_record import CLAIMS
+from weight_port import plan
+from weight_port.__main__ import main
+
+PATTERN = "net2d/encoder/.*"
+
+
+def config(**fields):
+    result = brats_dsnet.get_config()
+    with result.unlocked():
+        result.data.patch = (97, 32, 32)
+        result.mesh.data = 1
+        result.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
+    return result
+
+
+@pytest.fixture(scope="module")
+def ported(tmp_path_factory):
+    """The file that the config asks for, of random weights; made by the command itself."""
+    path = tmp_path_factory.mktemp("weights") / "b0_2d.safetensors"
+    arguments = ["--config=configs/brats_dsnet.py", "--random", f"--out={path}"]
+    assert main([*arguments, "--no-certificate"]) == 0
+    return path
+
+
+def test_the_config_ports_2d_weights_as_they_are():
+    todo = plan.from_config("configs/brats_dsnet.py", ())
+    assert (todo.recipe.ndim, todo.recipe.inflate, todo.recipe.in_channels) == (2, None, 3)
+    assert (todo.recipe.norm, todo.name) == ("batch", CLAIMS["source"])
+    assert todo.out.name == "dsnet_b0_2d.safetensors"
+
+
+def test_a_2d_file_fills_the_encoder_inside_and_nothing_else(ported, tmp_path):
+    job = experiment.build(config(weights__file=str(ported)), tmp_path)
+    weights = experiment.load_weights(job)
+    optimizer = optim.make(rates=((PATTERN, 0.1),), freeze=("head/.*",), freeze_steps=2)
+    lines = []
+    state = train.init_state(
+        job.model, optimizer, job.image_shape(), job.mesh, seed=0, weights=weights, say=lines.append
+    )
+    found = params.flatten({"params": state.params.slow, "batch_stats": state.batch_stats})
+    inside = {p for p in found if p.split("/", 1)[1].startswith("net2d/encoder/")}
+    held = {p: v for p, v in weights.arrays.items() if not p.startswith("head/")}
+    assert {p.replace("net2d/encoder", "encoder") for p in inside} == held.keys()
+    for path in inside:
+        np.testing.assert_array_equal(found[path], held[path.replace("net2d/encoder", "encoder")])
+    assert held["params/encoder/conv_stem/kernel"].shape == (3, 3, 3, 32)  # untouched
+    assert f"{len(inside)} tensors from the file" in lines[-1]
+    fresh = params.flatten(models.init(job.model, 0, job.image_shape())["params"])
+    for path in ("down_0/conv/kernel", "net2d/decoder/conv_0_0/conv/kernel"):
+        np.testing.assert_array_equal(found[f"params/{path}"], fresh[path])
+
+
+def write_run(folder, **attributes):
+    """The folder of an Omnia-Net that was trained, as far as that matters: config, checkpoint."""
+    settings = {"name": "omnianet", "variant": "paper"} | attributes
+    model = models.build(**settings)
+    mesh = experiment.make_mesh(config())
+    state = train.init_state(model, optim.make(), (1, 32, 32, 3), mesh, seed=5, say=None)
+    slow = jax.tree.map(lambda x: x + 1, state.params.slow)  # the fast ones are not to be taken
+    state = state._replace(params=state.params._replace(slow=slow))
+    checkpoints = checkpoint.Checkpointer(folder)
+    checkpoints.save(state._replace(step=jnp.asarray(3)), {"step": 3, "config": {}})
+    checkpoints.close()
+    (folder / run_folder.CONFIG).write_text(json.dumps({"model": settings}))
+    return params.flatten(slow["encoder"])
+
+
+def test_a_runs_slow_encoder_is_taken_with_its_provenance(tmp_path):
+    slow = write_run(tmp_path / "omnia", stem_width=0)
+    job = experiment.build(config(weights__file=str(tmp_path / "omnia")), tmp_path)
+    weights = experiment.load_weights(job)
+    for path, value in slow.items():
+        np.testing.assert_array_equal(weights.arrays[f"params/encoder/{path}"], value)
+    record = weights.metadata
+    assert (record["source"], record["run"], record["step"]) == ("run", str(tmp_path / "omnia"), 3)
+    assert (record["ndim"], record["in_channels"], record["norm"]) == (2, 3, "batch")
+
+
+def test_a_runs_stem_for_other_channels_is_refused_or_left_out(tmp_path):
+    """An Omnia-Net with its full-resolution block has a stem for 16 channels."""
+    write_run(tmp_path / "omnia")
+    fields = {"weights__file": str(tmp_path / "omnia")}
+    with pytest.raises(WeightsError, match="in_channels: found 16, expected 3.*stem_width=0"):
+        experiment.load_weights(experiment.build(config(**fields), tmp_path))
+    fields |= {"weights__ignore": ("in_channels",), "weights__skip": (".*/conv_stem/kernel",)}
+    job = experiment.build(config(**fields), tmp_path)
+    variables = models.init(job.model, 0, job.image_shape())
+    _, report = params.merge(
+        variables,
+        experiment.load_weights(job),
+        skip=job.config.weights.skip,
+        encoder=params.encoder_path(job.model),
+    )
+    assert report.fresh == ("params/net2d/encoder/conv_stem/kernel",)
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path):
+    with pytest.raises(WeightsError, match=f"{tmp_path}.*should be that of a run"):
+        experiment.load_weights(
+            experiment.build(config(weights__file=str(tmp_path)), tmp_path / "new")
+        )
+
+
+def test_depths_that_do_not_end_at_three_are_refused_before_anything_is_read(tmp_path):
+    with pytest.raises(ConfigError, match=r"config.data.patch=\(64, 64, 64\).*97 to 144"):
+        experiment.build(config(data__patch=(64, 64, 64)), tmp_path)
+
+
+def test_freezing_is_given_in_epochs():
+    frozen = config(optim__freeze=(PATTERN,), optim__freeze_epochs=0.5)
+    made = experiment.make_optimizer(frozen, steps_per_epoch=8)
+    tree = {"net2d": {"encoder": {"kernel": np.ones(2, np.float32)}}}
+    parameters, moves = made.wrap(tree), []
+    state = made.init(parameters)
+    for _ in range(6):
+        after, state = made.update(tree, state, parameters)
+        kernels = (p.fast["net2d"]["encoder"]["kernel"] for p in (parameters, after))
+        moves.append(bool(np.not_equal(*kernels).any()))
+    assert moves == [False] * 4 + [True] * 2
