@@ -126,8 +126,7 @@ def make_train_step(
       activation: of that row.
       skip_nonfinite: whether a step whose loss or gradient is not finite leaves all but the step
         number as it was. Needs memory for a second state while it decides.
-      augmentation: changes each batch before it is cut up; draws from the seed and the step too, so
-        a resumed run sees what the interrupted one would have seen.
+      augmentation: changes each batch before it is cut up; draws from the seed and the step too.
 
     Returns:
       a function of a `TrainState` and `{"image": (b, *spatial, c), "target": (b, *spatial, k)}`,
@@ -151,11 +150,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, losses.Sums]:
         key = step_key(seed, state.step)
-        if augmentation is not None:
-            image, target = augmentation(
-                jax.random.fold_in(key, augment.STREAM), batch["image"], batch["target"]
-            )
-            batch = {**batch, "image": image, "target": target}
+        batch = _augmented(augmentation, batch, jax.random.fold_in(key, augment.STREAM))
         grads, metrics, moments = gradients(optim.fast(state.params), state.batch_stats, batch, key)
         batch_stats = statistics.advance(
             state.batch_stats,
@@ -180,6 +175,13 @@ def make_train_step(
         return after, metrics
 
     return train_step
+
+
+def _augmented(augmentation: augment.Augment | None, batch: Batch, key: jax.Array) -> Batch:
+    if augmentation is None:
+        return batch
+    image, target = augmentation(key, batch["image"], batch["target"])
+    return {**batch, "image": image, "target": target}
 
 
 def _in_parts(gradient: Callable, accumulate: int) -> Callable:
