@@ -93,10 +93,10 @@ def demo(config: ConfigDict) -> None:
     config.weights.source = "tf_efficientnet_b0.ns_jft_in1k"
     config.weights.file = ""
     config.optim.learning_rate = 3e-3
-    config.optim.decay_per_epoch = 0.8
+    config.optim.decay_per_epoch = 0.78
     config.augment.probability = 0.15
-    config.train.epochs = 16
-    config.train.validate_every_epochs = 4
+    config.train.epochs = 14
+    config.train.validate_every_epochs = 7
     config.train.log_every_steps = 10
 
 

@@ -149,8 +149,7 @@ def make_train_step(
       activation: of that row.
       skip_nonfinite: whether a step whose loss or gradient is not finite leaves all but the step
         number as it was. Needs memory for a second state while it decides.
-      augmentation: changes each batch before it is cut up; draws from the seed and the step too, so
-        a resumed run sees what the interrupted one would have seen.
+      augmentation: changes each batch before it is cut up; draws from the seed and the step too.
 
     Returns:
       a `Step` of a `TrainState` and `{"image": (b, *spatial, c), "target": (b, *spatial, k)}`,
@@ -174,11 +173,7 @@ def make_train_step(
 
     def gradient(state: TrainState, batch: Batch) -> Any:
         key = step_key(seed, state.step)
-        if augmentation is not None:
-            image, target = augmentation(
-                jax.random.fold_in(key, augment.STREAM), batch["image"], batch["target"]
-            )
-            batch = {**batch, "image": image, "target": target}
+        batch = _augmented(augmentation, batch, jax.random.fold_in(key, augment.STREAM))
         return gradients(optim.fast(state.params), state.batch_stats, batch, key)
 
     def update(state: TrainState, found: Any) -> tuple[TrainState, losses.Sums]:
@@ -211,6 +206,13 @@ def _if_finite(after: TrainState, before: TrainState, metrics: losses.Sums) -> T
     good = jnp.isfinite(metrics["loss"][0]) & jnp.isfinite(metrics["grad_norm"][0])
     before = before._replace(step=after.step)
     return jax.tree.map(lambda new, old: jnp.where(good, new, old), after, before)
+
+
+def _augmented(augmentation: augment.Augment | None, batch: Batch, key: jax.Array) -> Batch:
+    if augmentation is None:
+        return batch
+    image, target = augmentation(key, batch["image"], batch["target"])
+    return {**batch, "image": image, "target": target}
 
 
 def _in_parts(gradient: Callable, accumulate: int) -> Callable:
