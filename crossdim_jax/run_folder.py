@@ -82,7 +82,9 @@ def claim(
 
 def has_checkpoint(workdir: str | os.PathLike) -> bool:
     """Whether a training has got as far as its first checkpoint there."""
-    return any((Path(workdir) / "checkpoints").glob("[0-9]*"))
+    # One that is only half written has a longer name.
+    found = (Path(workdir) / "checkpoints").glob("[0-9]*")
+    return any(path.name.isdigit() for path in found)
 
 
 def require_same_network(

@@ -71,6 +71,15 @@ def test_other_processes_only_check(tmp_path):
     assert not (tmp_path / "config.json").exists()
 
 
+def test_a_checkpoint_that_was_never_finished_is_none(tmp_path):
+    """A run killed while it wrote its first one starts again, with its ported weights."""
+    (tmp_path / "checkpoints" / "best").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "4.orbax-checkpoint-tmp").mkdir()
+    assert not run_folder.has_checkpoint(tmp_path)
+    (tmp_path / "checkpoints" / "4").mkdir()
+    assert run_folder.has_checkpoint(tmp_path)
+
+
 def test_a_field_that_a_later_version_added_may_have_its_default_and_no_other_value(tmp_path):
     trained(tmp_path)
     defaults = CONFIG | {"optim": CONFIG["optim"] | {"decay": 0.0}, "log_every_steps": 3}
