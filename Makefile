@@ -48,6 +48,7 @@ test-all: .venv/dev
 SIZE ?= 64
 bench: .venv/dev
 	$(BIN)/python -m benchmarks --size=$(SIZE)
+	$(BIN)/python -m benchmarks.input --size=$(SIZE)
 
 lint: .venv/dev
 	$(BIN)/ruff check

@@ -6,7 +6,7 @@
     python launch.py --config=configs/chaos_omnianet.py --workdir=runs/chaos --mode=predict \\
         --input=/data/CHAOS/Test_Sets             # submission/Task1 to Task5, and NIfTI
 
-    :demo    the whole job on generated phantoms, B0 and 96 x 96; minutes on two CPU cores
+    :demo    the whole job on generated phantoms, B0 and 64 x 64; minutes on two CPU cores
     :debug   two steps of it
 
 One step of 8 slices in one piece takes some 3 GB a slice at 512 x 512 in float32; where that does
@@ -45,15 +45,16 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.name = "omnianet"
     config.model.variant = "paper"  # or released
     config.model.encoder = "efficientnet_b4"
-    config.model.norm = config_dict.placeholder(str)  # None: as the variant says; likewise below
-    config.model.padding = config_dict.placeholder(str)
+    config.model.norm = "batch"  # or instance, group, frozen
+    config.model.padding = config_dict.placeholder(str)  # None: as the variant says; likewise below
     config.model.encoder_eps = config_dict.placeholder(float)
     config.model.drop_path_rate = config_dict.placeholder(float)
+    config.model.stem_width = 16  # of the full-resolution block; 0: none
     config.model.dtype = "float32"  # bfloat16 on GPU and TPU
     config.model.ops = "auto"  # convolutions: auto, lax, fast or unfolded
 
     config.weights.source = "tf_efficientnet_b4.ns_jft_in1k"
-    config.weights.file = "weights/omnianet_b4.safetensors"
+    config.weights.file = "weights/omnianet_b4_16ch.safetensors"
 
     config.data.patch = (512, 512)
 
@@ -65,10 +66,10 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optim.schedule = "exponential"
     config.optim.b1 = 0.9
     config.optim.b2 = 0.999
-    config.optim.sync_period = 0  # no Lookahead
+    config.optim.sync_period = 0  # no lookahead
 
     config.train.loss = "dice_ce"
-    config.train.epochs = None  # until the learning rate has come to its end: 90
+    config.train.epochs = config_dict.placeholder(int)  # None: until learning_rate_end, 90
     config.train.batch_size = 8
     config.train.validate_from_dice = 0.0  # of slices, many of which lack organs: a poor guide
     config.inference.window_batch = 8
@@ -81,10 +82,10 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def demo(config: ConfigDict) -> None:
-    """Eight phantoms of each modality, random weights, a small encoder and small slices."""
+    """Eight phantoms of each modality, random weights, small encoder and slices, mild changes."""
     config.phantoms = ConfigDict({"n": 8, "seed": 0, "size": 128})  # written to data.root
     config.data.root = "runs/chaos_phantoms"
-    config.data.patch = (96, 96)
+    config.data.patch = (64, 64)
     config.data.split.kind = "fixed"  # two patients of each modality
     config.data.split.validation = _held_out(7, 8)
     config.model.encoder = "efficientnet_b0"
@@ -92,8 +93,10 @@ def demo(config: ConfigDict) -> None:
     config.weights.source = "tf_efficientnet_b0.ns_jft_in1k"
     config.weights.file = ""
     config.optim.learning_rate = 3e-3
-    config.optim.decay_per_epoch = 0.6
-    config.train.epochs = 7
+    config.optim.decay_per_epoch = 0.78
+    config.augment.probability = 0.15
+    config.train.epochs = 14
+    config.train.validate_every_epochs = 7
     config.train.log_every_steps = 10
 
 

@@ -89,7 +89,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.mesh.depth = 1  # devices that share the depth of a volume
 
     config.inference = ConfigDict()
+    config.inference.mode = "window"  # or whole: a volume in one piece, shared over mesh.depth
     config.inference.overlap = 0.5  # of neighbouring windows
     config.inference.flips = False  # True: mean over the 8 mirrored predictions
-    config.inference.window_batch = 1  # windows at a time; spread over mesh.data if it divides
+    config.inference.window_batch = 1  # windows at a time on each of mesh.data
     return config

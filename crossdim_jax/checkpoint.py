@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
@@ -149,9 +150,11 @@ class Checkpointer:
         """
         abstract = sharding.abstract_like(state)
         failures = []
-        for step in reversed(self.steps):
-            if wrong := checksums.damage(self.folder / str(step)):
-                failures.append((step, wrong))
+        newest_first = self.steps[::-1]
+        damaged = _damaged(self.folder, newest_first, until_good=True)
+        for step in newest_first:
+            if step in damaged:
+                failures.append((step, damaged[step]))
                 continue
             try:
                 restored = self._latest.restore(
@@ -183,8 +186,26 @@ class Checkpointer:
             for lost in self.best_steps:
                 if lost > step:
                     self._best.delete(lost)
-        found = [(kept, checksums.damage(folder / str(kept))) for kept in self.best_steps]
-        _set_aside(self._best, folder, [(kept, wrong) for kept, wrong in found if wrong])
+        _set_aside(self._best, folder, list(_damaged(folder, self.best_steps).items()))
+
+
+def _damaged(folder: Path, steps: list[int], *, until_good: bool = False) -> dict[int, str]:
+    """Which of these checkpoints are damaged, and how; all processes get the first one's answer.
+
+    They must agree: restoring is done by all together.
+    """
+    found: dict[int, str] = {}
+    for step in steps if jax.process_index() == 0 else ():
+        if wrong := checksums.damage(folder / str(step)):
+            found[step] = wrong
+        elif until_good:
+            break
+    if jax.process_count() == 1 or not steps:
+        return found
+    said = multihost_utils.broadcast_one_to_all(np.array([step in found for step in steps]))
+    return {
+        step: found.get(step, "damaged") for step, is_so in zip(steps, said, strict=True) if is_so
+    }
 
 
 def _set_aside(

@@ -10,14 +10,18 @@ import importlib.util
 import os
 import re
 import socket
+import sys
 import time
 from collections.abc import Callable, Mapping
+from typing import NoReturn
 
 import jax
 
 from crossdim_jax.errors import ConfigError
 
 TIMEOUT_S = 300  # for all processes to have come
+# For all to have finished: the first goes on by itself, with scores and the report.
+SHUTDOWN_TIMEOUT_S = 7 * 24 * 3600
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +61,13 @@ def start(
     cluster = find(os.environ, coordinator, processes, process)
     if cluster is None:
         return None
+    timeouts = {
+        "initialization_timeout": TIMEOUT_S,
+        "shutdown_timeout_seconds": SHUTDOWN_TIMEOUT_S,
+    }
+    sys.excepthook = _leave_at_once
     if cluster.coordinator is None:
-        jax.distributed.initialize(initialization_timeout=TIMEOUT_S)
+        jax.distributed.initialize(**timeouts)
         return cluster
     if cluster.process > 0:
         _wait_for(cluster)
@@ -68,9 +77,27 @@ def start(
         cluster.process,
         local_device_ids=cluster.local_device,
         cluster_detection_method="deactivate",
-        initialization_timeout=TIMEOUT_S,
+        **timeouts,
     )
     return cluster
+
+
+def give_up(message: str) -> NoReturn:
+    """Ends this process with status 1 and a message on stderr.
+
+    One of several leaves at once: the others wait for it in the middle of something, and would for
+    ever if it waited in turn for them to finish.
+    """
+    if jax.distributed.is_initialized():
+        print(message, file=sys.stderr, flush=True)
+        os._exit(1)
+    sys.exit(message)
+
+
+def _leave_at_once(kind, error, traceback) -> None:
+    sys.__excepthook__(kind, error, traceback)
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def find(

@@ -29,6 +29,7 @@ from crossdim_jax import (
     run_weights,
     sharding,
     statistics,
+    whole_volume,
 )
 from crossdim_jax.challenges import CaseFiles, Challenge
 from crossdim_jax.data import augment, cache, pipeline, splits
@@ -69,23 +70,39 @@ class Experiment:
         """Of one training patch as a batch of one."""
         return (1, *self.config.data.patch, len(self.challenge.modalities))
 
-    def predictor(self, *, flips: Any) -> inference.SlidingWindow:
-        """The sliding window of this experiment: `(variables, image) -> probabilities`."""
+    def predictor(self, *, flips: Any) -> inference.SlidingWindow | whole_volume.WholeVolume:
+        """Whole images as `inference.mode` says: `(variables, image) -> probabilities`."""
         options, patch = self.config.inference, tuple(self.config.data.patch)
-        apply = self.model.apply
+        apply, mode = self.model.apply, options.get("mode", "window")
+        if mode not in ("window", "whole"):
+            raise ConfigError(f"config.inference.mode={mode!r} is unknown; known: window, whole")
         if len(patch) == 2:
+            if mode == "whole":
+                raise ConfigError(
+                    "config.inference.mode='whole' is for volumes; slices are predicted whole "
+                    "anyway, so it must be 'window'"
+                )
             apply, patch = inference.of_slices(apply), (1, *patch)
             flips = (1, 2) if flips is True else flips
-        data, depth = self.mesh.shape["data"], self.mesh.shape["depth"]
-        divides = options.window_batch % data == 0 and patch[0] % depth == 0
-        return inference.SlidingWindow(
+        divides = patch[0] % self.mesh.shape["depth"] == 0
+        window = inference.SlidingWindow(
             apply,
             patch,
             overlap=options.overlap,
             flips=flips,
-            window_batch=options.window_batch,
+            window_batch=options.window_batch * self.mesh.shape["data"] if divides else 1,
             activation=self.challenge.activation,
             sharding=sharding.batched(self.mesh) if divides else sharding.replicated(self.mesh),
+        )
+        if mode == "window":
+            return window
+        return whole_volume.WholeVolume(
+            apply,
+            self.model.check_size,
+            self.mesh,
+            window,
+            flips=flips,
+            activation=self.challenge.activation,
         )
 
     def trained(self) -> tuple[Any, dict[str, Any]]:
@@ -168,6 +185,12 @@ def make_mesh(config: ConfigDict) -> jax.sharding.Mesh:
                 "time do not share more evenly; --config.train.batch_size raises that"
             )
     return sharding.make_mesh(data, depth)
+
+
+def for_inference(experiment: Experiment) -> Experiment:
+    """The same on all devices that `mesh.data` allows, also those no training batch fills."""
+    mesh = experiment.config.mesh
+    return dataclasses.replace(experiment, mesh=sharding.make_mesh(mesh.data, mesh.depth))
 
 
 def load_weights(experiment: Experiment) -> params.Weights | None:

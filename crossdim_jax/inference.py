@@ -131,6 +131,12 @@ class SlidingWindow:
         total /= norm
         return total[tuple(slice(lo, lo + n) for lo, n in zip(low, spatial, strict=True))]
 
+    def compiled(self, variables: Variables, channels: int):
+        """The program for a window batch, for what it says of its memory."""
+        shape = (self.window_batch, *self.patch, channels)
+        windows = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=self.sharding)
+        return self._probabilities.lower(variables, windows).compile()
+
     def _batches(self, image: np.ndarray) -> Iterator[tuple[list[tuple[slice, ...]], np.ndarray]]:
         """Yields `(places, windows (window_batch, *patch, c))`."""
         axes = [

@@ -94,11 +94,7 @@ def fit(
       ConfigError: a length or interval is out of range.
     """
     every = checkpoint_every_steps or steps_per_epoch
-    if min(total_steps, steps_per_epoch, log_every_steps, every) < 1:
-        raise ConfigError(
-            f"total_steps={total_steps}, steps_per_epoch={steps_per_epoch}, "
-            f"log_every_steps={log_every_steps}, checkpoint_every_steps={every}: expected >= 1"
-        )
+    _check_lengths(total_steps, steps_per_epoch, log_every_steps, every)
     batches = iter(data)
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpointer(workdir, keep=keep))
@@ -127,6 +123,14 @@ def fit(
         run.early_stop_epochs = early_stop_epochs
         state = _train(run, state, step, batches, mesh, every)
     return FitResult(state, record.best_score, record.best_step)
+
+
+def _check_lengths(total_steps, steps_per_epoch, log_every_steps, every) -> None:
+    if min(total_steps, steps_per_epoch, log_every_steps, every) < 1:
+        raise ConfigError(
+            f"total_steps={total_steps}, steps_per_epoch={steps_per_epoch}, "
+            f"log_every_steps={log_every_steps}, checkpoint_every_steps={every}: expected >= 1"
+        )
 
 
 def _train(run: "_Run", state: TrainState, step: Step, batches, mesh, every: int) -> TrainState:

@@ -5,6 +5,7 @@ import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -13,6 +14,8 @@ from crossdim_jax import (
     evaluate,
     loop,
     losses,
+    optim,
+    params,
     run_cost,
     run_folder,
     sharding,
@@ -24,6 +27,7 @@ from crossdim_jax.errors import ConfigError, DataError
 from crossdim_jax.experiment import Experiment, say, wait_for_all
 from crossdim_jax.files import write_text
 from crossdim_jax.report import page
+from crossdim_jax.train_state import TrainState
 from crossdim_jax.validation import Validation
 
 
@@ -54,17 +58,8 @@ def run_training(experiment: Experiment) -> Path:
 def _train(experiment: Experiment) -> bool:
     """Trains; returns whether there are held-out cases."""
     config, options = experiment.config, experiment.config.train
-    try:
-        loss = losses.get(options.loss)
-    except ValueError as error:
-        raise ConfigError(f"config.train.loss: {error}") from error
-    if loss.activation != experiment.challenge.activation:
-        raise ConfigError(
-            f"config.train.loss={options.loss!r} is for {loss.activation} outputs, but those of "
-            f"{config.challenge.name} are {experiment.challenge.activation}"
-        )
-    epochs = experiment_lib.epochs(config)
-    augmentation = experiment_lib.augmentation(config)
+    loss, epochs = loss_of(experiment), experiment_lib.epochs(config)
+    experiment_lib.augmentation(config)  # raises before anything is read
     sharding.check_batch(
         experiment.mesh, options.batch_size, config.data.patch, accumulate=options.accumulate
     )
@@ -82,6 +77,84 @@ def _train(experiment: Experiment) -> bool:
     steps = loop.steps_per_epoch(shown, options.batch_size)
     optimizer = experiment_lib.make_optimizer(config, steps)
     say(experiment_lib.environment(experiment, split))
+    state, record = first_state(experiment, optimizer, training, weights)
+    validation = Validation(
+        held_out_cases,
+        predict,
+        experiment.challenge.encode,
+        from_dice=options.validate_from_dice,
+        every_epochs=options.validate_every_epochs,
+        activation=loss.activation,
+    )
+    first = jax.process_index() == 0
+    claim(write=first)
+    if first:
+        split.write(experiment.workdir / run_folder.SPLITS)
+        if record is not None:
+            text = json.dumps(record, indent=2, sort_keys=True)
+            write_text(experiment.workdir / run_folder.WEIGHTS, text + "\n")
+        run_cost.record(experiment.workdir, state)
+    loop.fit(
+        state,
+        make_step(experiment, optimizer, loss),
+        data,
+        workdir=experiment.workdir,
+        mesh=experiment.mesh,
+        regions=experiment.challenge.foreground,
+        total_steps=steps * epochs,
+        steps_per_epoch=steps,
+        validation=validation if held_out_cases else None,
+        log_every_steps=options.log_every_steps,
+        checkpoint_every_steps=options.checkpoint_every_steps,
+        keep=options.keep,
+        early_stop_epochs=options.early_stop_epochs,
+        config=config.to_dict(),
+        skip_nonfinite=options.get("skip_nonfinite", 0),
+    )
+    if first:
+        run_cost.record_peak(experiment.workdir)
+    return bool(held_out_cases)
+
+
+def loss_of(experiment: Experiment) -> losses.Loss:
+    """The loss of the config. Raises ConfigError if it is unknown or not for these outputs."""
+    name, challenge = experiment.config.train.loss, experiment.challenge
+    try:
+        loss = losses.get(name)
+    except ValueError as error:
+        raise ConfigError(f"config.train.loss: {error}") from error
+    if loss.activation != challenge.activation:
+        raise ConfigError(
+            f"config.train.loss={name!r} is for {loss.activation} outputs, but those of "
+            f"{experiment.config.challenge.name} are {challenge.activation}"
+        )
+    return loss
+
+
+def make_step(experiment: Experiment, optimizer: optim.Optimizer, loss: losses.Loss) -> train.Step:
+    """The compiled training step of an experiment."""
+    config = experiment.config
+    step = train.make_train_step(
+        experiment.model,
+        optimizer,
+        loss.function,
+        seed=config.seed,
+        accumulate=config.train.accumulate,
+        activation=loss.activation,
+        skip_nonfinite=config.train.get("skip_nonfinite", 0) > 0,
+        augmentation=experiment_lib.augmentation(config),
+    )
+    return train.jit_step(step, experiment.mesh)
+
+
+def first_state(
+    experiment: Experiment,
+    optimizer: optim.Optimizer,
+    training: list[cache.CachedCase],
+    weights: params.Weights | None,
+) -> tuple[TrainState, dict[str, Any] | None]:
+    """The state before the first step, and what the encoder really started from."""
+    config = experiment.config
     state = train.init_state(
         experiment.model,
         optimizer,
@@ -95,53 +168,7 @@ def _train(experiment: Experiment) -> bool:
     if record is not None and config.weights.get("reestimate"):
         state, patches = experiment_lib.reestimate(experiment, state, training)
         record["statistics"] = f"reestimated ({patches} training patches)"
-    skip = options.get("skip_nonfinite", 0)
-    step = train.make_train_step(
-        experiment.model,
-        optimizer,
-        loss.function,
-        seed=config.seed,
-        accumulate=options.accumulate,
-        activation=loss.activation,
-        skip_nonfinite=skip > 0,
-        augmentation=augmentation,
-    )
-    validation = Validation(
-        held_out_cases,
-        predict,
-        experiment.challenge.encode,
-        from_dice=options.validate_from_dice,
-        every_epochs=options.validate_every_epochs,
-        activation=loss.activation,
-    )
-    first = jax.process_index() == 0
-    claim(write=first)
-    if first:
-        split.write(experiment.workdir / run_folder.SPLITS)
-        if record is not None:  # what the encoder really started from
-            text = json.dumps(record, indent=2, sort_keys=True)
-            write_text(experiment.workdir / run_folder.WEIGHTS, text + "\n")
-        run_cost.record(experiment.workdir, state)
-    loop.fit(
-        state,
-        train.jit_step(step, experiment.mesh),
-        data,
-        workdir=experiment.workdir,
-        mesh=experiment.mesh,
-        regions=experiment.challenge.foreground,
-        total_steps=steps * epochs,
-        steps_per_epoch=steps,
-        validation=validation if held_out_cases else None,
-        log_every_steps=options.log_every_steps,
-        checkpoint_every_steps=options.checkpoint_every_steps,
-        keep=options.keep,
-        early_stop_epochs=options.early_stop_epochs,
-        config=config.to_dict(),
-        skip_nonfinite=skip,
-    )
-    if first:
-        run_cost.record_peak(experiment.workdir)
-    return bool(held_out_cases)
+    return state, record
 
 
 def prepare_cases(
@@ -183,6 +210,7 @@ def run_evaluation(experiment: Experiment) -> Path:
 
 
 def _evaluate(experiment: Experiment) -> Path:
+    experiment = experiment_lib.for_inference(experiment)
     config, first = experiment.config, jax.process_index() == 0
     run_folder.require_same_network(
         experiment.workdir, config.to_dict(), defaults=experiment.defaults
@@ -217,6 +245,7 @@ def _evaluate(experiment: Experiment) -> Path:
             provenance={
                 "checkpoint_step": record["step"],
                 "patch": list(config.data.patch),
+                "inference": config.inference.get("mode", "window"),
                 "window_overlap": config.inference.overlap,
                 "test_time_flips": config.inference.flips,
                 **experiment.challenge.provenance(),
@@ -250,6 +279,7 @@ def run_prediction(
     """
     if not source:
         raise ConfigError("--mode=predict needs --input=FOLDER, a folder of cases")
+    experiment = experiment_lib.for_inference(experiment)
     folder = Path(target) if target else experiment.workdir / "predictions_new"
     failed: list[tuple[str, str]] = []
     predict, weights = ensemble.predictor(experiment)

@@ -143,4 +143,4 @@ if __name__ == "__main__":
         with run_folder.only_process(f"{settings['workdir']}", f"training_{jax.process_index()}"):
             main(**settings)
     except CrossdimError as error:
-        sys.exit(f"error: {error}")
+        distributed.give_up(f"error: {error}")

@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from crossdim_jax import run_folder
 from crossdim_jax.challenges import phantom
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,6 +79,12 @@ def test_the_same_command_again_trains_no_further_and_ends_the_same(run):
     assert launch(*flags).returncode == 0
     assert (workdir / "metrics.jsonl").read_text() == before
     assert (workdir / "evaluation" / "cases.csv").read_text() == table
+
+
+def test_a_folder_in_use_is_refused(run):
+    workdir, flags = run
+    with run_folder.only_process(workdir, "training"):
+        fails(launch(*flags), "is training in this run folder", f"process {os.getpid()} on host")
 
 
 def test_another_config_is_refused_in_a_used_folder(run):

@@ -1,7 +1,6 @@
 """Processes that train together, as on many hosts, are the training of one."""
 
 import json
-import os
 import signal
 import socket
 import time
@@ -86,13 +85,3 @@ def test_two_processes_then_four_have_the_curve_of_one(folder):
             size = small_run.BATCH // count
             mine = slice(index * size, (index + 1) * size)
             assert part[:6] == [ids[mine] for ids in whole[first : first + 6]]
-
-
-def test_a_command_started_twice_is_refused_by_name(folder):
-    first = small_run.begin(folder, "once", STEPS, seconds=0.2)
-    assert first.stdout.readline() == "ready\n"
-    codes, told = end_all([small_run.begin(folder, "once", STEPS)])
-    assert codes == [1]
-    assert f"process {first.pid} on host {os.uname().nodename}" in told and "Traceback" not in told
-    first.kill()
-    first.communicate()

@@ -207,22 +207,30 @@ def test_running_statistics_are_those_of_the_slow_weights():
 
 
 def test_augmentation_draws_from_seed_and_step_apart_from_dropout(mesh):
-    """A step on what the augmentation makes of the batch; so a resumed run makes the same."""
+    """A step is one on what the augmentation makes of the batch; a resumed run makes the same."""
     model, optimizer = toy.ToyNet(rate=0.5), optim.make(sync_period=None)
     augmentation = augment.make(augment.Settings(probability=1.0, flip=(0,)))
-    host = batch_of(mesh)
-    losses_of = []
-    for number in (0, 3, 3):
-        key = jax.random.fold_in(step_key(5, number), augment.STREAM)
-        image, target = jax.jit(augmentation)(key, host["image"], host["target"])
-        ready = sharding.shard_batch({"image": image, "target": target}, mesh)
-        for batch, change in ((host, augmentation), (ready, None)):
-            state = train.init_state(model, optimizer, SHAPE, mesh, seed=0, say=None)
-            state = state._replace(step=jnp.int32(number))
-            step = train.make_train_step(
-                model, optimizer, losses.dice_bce, seed=5, augmentation=change
-            )
-            _, metrics = train.jit_step(step, mesh)(state, batch)
-            losses_of.append(float(metrics["loss"][0]))
-    np.testing.assert_allclose(losses_of[0::2], losses_of[1::2], rtol=1e-5)
-    assert losses_of[0] != losses_of[2] and losses_of[2] == losses_of[4]
+    image, target = toy.make_arrays(0, 2, (8, 6))
+    state = train.init_state(model, optimizer, image[:1].shape, mesh, seed=0, say=None)
+    start = jax.device_get(state)
+    steps = [
+        train.jit_step(
+            train.make_train_step(
+                model, optimizer, losses.dice_bce, seed=5, augmentation=augmentation_or_not
+            ),
+            mesh,
+        )
+        for augmentation_or_not in (augmentation, None)
+    ]
+
+    def loss(step, number, image, target):
+        batch = sharding.shard_batch({"image": image, "target": target}, mesh)
+        state = start._replace(step=np.int32(number))
+        return float(step(jax.device_put(state, sharding.replicated(mesh)), batch)[1]["loss"][0])
+
+    first, third, again = (loss(steps[0], number, image, target) for number in (0, 3, 3))
+    assert first != third == again
+    key = jax.random.fold_in(step_key(5, 3), augment.STREAM)
+    changed = jax.jit(augmentation)(key, image, target)
+    assert loss(steps[1], 3, *changed) == pytest.approx(third, rel=1e-5)
+    assert loss(steps[1], 3, image, target) != pytest.approx(third, rel=1e-3)

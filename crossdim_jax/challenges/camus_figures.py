@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from crossdim_jax.challenges import Evaluated
+from crossdim_jax.challenges import Case, Evaluated
 from crossdim_jax.challenges.camus_layouts import STILLS, VIEWS
 from crossdim_jax.challenges.camus_volumes import QUANTITIES, UNITS, Measured
 from crossdim_jax.metrics import volume
@@ -94,13 +94,13 @@ def _panel(challenge: "Camus", cases: Mapping[str, Evaluated]) -> Figure:
     return figure
 
 
-def _ratio(case) -> float:
+def _ratio(case: Case) -> float:
     """Height over width of an image, in mm."""
     rows, columns = case.image.shape[1:3]
     return rows * case.spacing_mm[1] / (columns * case.spacing_mm[2])
 
 
-def _draw(axes: Axes, challenge: "Camus", case, label: np.ndarray | None) -> None:
+def _draw(axes: Axes, challenge: "Camus", case: Case, label: np.ndarray | None) -> None:
     image = case.image[0, ..., 0]
     height, width = (n * mm for n, mm in zip(image.shape, case.spacing_mm[1:], strict=True))
     low, high = np.percentile(image[image > 0], (1, 99)) if (image > 0).any() else (0, 1)

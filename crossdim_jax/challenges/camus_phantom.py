@@ -189,7 +189,16 @@ def _label(heart: Heart, view: str, z: np.ndarray, x: np.ndarray) -> np.ndarray:
     return label
 
 
-def _scan(heart, view, quality, apex, tilt, texture, rib, rng) -> np.ndarray:
+def _scan(
+    heart: Heart,
+    view: str,
+    quality: str,
+    apex: tuple[float, float],
+    tilt: float,
+    texture: np.ndarray,
+    rib: float,
+    rng: np.random.Generator,
+) -> np.ndarray:
     """Grey values 0 to 255 on the scanner's grid (range, angle)."""
     radius, angle = np.meshgrid(
         np.arange(_samples()) * _RADIAL_MM,

@@ -53,7 +53,7 @@ def pick(cases: Sequence[Evaluated], organ: str) -> dict[str, Evaluated]:
 
 def draw(challenge: Challenge, rows: Sequence[tuple[str, Mapping[str, Evaluated]]]) -> Figure:
     """Organs downwards, ranks across, truth and prediction of each side by side."""
-    columns, left, head, foot = 2 * len(RANKS), 0.85, 0.42, 0.3
+    columns, left, head, foot = 2 * len(RANKS), 0.4, 0.3, 0.5
     size = (left + columns * _IMAGE, head + len(rows) * (_IMAGE + 0.2) + foot)
     figure = Figure(figsize=size, facecolor="white")
     FigureCanvasAgg(figure)
@@ -62,7 +62,7 @@ def draw(challenge: Challenge, rows: Sequence[tuple[str, Mapping[str, Evaluated]
         left / size[0], foot / size[1], 0.995, 1 - head / size[1], wspace=0.03, hspace=0.16
     )
     loaded: dict[str, tuple[Any, Layers, Layers]] = {}
-    legend: dict[str, str] = {}
+    found: dict[str, str] = {}
     for number, rank in enumerate(RANKS):
         for ax, what in zip(axes[0, 2 * number :], ("truth", "prediction"), strict=False):
             ax.set_title(f"{rank}, {what}", fontsize=8)
@@ -75,12 +75,12 @@ def draw(challenge: Challenge, rows: Sequence[tuple[str, Mapping[str, Evaluated]
             try:
                 if case.files.id not in loaded:
                     loaded[case.files.id] = _load(challenge, case)
-                legend |= _pair(pair, *loaded[case.files.id], organ)
+                found |= _pair(pair, *loaded[case.files.id], organ)
             except Exception as error:  # the other cases can still be drawn
                 logger.error("%s: not drawn", case.files.id, exc_info=error)
             text = f"{case.files.id}, Dice {100 * case.row[f'dice_{organ}']:.1f} %"
             pair[0].text(0, -0.03, text, transform=pair[0].transAxes, fontsize=6.5, va="top")
-    patches = [Patch(color=colour, label=name) for name, colour in legend.items()]
+    patches = [Patch(color=found[name], label=name) for name in challenge.regions if name in found]
     figure.legend(handles=patches, loc="lower center", ncols=4, fontsize=8, frameon=False)
     return figure
 

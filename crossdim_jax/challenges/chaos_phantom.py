@@ -24,7 +24,7 @@ from crossdim_jax.files import write_text
 MIN_SIZE = 48
 FIELD_MM = 360.0
 _RECORD = "phantoms.json"
-_VERSION = 1  # raise it when the images change
+_VERSION = 2  # raise it when the images change
 _SLICES = {"CT": 16, "T1DUAL": 12, "T2SPIR": 12}
 _MATRIX = {"CT": 1.0, "T1DUAL": 0.75, "T2SPIR": 0.875}  # of `size`
 _HEIGHT_MM = 190.0
@@ -110,7 +110,7 @@ def make(
     for number, organ in enumerate(chaos_masks.ORGANS, 1):
         label[tissue == names.index(organ)] = number
     channels = {"CT": ("CT",), "T1DUAL": chaos_layouts.PHASES, "T2SPIR": ("T2SPIR",)}[kind]
-    fat = ndimage.gaussian_filter((tissue == names.index("fat")).astype(float), 0.7)
+    fat = ndimage.gaussian_filter((tissue == names.index("fat")).astype(float), (0, 0.7, 0.7))
     body = tissue != names.index("air")
     texture = _smooth(shape, 1.2, rng)
     bias = 1 + 0.12 * _smooth(shape, shape[-1] / 3, rng)
@@ -162,11 +162,11 @@ def _anatomy(shape: Sequence[int], rng: np.random.Generator) -> np.ndarray:
     put("vessel", (0, 0.16, _RIGHT * 0.10), (9, 0.05, 0.07), 0)
     put("stomach", (0.2, -0.24, _LEFT * 0.30), (0.6, 0.18, 0.20))
     put("stomach", (-0.7, -0.22, _LEFT * 0.10), (0.4, 0.14, 0.22))
-    put("spleen", (0.25, 0.13, _LEFT * 0.54), (0.45, 0.20, 0.12))
+    put("spleen", (0.25, 0.13, _LEFT * 0.52), (0.50, 0.24, 0.15))
     put("liver", (0.25, -0.08, _RIGHT * 0.36), (0.72, 0.36, 0.32))
     put("liver", (0.35, -0.26, _RIGHT * 0.06), (0.42, 0.15, 0.26))
-    put("right_kidney", (-0.35, 0.29, _RIGHT * 0.36), (0.52, 0.14, 0.13))
-    put("left_kidney", (-0.20, 0.29, _LEFT * 0.36), (0.52, 0.14, 0.13))
+    put("right_kidney", (-0.35, 0.29, _RIGHT * 0.37), (0.56, 0.17, 0.15))
+    put("left_kidney", (-0.20, 0.29, _LEFT * 0.37), (0.56, 0.17, 0.15))
     return tissue
 
 

@@ -210,12 +210,9 @@ class _Run:
     def training_section(self) -> str:
         if not self.train and not self.validation:
             folds = sorted(self.workdir.glob("fold_*/report.html"))
-            links = "".join(
-                f'<li><a href="{_e(path.parent.name)}/report.html">{_e(path.parent.name)}</a></li>'
-                for path in folds
-            )
             if folds:
-                return f"<p>Each fold has a report of its own:</p><ul>{links}</ul>\n"
+                names = "".join(f"<li>{_e(p.relative_to(self.workdir))}</li>" for p in folds)
+                return f"<p>Each fold has a report of its own:</p><ul>{names}</ul>\n"
             return self._missing(METRICS, "train")
         figure = figures.curves(self.train, self.validation, self.challenge.foreground)
         path = figures.save(figure, self.workdir / "figures" / "curves.png")

@@ -139,6 +139,16 @@ def test_an_empty_folder_says_what_is_missing_and_how_to_make_it(run, tmp_path):
     assert f"--workdir={tmp_path} --mode=evaluate" in text
 
 
+def test_a_cross_validation_names_the_reports_of_its_folds(copy):
+    workdir, challenge, files = copy
+    (workdir / "metrics.jsonl").unlink()
+    (workdir / "fold_0").mkdir()
+    (workdir / "fold_0" / "report.html").touch()
+    _, text = check(page.write(workdir, challenge, files, config={"a": 1}))
+    assert "Each fold has a report of its own:fold_0/report.html" in text
+    assert "Not here yet" not in text
+
+
 def test_a_run_without_held_out_cases_has_its_curves_and_config(run, tmp_path):
     workdir, challenge, _ = run
     lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
