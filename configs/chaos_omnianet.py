@@ -10,7 +10,7 @@
     :debug   two steps of it
 
 Where 8 slices of 512 x 512 do not fit at once, config.train.accumulate=8 takes them one after the
-other, in 1.5 GiB of temporaries (float32, CPU; 4.1 GiB for the whole process). A batch norm then sees
+other, in 1.5 GiB of temporaries (float32, CPU; 4.1 GiB in all). A batch norm then sees
 one slice at a time, two with accumulate=4, see `train.make_train_step`.
 
 Published (CHAOS test sets, mean score of a task): 73.62, 82.98, 72.88, 61.80, 69.32 for tasks 1 to
