@@ -19,6 +19,10 @@ torch._dynamo.config.recompile_limit = 64
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last_3d}
 
 
+# Kernels' number of axes -> how channels are last in them.
+RANKS = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
 def device() -> torch.device:
     """The GPU if torch sees one and was not told otherwise by `CUDA_VISIBLE_DEVICES`."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -134,11 +138,11 @@ class Peer:
         if weights is not None:
             peer.load(self.net, weights)
         layout = FORMATS[variant.layout]
-        self.net = self.net.to(self.device).to(memory_format=layout)
-        if variant.layout == "channels_last":  # that of images is another one
-            for module in self.net.modules():
-                if isinstance(module, torch.nn.Conv2d):
-                    module.to(memory_format=torch.channels_last)
+        self.net = self.net.to(self.device)
+        if variant.layout == "channels_last":  # of each kernel, whatever its rank
+            for parameter in self.net.parameters():
+                if parameter.ndim in RANKS:
+                    parameter.data = parameter.data.to(memory_format=RANKS[parameter.ndim])
         self.image, self.target = (
             torch.from_numpy(np.moveaxis(a, -1, 1).copy())
             .to(self.device)

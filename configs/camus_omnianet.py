@@ -86,8 +86,8 @@ def demo(config: ConfigDict) -> None:
     config.weights.file = ""
     config.model.drop_path_rate = 0.0
     config.optim.learning_rate = 2e-3
-    config.optim.learning_rate_end = 2e-4
-    config.optim.decay_per_epoch = 0.85
+    config.optim.learning_rate_end = 3e-4
+    config.optim.decay_per_epoch = 0.75  # 7 epochs of 12 steps
     config.train.log_every_steps = 4
     config.train.validate_every_epochs = 3
 

@@ -43,6 +43,11 @@ class Memory:
         return self.arrays + self.temporaries
 
     @classmethod
+    def of_step(cls, compiled: train.Step) -> "Memory":
+        """Of the part of a step that needs more."""
+        return max((cls.of(part) for part in compiled), key=lambda memory: memory.total)
+
+    @classmethod
     def of(cls, compiled: Any) -> "Memory":
         """As the compiler says."""
         stats = compiled.memory_analysis()
@@ -87,7 +92,7 @@ def run(experiment: Experiment, *, budget_gib: float | None = None) -> str:
     )
     step = modes.make_step(experiment, optimizer, loss)
     compiled = _compile(experiment, step, state, patch, options.batch_size)
-    memory = Memory.of(compiled)
+    memory = Memory.of_step(compiled)
     devices = experiment.mesh.devices
     lines = [
         f"plan for {devices.size} x {devices.flat[0].device_kind}, {budget / GIB:.1f} GiB each, "
@@ -138,7 +143,7 @@ def fitting(
     for label, candidates in (("largest batch", batches), ("largest patch", sizes)):
         found = _largest(
             candidates,
-            lambda size, n: Memory.of(_compile(experiment, step, state, size, n)),
+            lambda size, n: Memory.of_step(_compile(experiment, step, state, size, n)),
             ((patch, batch), memory),
             budget,
         )
@@ -197,7 +202,7 @@ def step_seconds(
     return statistics.median(np.diff(times[2:]).tolist())
 
 
-def _compile(experiment, step, state, patch, batch) -> Any:
+def _compile(experiment, step, state, patch, batch) -> train.Step:
     challenge, mesh = experiment.challenge, experiment.mesh
     shapes = {
         "image": ((batch, *patch, len(challenge.modalities)), jnp.float32),
@@ -208,7 +213,7 @@ def _compile(experiment, step, state, patch, batch) -> Any:
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.batched(mesh, len(shape)))
         for name, (shape, dtype) in shapes.items()
     }
-    return step.lower(sharding.abstract_like(state), arrays).compile()
+    return step.compile(sharding.abstract_like(state), arrays)
 
 
 def _inference(

@@ -5,7 +5,7 @@ next, `jit_step` compiles it for a mesh. The loop around them is in `loop.py`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,30 @@ from crossdim_jax.data import augment
 from crossdim_jax.train_state import TrainState, step_key
 
 Batch = Mapping[str, jax.Array]
-Step = Callable[[TrainState, Batch], tuple[TrainState, losses.Sums]]
+
+
+class Step(NamedTuple):
+    """A training step, `(state, batch) -> (state, metrics)`, in two parts.
+
+    They are compiled one after the other: a compiler holds a whole program at once, and needs more
+    memory for the loops over every parameter of an update than the update itself.
+
+    Attributes:
+      gradient: `(state, batch) -> found`: sums of gradients and metrics, and what batch norms saw.
+      update: `(state, found) -> (state, metrics)`.
+    """
+
+    gradient: Callable[[TrainState, Batch], Any]
+    update: Callable[[TrainState, Any], tuple[TrainState, losses.Sums]]
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, losses.Sums]:
+        return self.update(state, self.gradient(state, batch))
+
+    def compile(self, state: Any, batch: Any) -> "Step":
+        """The executables of a step from `jit_step`, for arrays or shapes like these."""
+        lowered = self.gradient.lower(state, batch)
+        update = self.update.lower(state, lowered.out_info)
+        return Step(lowered.compile(), update.compile())
 
 
 def init_state(
@@ -105,7 +128,7 @@ def make_train_step(
     skip_nonfinite: bool = False,
     augmentation: augment.Augment | None = None,
 ) -> Step:
-    """The pure function `(state, batch) -> (state, metrics)`.
+    """The pure functions of a training step.
 
     The gradient is that of the batch's mean loss, `sum / count`, taken at the fast parameters.
     With `accumulate`, micro-batches follow each other within the step: sums and gradients of sums
@@ -126,11 +149,10 @@ def make_train_step(
       activation: of that row.
       skip_nonfinite: whether a step whose loss or gradient is not finite leaves all but the step
         number as it was. Needs memory for a second state while it decides.
-      augmentation: changes each batch before it is cut up; draws from the seed and the step too, so
-        a resumed run sees what the interrupted one would have seen.
+      augmentation: changes each batch before it is cut up; draws from the seed and the step too.
 
     Returns:
-      a function of a `TrainState` and `{"image": (b, *spatial, c), "target": (b, *spatial, k)}`,
+      a `Step` of a `TrainState` and `{"image": (b, *spatial, c), "target": (b, *spatial, k)}`,
       where `"weights": (b, k)` may be added (see `losses.sample_weights`); its metrics are
       name -> `(sum, count)`: the loss and its terms, `dice` by class, `grad_norm`, `learning_rate`.
     """
@@ -149,14 +171,13 @@ def make_train_step(
 
     gradients = _in_parts(jax.grad(sum_loss, has_aux=True), accumulate)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, losses.Sums]:
+    def gradient(state: TrainState, batch: Batch) -> Any:
         key = step_key(seed, state.step)
-        if augmentation is not None:
-            image, target = augmentation(
-                jax.random.fold_in(key, augment.STREAM), batch["image"], batch["target"]
-            )
-            batch = {**batch, "image": image, "target": target}
-        grads, metrics, moments = gradients(optim.fast(state.params), state.batch_stats, batch, key)
+        batch = _augmented(augmentation, batch, jax.random.fold_in(key, augment.STREAM))
+        return gradients(optim.fast(state.params), state.batch_stats, batch, key)
+
+    def update(state: TrainState, found: Any) -> tuple[TrainState, losses.Sums]:
+        grads, metrics, moments = found
         batch_stats = statistics.advance(
             state.batch_stats,
             moments,
@@ -166,7 +187,7 @@ def make_train_step(
         )
         count = jnp.maximum(metrics["loss"][1], 1e-8)  # nothing labelled: no gradient, not NaN
         one = jnp.ones(())
-        metrics |= {
+        metrics = metrics | {
             "grad_norm": (optim.norm(grads) / count, one),
             "learning_rate": (jnp.asarray(optimizer.learning_rate(state.step), jnp.float32), one),
         }
@@ -177,7 +198,7 @@ def make_train_step(
             after = _if_finite(after, state, metrics)
         return after, metrics
 
-    return train_step
+    return Step(gradient, update)
 
 
 def _if_finite(after: TrainState, before: TrainState, metrics: losses.Sums) -> TrainState:
@@ -185,6 +206,13 @@ def _if_finite(after: TrainState, before: TrainState, metrics: losses.Sums) -> T
     good = jnp.isfinite(metrics["loss"][0]) & jnp.isfinite(metrics["grad_norm"][0])
     before = before._replace(step=after.step)
     return jax.tree.map(lambda new, old: jnp.where(good, new, old), after, before)
+
+
+def _augmented(augmentation: augment.Augment | None, batch: Batch, key: jax.Array) -> Batch:
+    if augmentation is None:
+        return batch
+    image, target = augmentation(key, batch["image"], batch["target"])
+    return {**batch, "image": image, "target": target}
 
 
 def _in_parts(gradient: Callable, accumulate: int) -> Callable:
@@ -224,9 +252,13 @@ def jit_step(step: Step, mesh: jax.sharding.Mesh) -> Step:
     Batches lie as `sharding.shard_batch` puts them.
     """
     everywhere = sharding.replicated(mesh)
-    return jax.jit(
-        step,
+    gradient = jax.jit(
+        step.gradient,
         in_shardings=(everywhere, None),
-        out_shardings=(everywhere, everywhere),
-        donate_argnums=0,
+        out_shardings=everywhere,
+        keep_unused=True,  # its account of memory is then that of all that is there
     )
+    update = jax.jit(
+        step.update, in_shardings=everywhere, out_shardings=everywhere, donate_argnums=0
+    )
+    return Step(gradient, update)

@@ -255,3 +255,27 @@ def test_what_is_saved_is_the_state_at_the_call(tmp_path):
             checkpoints.wait()
             restored, _ = checkpoints.restore_latest(state)
             jax.tree.map(np.testing.assert_array_equal, restored, expected)
+
+
+def test_thawing_and_running_statistics_go_on_as_if_never_stopped(tmp_path):
+    """The count to the thaw and to the next synchronisation are arrays of the state."""
+    options = {"sync_period": 3, "freeze": ("encoder/.*",), "freeze_steps": 4}
+    options["rates"] = (("norm/.*", 0.5),)
+    state, step, mesh = toy.make_run(toy.ToyNet(norm=True), **options)
+    fresh = sharding.abstract_like(state)
+    straight = []
+    for i in range(6):
+        if i == 2:
+            with Checkpointer(tmp_path) as checkpoints:
+                checkpoints.save(state, {"step": 2})
+        image, target = toy.make_arrays(i, 4)
+        state, _ = step(state, sharding.shard_batch({"image": image, "target": target}, mesh))
+        straight.append(jax.device_get((state.params, state.batch_stats)))
+    with Checkpointer(tmp_path) as checkpoints:
+        state, _ = checkpoints.restore_latest(fresh)
+    for i in range(2, 6):
+        image, target = toy.make_arrays(i, 4)
+        state, _ = step(state, sharding.shard_batch({"image": image, "target": target}, mesh))
+        assert_equal((state.params, state.batch_stats), straight[i])
+    kernels = [params.fast["encoder"]["kernel"] for params, _ in straight]
+    assert (kernels[3] == kernels[0]).all() and (kernels[4] != kernels[3]).any()

@@ -5,14 +5,21 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from configs import brats_dsnet
-from crossdim_jax import checkpoint, experiment, models, optim, params, run_folder, train
+from crossdim_jax import checkpoint, experiment, models, params, run_folder
 from crossdim_jax.errors import ConfigError, WeightsError
+from crossdim_jax.train_state import TrainState
 from tests.weight_record import CLAIMS
 from weight_port import plan
 from weight_port.__main__ import main
+
+# Of the library that reads config files.
+pytestmark = pytest.mark.filterwarnings(
+    r"ignore:the load_module\(\) method is deprecated:DeprecationWarning"
+)
 
 PATTERN = "net2d/encoder/.*"
 
@@ -42,38 +49,47 @@ def test_the_config_ports_2d_weights_as_they_are():
     assert todo.out.name == "dsnet_b0_2d.safetensors"
 
 
+def shapes(job):
+    """Of the network's variables, which stay abstract: only what is put in becomes an array."""
+    image = jax.ShapeDtypeStruct(job.image_shape(), jnp.float32)
+    return jax.eval_shape(job.model.init, jax.random.key(0), image)
+
+
 def test_a_2d_file_fills_the_encoder_inside_and_nothing_else(ported, tmp_path):
     job = experiment.build(config(weights__file=str(ported)), tmp_path)
     weights = experiment.load_weights(job)
-    optimizer = optim.make(rates=((PATTERN, 0.1),), freeze=("head/.*",), freeze_steps=2)
-    lines = []
-    state = train.init_state(
-        job.model, optimizer, job.image_shape(), job.mesh, seed=0, weights=weights, say=lines.append
-    )
-    found = params.flatten({"params": state.params.slow, "batch_stats": state.batch_stats})
+    merged, report = params.merge(shapes(job), weights, encoder=params.encoder_path(job.model))
+    found = params.flatten(merged)
     inside = {p for p in found if p.split("/", 1)[1].startswith("net2d/encoder/")}
     held = {p: v for p, v in weights.arrays.items() if not p.startswith("head/")}
+    assert set(report.filled) == inside
     assert {p.replace("net2d/encoder", "encoder") for p in inside} == held.keys()
     for path in inside:
         np.testing.assert_array_equal(found[path], held[path.replace("net2d/encoder", "encoder")])
     assert held["params/encoder/conv_stem/kernel"].shape == (3, 3, 3, 32)  # untouched
-    assert f"{len(inside)} tensors from the file" in lines[-1]
-    fresh = params.flatten(models.init(job.model, 0, job.image_shape())["params"])
-    for path in ("down_0/conv/kernel", "net2d/decoder/conv_0_0/conv/kernel"):
-        np.testing.assert_array_equal(found[f"params/{path}"], fresh[path])
+    assert all(isinstance(found[path], jax.ShapeDtypeStruct) for path in found.keys() - inside)
 
 
 def write_run(folder, **attributes):
     """The folder of an Omnia-Net that was trained, as far as that matters: config, checkpoint."""
     settings = {"name": "omnianet", "variant": "paper"} | attributes
     model = models.build(**settings)
-    mesh = experiment.make_mesh(config())
-    state = train.init_state(model, optim.make(), (1, 32, 32, 3), mesh, seed=5, say=None)
-    slow = jax.tree.map(lambda x: x + 1, state.params.slow)  # the fast ones are not to be taken
-    state = state._replace(params=state.params._replace(slow=slow))
-    checkpoints = checkpoint.Checkpointer(folder)
-    checkpoints.save(state._replace(step=jnp.asarray(3)), {"step": 3, "config": {}})
-    checkpoints.close()
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    tree = jax.eval_shape(model.init, jax.random.key(0), image)
+    rng = np.random.default_rng(5)
+
+    def drawn(tree):
+        return jax.tree.map(lambda v: rng.normal(size=v.shape).astype(np.float32), tree)
+
+    slow, fast = drawn(tree["params"]), drawn(tree["params"])  # the fast ones are not to be taken
+    state = TrainState(
+        np.int32(3),
+        optax.LookaheadParams(fast, slow),
+        drawn(tree["batch_stats"]),
+        {"count": np.int32(3)},
+    )
+    with checkpoint.Checkpointer(folder) as checkpoints:
+        checkpoints.save(state, {"step": 3, "config": {}})
     (folder / run_folder.CONFIG).write_text(json.dumps({"model": settings}))
     return params.flatten(slow["encoder"])
 
@@ -97,9 +113,8 @@ def test_a_runs_stem_for_other_channels_is_refused_or_left_out(tmp_path):
         experiment.load_weights(experiment.build(config(**fields), tmp_path))
     fields |= {"weights__ignore": ("in_channels",), "weights__skip": (".*/conv_stem/kernel",)}
     job = experiment.build(config(**fields), tmp_path)
-    variables = models.init(job.model, 0, job.image_shape())
     _, report = params.merge(
-        variables,
+        shapes(job),
         experiment.load_weights(job),
         skip=job.config.weights.skip,
         encoder=params.encoder_path(job.model),

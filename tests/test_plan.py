@@ -58,7 +58,7 @@ def test_the_account_has_all_that_was_asked_and_what_is_said_to_fit_does(make, t
     assert most > 4 and np.prod(patch) > np.prod((16, 32, 32))
     step, state = step_and_state(job)
     for batch, fits in ((most, True), (most + 2 + most // 8, False)):
-        needs = plan.Memory.of(plan._compile(job, step, state, (16, 32, 32), batch))
+        needs = plan.Memory.of_step(plan._compile(job, step, state, (16, 32, 32), batch))
         assert (needs.total <= budget * plan.GIB) == fits
 
 
@@ -71,7 +71,7 @@ def step_and_state(job):
 def test_memory_counts_a_donated_state_once(make):
     job = make(data=1)
     step, state = step_and_state(job)
-    memory = plan.Memory.of(plan._compile(job, step, state, (16, 32, 32), 4))
+    memory = plan.Memory.of_step(plan._compile(job, step, state, (16, 32, 32), 4))
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     batch = 4 * 16 * 32 * 32 * (4 * 4 + 3)
     assert size + batch <= memory.arrays < size + batch + 20_000

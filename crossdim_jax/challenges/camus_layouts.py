@@ -154,12 +154,13 @@ def find(root: Path, *, frames: str, labelled: bool) -> tuple[list[CaseFiles], F
 def subgroups(root: Path) -> dict[str, list[str]]:
     """The official lists of patients, {"training": [...], "validation": ..., "testing": ...}.
 
-    Looked for in `database_split` in the root, and beside it.
+    Looked for in `database_split` in the root, beside it, and one folder down.
 
     Raises:
       DataError: they are not there, cannot be read, or name a patient twice.
     """
     places = [root / "database_split", root.parent / "database_split", root]
+    places += sorted(root.glob("*/database_split"))
     for folder in places:
         paths = {name: folder / f"subgroup_{name}.txt" for name in SUBGROUPS}
         if any(path.is_file() for path in paths.values()):

@@ -24,14 +24,18 @@ def contours(
     phases = list(dict.fromkeys(group[0] for group in groups if group))
     qualities = sorted({group[1] for group in groups if len(group) > 1})
     parts = [("All", phase, [g[:1] == (phase,) for g in groups]) for phase in phases]
-    parts += [(q, phase, [g == (phase, q) for g in groups]) for q in qualities for phase in phases]
+    parts += [
+        (q.removeprefix("Image quality "), phase, [g == (phase, q) for g in groups])
+        for q in qualities
+        for phase in phases
+    ]
     rows: list[tuple[str | float | None, ...]] = []
     for quality, phase, member in parts:
         of_part = [case.row for case, inside in zip(evaluated, member, strict=True) if inside]
         if of_part:
             for region in regions:
                 rows.append((quality, phase, region, *_cells(of_part, region)))
-    columns = ["Images", "Phase", "Contour", "n"]
+    columns = ["Quality", "Phase", "Contour", "n"]
     for heading in METRICS.values():
         columns += [heading, "sd"]
     return Table(
@@ -92,13 +96,13 @@ def agreement(
         "Table 3: volumes and ejection fraction",
         (
             *("Method", "Reference", "Quantity", "n", "r", "bias", "sd", "MAE"),
-            *("limits of agreement from", "to", "not known"),
+            *("LoA from", "to", "unknown"),
         ),
         tuple(rows),
         (
             "Prediction minus reference. Truth: the same method on the annotated masks; cfg: what "
             "the cardiologist measured, as Info_*.cfg states.",
-            "r: Pearson's correlation. Limits of agreement: bias -+ 1.96 sd (n - 1).",
+            "r: Pearson's correlation. LoA: limits of agreement, bias -+ 1.96 sd (n - 1).",
             *(f"{name}: {text}." for name, text in volume.METHODS.items()),
             *_unknown("prediction", {p: prediction.get(p) for p in truth}),
             *_unknown("truth", truth),

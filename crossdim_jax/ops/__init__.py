@@ -7,8 +7,10 @@ gradient.
 
 from crossdim_jax.ops.conv import (
     MODES,
+    channel_multiple,
     choose,
     conv,
+    conv_aligned,
     conv_lax,
     depthwise_conv,
     explicit_padding,
@@ -34,8 +36,10 @@ __all__ = [
     "MODES",
     "batch_norm",
     "batch_norm_reference",
+    "channel_multiple",
     "choose",
     "conv",
+    "conv_aligned",
     "conv_lax",
     "depthwise_conv",
     "explicit_padding",

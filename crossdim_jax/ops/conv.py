@@ -7,6 +7,7 @@ native convolutions, so there the plain form is chosen, but for the transposed c
 gradient is slow everywhere.
 """
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -29,7 +30,8 @@ def choose(mode: str = "auto", *, backend: str | None = None, depth_shards: int 
     This is the one place where it is decided. "lax" is XLA's own convolutions; "fast" the forms of
     this package; "unfolded" the same but for `up_concat_conv`, whose folded form works on a grid
     of n + 1 positions: where devices share a volume along depth, XLA would gather it. Within
-    "fast", forms differ by shape; each says where (`dense`, `depthwise`, `fold`).
+    "fast", forms differ by shape; each says where (`dense`, `depthwise`, `fold`). How "lax" aligns
+    channels is said by `channel_multiple`.
 
     Args:
       mode: "auto" chooses: on CPU "fast", or "unfolded" if the volume is shared; elsewhere "lax",
@@ -123,12 +125,49 @@ def conv(
         # A 1x1 convolution is a matrix product.
         if any(s != 1 for s in strides):
             x = x[(slice(None), *(slice(None, None, s) for s in strides))]
-        return jnp.einsum("...i,io->...o", x, kernel.reshape(kernel.shape[-2:]))
+        matrix = kernel.reshape(kernel.shape[-2:])
+        if math.prod(x.shape[:-1]) == 1 and choose(mode) != "lax":
+            return _of_one_voxel(x, matrix)
+        return jnp.einsum("...i,io->...o", x, matrix)
     if nd == 3 and choose(mode) != "lax":
         if strides[0] > 1 and set(strides[1:]) == {1}:
             return conv_depth_strided(x, kernel, strides[0], tuple(padding))
         return conv3d_folded(x, kernel, strides, tuple(padding))
-    return conv_lax(x, kernel, strides, padding)
+    return conv_aligned(x, kernel, strides, padding, channel_multiple(x.dtype))
+
+
+def _of_one_voxel(x: jax.Array, matrix: jax.Array) -> jax.Array:
+    """`x (1..., i) @ matrix (i, o)` as a sum: XLA's CPU compiler takes long over such products."""
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    product = x.reshape(-1, 1).astype(wide) * matrix.astype(wide)
+    return product.sum(0).astype(x.dtype).reshape(*x.shape[:-1], -1)
+
+
+def channel_multiple(dtype: jnp.dtype, *, backend: str | None = None) -> int:
+    """What a dense convolution's channels should be a multiple of.
+
+    8 for bfloat16 on a GPU: tensor cores want that, and XLA pads channels for float16 only.
+
+    Args:
+      dtype: of the input.
+      backend: a jax backend name; the default backend if None.
+    """
+    wants = (backend or jax.default_backend()) == "gpu" and dtype == jnp.bfloat16
+    return 8 if wants else 1
+
+
+def conv_aligned(
+    x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Padding, multiple: int
+) -> jax.Array:
+    """`conv_lax` with channels filled up with zeros to a multiple, and cut again."""
+    inputs, outputs = kernel.shape[-2:]
+    more, beyond = -inputs % multiple, -outputs % multiple
+    if more:
+        x = jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((0, more),))
+    if more or beyond:
+        kernel = jnp.pad(kernel, ((0, 0),) * (kernel.ndim - 2) + ((0, more), (0, beyond)))
+    y = conv_lax(x, kernel, strides, padding)
+    return y[..., :outputs] if beyond else y
 
 
 def depthwise_conv(

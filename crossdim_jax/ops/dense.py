@@ -2,11 +2,12 @@
 
 XLA sends a 3D convolution down a slow path on CPUs, and computes a kernel's gradient as a
 convolution with a window as large as the image, after transposing both. Here a 3D convolution is
-a few 2D ones, in the form that suits its shape: all depth taps' outputs at once, which are then
-shifted and added (`_stacked`, large grids); all depth taps' inputs side by side (`_gathered`, few
-input channels); a convolution for each tap (`_summed`, small grids); or one matrix product
-(`_patches`, very small ones). Stride 2 is taken away first (`_halved`). The kernel's gradient is a
-sum of matrix products over blocks of rows that stay in the cache.
+a few 2D ones, in the form that suits its shape: all depth taps' inputs side by side (`_gathered`,
+large grids, fewer input than output channels); all depth taps' outputs at once, which are then
+shifted and added (`_stacked`, other large grids); a convolution for each tap (`_summed`, small
+grids); or one matrix product (`_patches`, very small ones). Stride 2 is taken away first
+(`_halved`). The kernel's gradient is a sum of matrix products over blocks of rows that stay in the
+cache.
 """
 
 import functools
@@ -25,9 +26,6 @@ BLOCK_VOXELS = 2048
 
 # On grids of so many voxels or fewer the kernel outweighs the image: it should stay as it lies.
 SMALL_GRID = 8**3
-
-# With this many input channels or fewer, depth taps are gathered rather than scattered.
-FEW_CHANNELS = 8
 
 
 def conv3d_folded(
@@ -48,7 +46,8 @@ def _unit_stride(x, kernel, padding):
         return _patches(x, kernel, padding)
     if voxels <= SMALL_GRID:
         return _summed(x, kernel, (1, 1, 1), padding)
-    if x.shape[-1] <= min(FEW_CHANNELS, kernel.shape[-1] // 2):
+    if kernel.shape[-2] < kernel.shape[-1]:
+        # Of the two, that with fewer channels should be there once for each depth tap.
         return _gathered(x, kernel, padding)
     return _stacked(x, kernel, padding)
 
@@ -59,6 +58,9 @@ def _forward(x, kernel, padding):
 
 def _backward(padding, residuals, g):
     x, kernel = residuals
+    if math.prod(x.shape[:4]) <= kernel.shape[-1]:
+        # Two matrix products that take the kernel as it lies, too.
+        return jax.vjp(lambda x, k: _patches(x, k, padding), x, kernel)[1](g)
     # The input's gradient is the same operation with the kernel turned round.
     turned = jnp.swapaxes(kernel[::-1, ::-1, ::-1], -1, -2)
     dx = _unit_stride(g, turned, _turned_padding(kernel.shape[:3], padding))

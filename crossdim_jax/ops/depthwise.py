@@ -189,6 +189,9 @@ def _kernel_gradient(padded, g, window, strides):
     size = zip(size, padded.shape[2:4], strict=True)
     padded = _pad(padded, ((0, 0), *((0, wanted - n) for wanted, n in size)))
 
+    # Else what made them would be computed again for every view.
+    padded, g = lax.optimization_barrier((padded, g))
+
     def add_block(n, totals):
         row, col = n // across * rows, n % across * cols
         seen = lax.dynamic_slice(

@@ -176,6 +176,7 @@ def test_the_official_lists(nifti):
     write_lists(nifti, training=["patient0001"], validation=["patient0002"])
     expected = {"training": ["patient0001"], "validation": ["patient0002"], "testing": []}
     assert subgroups(nifti) == subgroups(nifti / "database_nifti") == expected
+    assert subgroups(nifti.parent) == expected
 
 
 def test_official_lists_that_cannot_be_used(nifti):

@@ -170,6 +170,11 @@ def test_a_submission_scores_as_the_labels_it_was_written_from(root, files, tmp_
     assert len(list(results.iterdir())) == 12 and (results / "img000.png").exists()
     assert not (submission / "Task2" / "MR").exists()
     assert not (submission / "Task5" / "CT").exists()
+    greys = {task: set() for task in (1, 3, 4, 5)}
+    for task, values in greys.items():
+        for path in submission.glob(f"Task{task}/MR/**/*.png"):
+            values.update(np.unique(Image.open(path)).tolist())
+    assert greys[1] == greys[3] == {0, 63} and greys[4] == greys[5] == {0, 63, 126, 189, 252}
     found = chaos_submission.evaluate(chaos, some, submission)
     assert found[0].rows == chaos.tables(evaluated)[0].rows
     # In the order of file names: the first is the highest slice of this CT.

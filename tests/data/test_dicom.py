@@ -52,6 +52,7 @@ def test_names_in_no_order_at_all_still_pair(tmp_path, volume):
     dicom_files.write(tmp_path, volume, names=lambda i: f"{order[i]}.dcm")
     array, series = read(tmp_path)
     np.testing.assert_array_equal(array, volume)
+    np.testing.assert_allclose(series.geometry.affine @ [0, 0, 0, 1], [20, 30, 10, 1])
     by_name = volume[np.argsort(order)]
     np.testing.assert_array_equal(series.to_slices(array), by_name)
     np.testing.assert_array_equal(series.to_volume(by_name), array)

@@ -2,10 +2,10 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from crossdim_jax import ops
+from tests.ops.agreement import assert_same, value_and_gradients
 
 SHAPES = [
     # spatial, window, stride, padding
@@ -16,6 +16,8 @@ SHAPES = [
     ((8, 6, 7), 5, 1, "same"),
     ((4, 3, 5), 1, 1, "same"),
     ((1, 2, 1), 5, 1, "same"),
+    ((1, 1, 1), 1, 1, "same"),
+    ((1, 1), 1, 2, "symmetric"),
     ((9, 6), 3, 2, "same"),
     ((9, 6), 5, 1, "symmetric"),
 ]
@@ -28,19 +30,6 @@ def x64():
         yield
 
 
-def value_and_gradients(f, *args, seed=0):
-    y, pull = jax.vjp(f, *args)
-    g = jnp.asarray(np.random.default_rng(seed).normal(size=y.shape), y.dtype)
-    return [y, *pull(g)]
-
-
-def assert_same(ours, reference, rtol):
-    for a, b in zip(ours, reference, strict=True):
-        assert a.shape == b.shape and a.dtype == b.dtype
-        scale = float(jnp.abs(b).max()) or 1.0
-        assert float(jnp.abs(a - b).max()) <= rtol * scale
-
-
 # Dense 3D takes another form by shape: large grids, few input channels, several blocks of rows.
 DENSE = {
     "scattered taps": ((1, 9, 10, 11, 3), (3, 3, 3, 3, 4), (1, 1, 1), ((1, 1),) * 3),
@@ -51,6 +40,12 @@ DENSE = {
     "even window": ((1, 9, 10, 11, 3), (2, 2, 2, 3, 4), (1, 1, 1), ((1, 0), (0, 1), (1, 1))),
     "no padding": ((1, 9, 10, 11, 4), (3, 2, 3, 4, 4), (1, 1, 1), ((0, 0),) * 3),
     "cropped": ((1, 9, 10, 11, 3), (3, 3, 3, 3, 4), (1, 1, 1), ((-1, 1), (1, -1), (0, -2))),
+    "gathered taps, uneven": (
+        (1, 9, 9, 9, 5),
+        (3, 2, 3, 5, 7),
+        (1, 1, 1),
+        ((2, 0), (0, 1), (1, 2)),
+    ),
     "stride 2": ((1, 19, 20, 21, 3), (5, 3, 3, 3, 4), (2, 2, 2), ((2, 1), (0, 1), (1, 1))),
     "stride in the plane": ((1, 9, 10, 11, 3), (3, 3, 3, 3, 4), (1, 2, 2), ((1, 1),) * 3),
     "stride along depth": ((1, 9, 10, 11, 3), (3, 3, 3, 3, 4), (2, 1, 1), ((1, 1),) * 3),
@@ -85,6 +80,29 @@ def test_depthwise_strides_may_differ_by_axis(x64, rng, strides):
     assert_same(ours, reference, 1e-10)
 
 
+# The kernel's gradient takes blocks of a slice: several, an incomplete one, one for all.
+DEPTHWISE_BLOCKS = {
+    "blocks of rows": ((2, 3, 9, 7, 2), (3, 3, 3), (1, 1, 1)),
+    "a row per block": ((1, 2, 3, 16, 2), (3, 3, 3), (1, 1, 1)),
+    "several per row": ((1, 2, 3, 37, 2), (3, 5, 3), (1, 1, 1)),
+    "with strides": ((1, 5, 9, 41, 2), (5, 3, 5), (2, 2, 2)),
+    "in the plane": ((2, 9, 37, 2), (3, 5), (1, 2)),
+}
+
+
+@pytest.mark.parametrize("name", DEPTHWISE_BLOCKS)
+def test_depthwise_blocks(x64, rng, name):
+    shape, window, strides = DEPTHWISE_BLOCKS[name]
+    x, kernel = (jnp.asarray(rng.normal(size=s)) for s in (shape, (*window, 1, shape[-1])))
+    padding = ops.explicit_padding(shape[1:-1], window, strides, "same")
+
+    def form(mode):
+        return lambda x, k: ops.depthwise_conv(x, k, strides=strides, padding=padding, mode=mode)
+
+    reference = value_and_gradients(form("lax"), x, kernel)
+    assert_same(value_and_gradients(form("fast"), x, kernel), reference, 1e-10)
+
+
 @pytest.mark.parametrize("spatial,window,stride,padding", SHAPES)
 @pytest.mark.parametrize("kind,c_in,c_out,batch", [("dense", 3, 4, 2), ("depthwise", 5, 5, 1)])
 def test_fast_equals_lax(x64, rng, spatial, window, stride, padding, kind, c_in, c_out, batch):
@@ -103,28 +121,6 @@ def test_fast_equals_lax(x64, rng, spatial, window, stride, padding, kind, c_in,
     assert_same(value_and_gradients(form("fast"), x, kernel), reference, 1e-10)
 
 
-@pytest.mark.parametrize("transform", ["vmap", "checkpoint", "bf16"])
-@pytest.mark.parametrize("kind", ["dense", "depthwise"])
-def test_fast_equals_lax_under_transforms(rng, kind, transform):
-    dtype = jnp.bfloat16 if transform == "bf16" else jnp.float32
-    x = jnp.asarray(rng.normal(size=(2, 2, 6, 5, 4, 8)), dtype)
-    kernel = jnp.asarray(rng.normal(size=(3, 3, 3, 8 if kind == "dense" else 1, 8)), dtype)
-    op = ops.conv if kind == "dense" else ops.depthwise_conv
-
-    def form(mode):
-        def f(x, k):
-            return op(x, k, strides=(2, 2, 2), padding=((0, 1),) * 3, mode=mode)
-
-        if transform == "vmap":
-            return jax.vmap(f, (0, None))
-        f = jax.checkpoint(f) if transform == "checkpoint" else f
-        return lambda x, k: f(x[0], k)
-
-    reference = value_and_gradients(form("lax"), x, kernel)
-    rtol = 3e-2 if transform == "bf16" else 1e-5
-    assert_same(value_and_gradients(form("fast"), x, kernel), reference, rtol)
-
-
 @pytest.mark.parametrize("window", [(2, 2, 2), (1, 2, 2), (2, 1, 2)], ids=str)
 @pytest.mark.parametrize("spatial", [(3, 4, 5), (3, 4), (1, 1, 2)])
 def test_upsample_conv_equals_transposed_convolution(x64, rng, spatial, window):
@@ -137,6 +133,33 @@ def test_upsample_conv_equals_transposed_convolution(x64, rng, spatial, window):
 @pytest.mark.parametrize("convention,total", [("same", (0, 1)), ("symmetric", (1, 1))])
 def test_padding_conventions_differ_at_stride_two(convention, total):
     assert ops.explicit_padding((8,), (3,), (2,), convention) == (total,)
+
+
+@pytest.mark.parametrize("spatial", [(5, 6, 7), (5, 6)], ids=str)
+@pytest.mark.parametrize("c_in,c_out", [(4, 3), (8, 16), (5, 8), (16, 2)])
+def test_channels_filled_up_change_nothing(x64, rng, spatial, c_in, c_out):
+    x = jnp.asarray(rng.normal(size=(2, *spatial, c_in)))
+    kernel = jnp.asarray(rng.normal(size=(*(3,) * len(spatial), c_in, c_out)))
+    strides, padding = (2,) * len(spatial), ((0, 1),) * len(spatial)
+
+    def aligned(x, k):
+        return ops.conv_aligned(x, k, strides, padding, 8)
+
+    reference = value_and_gradients(lambda x, k: ops.conv_lax(x, k, strides, padding), x, kernel)
+    assert_same(value_and_gradients(aligned, x, kernel), reference, 1e-10)
+
+
+def test_channels_are_filled_up_for_bfloat16_on_a_gpu_only(monkeypatch):
+    assert ops.channel_multiple(jnp.dtype("float32"), backend="gpu") == 1
+    assert ops.channel_multiple(jnp.dtype("bfloat16"), backend="cpu") == 1
+    x, kernel = jnp.ones((1, 4, 4, 4, 4), jnp.bfloat16), jnp.ones((3, 3, 3, 4, 3), jnp.bfloat16)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    program = jax.make_jaxpr(lambda x, k: ops.conv(x, k, strides=(1, 1, 1), padding=((1, 1),) * 3))(
+        x, kernel
+    )
+    (convolution,) = (e for e in program.eqns if e.primitive.name == "conv_general_dilated")
+    assert convolution.invars[1].aval.shape == (3, 3, 3, 8, 8)
+    assert program.out_avals[0].shape == (1, 4, 4, 4, 3)
 
 
 def test_unknown_names_list_the_known_ones():

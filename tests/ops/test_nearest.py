@@ -22,17 +22,15 @@ def test_nearest_does_not_make_grids_smaller():
         ops.nearest(jnp.zeros((1, 4, 1)), (3,))
 
 
-@pytest.mark.parametrize("c_skip", [5, 0])
 @pytest.mark.parametrize(
-    ("coarse", "fine"),
+    ("coarse", "fine", "c_skip"),
     [
-        ((3, 4, 5), (6, 8, 10)),
-        ((1, 1, 1), (2, 2, 2)),
-        ((3, 4), (6, 8)),
-        ((1, 2), (2, 4)),
-        ((3, 4, 5), (11, 4, 5)),
-        ((5, 2, 3), (13, 2, 3)),
-        ((3, 2, 3), (3, 4, 6)),
+        ((3, 4, 5), (6, 8, 10), 5),
+        ((3, 4), (6, 8), 5),
+        ((1, 2), (2, 4), 0),
+        ((3, 4, 5), (11, 4, 5), 5),
+        ((5, 2, 3), (13, 2, 3), 0),
+        ((3, 2, 3), (3, 4, 6), 5),
     ],
 )
 def test_folded_equals_step_by_step(rng, coarse, fine, c_skip):

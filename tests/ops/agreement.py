@@ -1,0 +1,26 @@
+"""How the tests compare a fast form with its reference."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def value_and_gradients(f, *args, seed=0):
+    """The value of f and its gradients for a random cotangent, compiled as one program."""
+    like = jax.eval_shape(f, *args)
+    g = jnp.asarray(np.random.default_rng(seed).normal(size=like.shape), like.dtype)
+
+    def both(g, *args):
+        y, pull = jax.vjp(f, *args)
+        return [y, *pull(g)]
+
+    # Compiling takes longer than running.
+    return jax.jit(both, compiler_options={"xla_backend_optimization_level": 0})(g, *args)
+
+
+def assert_same(ours, reference, rtol):
+    """Equal shapes and dtypes, and values up to `rtol` of the largest."""
+    for a, b in zip(ours, reference, strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype
+        a, b = (np.asarray(v, np.float64) for v in (a, b))
+        assert np.abs(a - b).max() <= rtol * (np.abs(b).max() or 1.0)

@@ -1,0 +1,26 @@
+"""What a run costs: parameters without their copies, and the largest peak of all its starts."""
+
+import json
+
+from crossdim_jax import run_cost
+from tests import toy
+
+
+def test_parameters_are_counted_once_and_the_largest_peak_is_kept(tmp_path, monkeypatch):
+    state, _, _ = toy.make_run()
+    peaks = iter((300.0, 200.0, 400.0))
+    monkeypatch.setattr(run_cost, "peak_memory_mb", lambda: next(peaks))
+    found = []
+    for _ in range(3):
+        run_cost.record(tmp_path, state)
+        run_cost.record_peak(tmp_path)
+        found.append(json.loads((tmp_path / "run.json").read_text()))
+    assert [run["peak_memory_mb"] for run in found] == [300.0, 300.0, 400.0]
+    assert found[0]["parameters"] == 4 * 27 + 4 + 2 * 4 * 27 + 2
+
+
+def test_the_peak_is_that_of_this_process():
+    before = run_cost.peak_memory_mb()
+    held = bytearray(300_000_000)
+    held[::4096] = b"1" * len(held[::4096])
+    assert before < run_cost.peak_memory_mb() < before + 1000
