@@ -189,8 +189,10 @@ def make_mesh(config: ConfigDict) -> jax.sharding.Mesh:
 
 def for_inference(experiment: Experiment) -> Experiment:
     """The same on all devices that `mesh.data` allows, also those no training batch fills."""
-    mesh = experiment.config.mesh
-    return dataclasses.replace(experiment, mesh=sharding.make_mesh(mesh.data, mesh.depth))
+    data, depth = experiment.config.mesh.data, experiment.config.mesh.depth
+    if data == -1 and jax.process_count() == 1:  # whatever depth leaves over stays idle
+        data = max(1, len(jax.devices()) // depth)
+    return dataclasses.replace(experiment, mesh=sharding.make_mesh(data, depth))
 
 
 def load_weights(experiment: Experiment) -> params.Weights | None:

@@ -95,6 +95,13 @@ def test_windows_are_spread_over_the_devices(make):
     assert uneven.sharding.is_fully_replicated
 
 
+@pytest.mark.parametrize(("data", "depth", "found"), [(-1, 1, 4), (-1, 3, 1), (2, 2, 2)])
+def test_prediction_takes_the_devices_that_a_training_batch_leaves(make, data, depth, found):
+    job = make(data=1, depth=1, mesh__data=data, mesh__depth=depth)
+    mesh = experiment.for_inference(job).mesh
+    assert dict(mesh.shape) == {"data": found, "depth": depth}
+
+
 def test_an_unknown_way_of_predicting_is_refused(make):
     with pytest.raises(ConfigError, match="mode='slices' is unknown; known: window, whole"):
         make(inference__mode="slices").predictor(flips=False)
