@@ -11,6 +11,9 @@ COMPILED = "/jax/core/compile/backend_compile_duration"  # also of a program fou
 # Seconds of compiling below which there is nothing worth giving back.
 LEAST_S = 1.0
 
+# Glibc's `malloc_trim`, or None.
+TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+
 
 def give_back_after_compiling() -> None:
     """From now on, whatever a long compilation has freed is given back when it ends.
@@ -19,19 +22,15 @@ def give_back_after_compiling() -> None:
     would be held beside it as long as the process lives. Elsewhere than on Linux with glibc nothing
     happens.
     """
-    trim = _trim()
-    if trim is None:
-        return
 
     def listener(event: str, seconds: float, **_: Any) -> None:
         if event == COMPILED and seconds >= LEAST_S:
-            trim(0)
+            give_back()
 
     jax.monitoring.register_event_duration_secs_listener(listener)
 
 
-def _trim():
-    """Glibc's `malloc_trim`, or None."""
-    if not sys.platform.startswith("linux"):
-        return None
-    return getattr(ctypes.CDLL(None), "malloc_trim", None)
+def give_back() -> None:
+    """Gives back what has been freed up to now; glibc alone can be told to."""
+    if TRIM is not None:
+        TRIM(0)

@@ -96,7 +96,7 @@ def _train(experiment: Experiment) -> bool:
         run_cost.record(experiment.workdir, state)
     loop.fit(
         state,
-        make_step(experiment, optimizer, loss),
+        train.compiled_first(make_step(experiment, optimizer, loss)),
         data,
         workdir=experiment.workdir,
         mesh=experiment.mesh,

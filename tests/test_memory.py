@@ -42,6 +42,6 @@ def kept_kb(how):
     return int(result.stdout)
 
 
-@pytest.mark.skipif(memory._trim() is None, reason="glibc's malloc only")
+@pytest.mark.skipif(memory.TRIM is None, reason="glibc's malloc only")
 def test_what_compiling_has_freed_is_given_back():
     assert kept_kb("given back") < 0.8 * kept_kb("kept")

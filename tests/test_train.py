@@ -234,3 +234,16 @@ def test_augmentation_draws_from_seed_and_step_apart_from_dropout(mesh):
     changed = jax.jit(augmentation)(key, image, target)
     assert loss(steps[1], 3, *changed) == pytest.approx(third, rel=1e-5)
     assert loss(steps[1], 3, image, target) != pytest.approx(third, rel=1e-3)
+
+
+def test_a_step_is_compiled_once_before_it_runs_and_gives_the_same(mesh, monkeypatch):
+    state, step, _ = toy.make_run(toy.ToyNet(), mesh=mesh)
+    expected, _ = step(jax.tree.map(jnp.copy, state), batch_of(mesh))
+    done = []
+    monkeypatch.setattr(train.memory, "give_back", lambda: done.append(True))
+    ready = train.compiled_first(step)
+    assert not done
+    found, metrics = ready(state, batch_of(mesh))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), jax.device_get(expected))
+    ready(found, batch_of(mesh, 1))
+    assert done == [True] and np.isfinite(metrics["loss"][0])
