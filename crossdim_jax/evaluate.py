@@ -204,7 +204,7 @@ def evaluate_cases(
     if not present:
         raise DataError(
             f"{predictions_folder}: found no prediction of the {len(files)} cases to evaluate, "
-            "expected such as {next(iter(paths.values()), '{case id}.nii.gz')}; predict them first"
+            f"expected such as {next(iter(paths.values()), '{case id}.nii.gz')}; predict them first"
         )
     check_writable(out_folder)
 
