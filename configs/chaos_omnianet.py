@@ -82,21 +82,21 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def demo(config: ConfigDict) -> None:
-    """Eight phantoms of each modality, random weights, small encoder and slices, mild changes."""
-    config.phantoms = ConfigDict({"n": 8, "seed": 0, "size": 128})  # written to data.root
+    """Eleven phantoms of each modality, random weights, small encoder and slices, mild changes."""
+    config.phantoms = ConfigDict({"n": 11, "seed": 0, "size": 128})  # written to data.root
     config.data.root = "runs/chaos_phantoms"
     config.data.patch = (64, 64)
     config.data.split.kind = "fixed"  # two patients of each modality
-    config.data.split.validation = _held_out(7, 8)
+    config.data.split.validation = _held_out(10, 11)
     config.model.encoder = "efficientnet_b0"
     config.model.drop_path_rate = 0.0
     config.weights.source = "tf_efficientnet_b0.ns_jft_in1k"
     config.weights.file = ""
     config.optim.learning_rate = 3e-3
-    config.optim.decay_per_epoch = 0.78
-    config.augment.probability = 0.15
-    config.train.epochs = 14
-    config.train.validate_every_epochs = 7
+    config.optim.decay_per_epoch = 0.75
+    config.augment.probability = 0.2
+    config.train.epochs = 12
+    config.train.validate_every_epochs = 4
     config.train.log_every_steps = 10
 
 

@@ -24,7 +24,7 @@ from crossdim_jax.files import write_text
 MIN_SIZE = 48
 FIELD_MM = 360.0
 _RECORD = "phantoms.json"
-_VERSION = 2  # raise it when the images change
+_VERSION = 3  # raise it when the images change
 _SLICES = {"CT": 16, "T1DUAL": 12, "T2SPIR": 12}
 _MATRIX = {"CT": 1.0, "T1DUAL": 0.75, "T2SPIR": 0.875}  # of `size`
 _HEIGHT_MM = 190.0
@@ -42,9 +42,9 @@ _TISSUES = {
     "stomach": (45, 300, 310, 560),
     "vessel": (165, 180, 190, 60),
     "liver": (112, 520, 530, 210),
-    "right_kidney": (185, 400, 420, 640),
-    "left_kidney": (185, 400, 420, 640),
-    "spleen": (128, 350, 360, 470),
+    "right_kidney": (185, 410, 430, 640),
+    "left_kidney": (185, 410, 430, 640),
+    "spleen": (128, 455, 470, 470),
 }
 _COLUMN = {"CT": 0, "InPhase": 1, "OutPhase": 2, "T2SPIR": 3}
 
