@@ -93,10 +93,10 @@ def demo(config: ConfigDict) -> None:
     config.weights.source = "tf_efficientnet_b0.ns_jft_in1k"
     config.weights.file = ""
     config.optim.learning_rate = 3e-3
-    config.optim.decay_per_epoch = 0.75
-    config.augment.probability = 0.2
-    config.train.epochs = 12
-    config.train.validate_every_epochs = 4
+    config.optim.decay_per_epoch = 0.82
+    config.augment.probability = 0.1
+    config.train.epochs = 13
+    config.train.validate_every_epochs = 3
     config.train.log_every_steps = 10
 
 

@@ -142,7 +142,7 @@ class EfficientNetBlock(nn.Module):
                 y = self._conv("conv_dw", 0, **windowed, **grouped)(y, routing=routing)
             y = self._blurred(self._norm(f"bn{count}", act, y, train))
             if block.reduced:
-                y = SqueezeExcite(block.reduced, act, self.dtype, name="se")(y)
+                y = SqueezeExcite(block.reduced, act, self.dtype, self.ops_mode, name="se")(y)
             last = "conv_pw" if block.kind == "separable" else "conv_pwl"
             y = self._conv(last, block.channels, experts=block.experts)(y, routing=routing)
             y = self._norm(f"bn{count + 1}", None, y, train)
@@ -185,7 +185,9 @@ class EfficientNetBlock(nn.Module):
         """Each sample's weights of the experts, `(b, experts)`, from the mean over its voxels."""
         axes = tuple(range(1, x.ndim - 1))
         pooled = jnp.mean(x.astype(jnp.float32), axes, keepdims=True)
-        logits = Conv(self.block.experts, 1, use_bias=True, name="routing_fn")(pooled)
+        logits = Conv(
+            self.block.experts, 1, use_bias=True, ops_mode=self.ops_mode, name="routing_fn"
+        )(pooled)
         return jax.nn.sigmoid(logits.reshape(x.shape[0], -1))
 
 

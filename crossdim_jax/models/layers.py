@@ -160,14 +160,16 @@ class SqueezeExcite(nn.Module):
     reduced: int
     activation: str | None = "silu"
     dtype: Any = jnp.float32
+    ops_mode: str = "auto"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         axes = tuple(range(1, x.ndim - 1))
+        shared = {"use_bias": True, "dtype": self.dtype, "ops_mode": self.ops_mode}
         gate = jnp.mean(x.astype(jnp.float32), axes, keepdims=True).astype(self.dtype)
-        gate = Conv(self.reduced, 1, use_bias=True, dtype=self.dtype, name="conv_reduce")(gate)
+        gate = Conv(self.reduced, 1, name="conv_reduce", **shared)(gate)
         gate = ops.ACTIVATIONS[self.activation](gate)
-        gate = Conv(x.shape[-1], 1, use_bias=True, dtype=self.dtype, name="conv_expand")(gate)
+        gate = Conv(x.shape[-1], 1, name="conv_expand", **shared)(gate)
         return x * jax.nn.sigmoid(gate)
 
 

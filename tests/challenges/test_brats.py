@@ -343,7 +343,9 @@ def test_challenges_by_name():
     assert isinstance(challenges.get("brats"), BraTS)
     for name in challenges.CHALLENGES:
         assert challenges.get(name).name == name
-    with pytest.raises(ConfigError, match="unknown challenge 'camsu'; known: brats, phantom"):
+    with pytest.raises(
+        ConfigError, match="unknown challenge 'camsu'; known: brats, camus, chaos, phantom"
+    ):
         challenges.get("camsu")
 
 
