@@ -145,11 +145,11 @@ def _notes(runs: Sequence[_Run], names: Sequence[str]) -> list[str]:
         "aggregation": "statistics aggregated differently",
         "n_cases": "different numbers of cases",
     }.items():
-        found = [run.summary.get(field) for run in runs]
+        found = [run.summary.get(field) for run in runs if run.summary]
         if any(value != found[0] for value in found):
             notes.append(f"These runs were scored on or with {what}: the columns do not compare.")
-    cases = [_case_ids(run) for run in runs]
-    if all(cases) and any(ids != cases[0] for ids in cases):
+    cases = [_case_ids(run) for run in runs if run.summary]
+    if any(ids != cases[0] for ids in cases):
         notes.append("These runs were scored on different cases: the columns do not compare.")
     for run, name in zip(runs, names, strict=True):
         if not run.summary:

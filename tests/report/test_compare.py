@@ -85,6 +85,7 @@ def test_what_cannot_be_compared_is_said(tmp_path):
     text = (tmp_path / compare.TABLE).read_text()
     for what in ("different definitions", "different numbers of cases", "not been evaluated yet"):
         assert what in text
+    assert "aggregated differently" not in text  # of a run without scores nothing is known
     found = table(tmp_path)
     assert found[""] == [str(run) for run in runs]  # two are called the same
     assert found["WT, mean"][2] == found["Parameters"][2] == "–"
