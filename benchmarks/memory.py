@@ -1,32 +1,21 @@
 """Peak memory of a training step, each framework in a process of its own.
 
 `python -m benchmarks.memory SIDE SIZE DTYPE [VARIANT]` is one such process: it takes a few steps
-and prints JSON. The peak is VmHWM, not `ru_maxrss`: a child inherits the latter from its parent.
+and prints JSON.
 """
 
 import dataclasses
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from crossdim_jax import memory
+
 STEPS = 3
-
-
-def peak_mb() -> float:
-    """The largest resident size of this process so far, in megabytes (10^6 bytes)."""
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024 / 1e6
-    except OSError:
-        pass
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 def forget_peak() -> bool:
@@ -43,16 +32,15 @@ def _run_ours(size: int, dtype: str) -> dict[str, Any]:
 
     from benchmarks import ours
     from benchmarks.timing import once
-    from crossdim_jax import memory
 
     memory.give_back_after_compiling()  # as launch.py does
-    imports = peak_mb()
+    imports = memory.peak_mb()
     contestant = ours.contestant("training step", size, os.environ.get("BENCH_OPS", "auto"), dtype)
     ours.weights.cache_clear()
     memory.give_back()  # as training does before its first step
-    start, forgotten = peak_mb(), forget_peak()
+    start, forgotten = memory.peak_mb(), forget_peak()
     once(contestant, STEPS)
-    steps = peak_mb()
+    steps = memory.peak_mb()
     found = {"imports_mb": imports, "start_mb": start, "steps_mb": steps if forgotten else None}
     statistics = jax.local_devices()[0].memory_stats() or {}
     if jax.default_backend() == "gpu" and "peak_bytes_in_use" in statistics:
@@ -67,14 +55,14 @@ def _run_theirs(size: int, dtype: str, variant: dict[str, Any]) -> dict[str, Any
     from benchmarks.timing import once
 
     torch.set_num_threads(machine.cores())
-    imports = peak_mb()
+    imports = memory.peak_mb()
     made = theirs.Peer(size, theirs.Variant(**variant), None, dtype)
     contestant = made.training_step()
     if made.variant.compiled:
         once(contestant)
-    start, forgotten = peak_mb(), forget_peak()
+    start, forgotten = memory.peak_mb(), forget_peak()
     once(contestant, STEPS)
-    steps = peak_mb()
+    steps = memory.peak_mb()
     found = {"imports_mb": imports, "start_mb": start, "steps_mb": steps if forgotten else None}
     if torch.cuda.is_available():
         found["device_mb"] = torch.cuda.max_memory_allocated() / 1e6

@@ -1,10 +1,10 @@
-"""Memory that a compiler leaves behind goes back to the system."""
+"""What a process holds at its peak; and what a compiler leaves behind goes back to the system."""
 
 import ctypes
+import resource
 import sys
+from pathlib import Path
 from typing import Any
-
-import jax
 
 COMPILED = "/jax/core/compile/backend_compile_duration"  # also of a program found in the cache
 
@@ -23,6 +23,8 @@ def give_back_after_compiling() -> None:
     happens.
     """
 
+    import jax  # here: asking for a peak must not raise it
+
     def listener(event: str, seconds: float, **_: Any) -> None:
         if event == COMPILED and seconds >= LEAST_S:
             give_back()
@@ -34,3 +36,18 @@ def give_back() -> None:
     """Gives back what has been freed up to now; glibc alone can be told to."""
     if TRIM is not None:
         TRIM(0)
+
+
+def peak_mb() -> float:
+    """The largest resident size of this process so far, in megabytes (10^6 bytes).
+
+    VmHWM where there is one: `ru_maxrss` is inherited from the process that started this one.
+    """
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e6
+    except OSError:
+        pass
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

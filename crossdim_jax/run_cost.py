@@ -1,15 +1,13 @@
 """What a run costs, `run.json` of its folder: parameters, device, peak memory."""
 
 import json
-import resource
-import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from crossdim_jax import optim, run_folder
+from crossdim_jax import memory, optim, run_folder
 from crossdim_jax.files import write_text
 from crossdim_jax.train_state import TrainState
 
@@ -38,8 +36,7 @@ def peak_memory_mb() -> float:
     peaks = [(d.memory_stats() or {}).get("peak_bytes_in_use") for d in jax.local_devices()]
     if None not in peaks:
         return max(peaks) / 1e6
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    return memory.peak_mb()
 
 
 def _read(workdir: Path) -> dict[str, Any]:
