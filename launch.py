@@ -3,7 +3,7 @@
 from absl import app, flags
 from ml_collections import config_flags
 
-from crossdim_jax import config, distributed, experiment, folds, memory, modes, plan
+from crossdim_jax import compile_cache, config, distributed, experiment, folds, memory, modes, plan
 from crossdim_jax.errors import ConfigError, CrossdimError
 from crossdim_jax.report import compare
 
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
     if CONFIG.value is None:
         raise app.UsageError("--config=FILE is needed, such as --config=configs/brats_dxnet.py")
     experiment.quiet_libraries()
-    experiment.cache_compiled_programs()
+    compile_cache.cache_compiled_programs()
     memory.give_back_after_compiling()
     distributed.start(COORDINATOR.value, PROCESSES.value, PROCESS.value)
     file = config_flags.get_config_filename(flags.FLAGS["config"])

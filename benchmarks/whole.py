@@ -30,12 +30,12 @@ def main() -> int:
     import jax
     import numpy as np
 
-    from crossdim_jax import experiment, models, ops, sharding
+    from crossdim_jax import compile_cache, models, ops, sharding
     from crossdim_jax.inference import SlidingWindow
     from crossdim_jax.plan import Memory
     from crossdim_jax.whole_volume import WholeVolume
 
-    experiment.cache_compiled_programs()
+    compile_cache.cache_compiled_programs()
     image = np.random.default_rng(0).normal(size=(*options.size, options.channels))
     image, results = image.astype(np.float32), []
     for depth in (options.devices, 1):

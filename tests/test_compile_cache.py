@@ -9,8 +9,8 @@ import pytest
 
 PROGRAM = """
 import sys
-from crossdim_jax import experiment
-experiment.cache_compiled_programs()
+from crossdim_jax import compile_cache
+compile_cache.cache_compiled_programs()
 import jax, jax.numpy as jnp
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 hits = []
