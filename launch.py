@@ -1,6 +1,6 @@
 """Trains, evaluates, predicts or reports: `python launch.py --config=FILE --workdir=FOLDER`."""
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from crossdim_jax import compile_cache, config, distributed, experiment, folds, memory, modes, plan
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
         return print(compare.write(WORKDIR.value.split(","), OUTPUT.value))
     if CONFIG.value is None:
         raise app.UsageError("--config=FILE is needed, such as --config=configs/brats_dxnet.py")
-    experiment.quiet_libraries()
+    logging.set_verbosity(logging.WARNING)  # all libraries': absl's handler serves the root logger
     compile_cache.cache_compiled_programs()
     memory.give_back_after_compiling()
     distributed.start(COORDINATOR.value, PROCESSES.value, PROCESS.value)
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
             "report": modes.run_report,
         }[MODE.value]
         told = run(job)
-    experiment.say(str(told))
+    distributed.say(str(told))
 
 
 def parse(argv: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Joining the processes of a run on many hosts, whatever launcher started them.
+"""The processes of a run on many hosts: how they join, whatever launcher started them, and wait.
 
 The same command runs on every host. Who takes part is read from flags, or from what the launcher
 left in the environment; the table `LAUNCHERS` is asked in its order.
@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 import jax
+from jax.experimental import multihost_utils
 
 from crossdim_jax.errors import ConfigError
 
@@ -80,6 +81,18 @@ def start(
         **timeouts,
     )
     return cluster
+
+
+def wait_for_all(what: str) -> None:
+    """Returns once every process has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+def say(text: str) -> None:
+    """Prints on the first process."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
 
 
 def give_up(message: str) -> NoReturn:

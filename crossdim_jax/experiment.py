@@ -11,13 +11,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import logging as absl_logging
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from crossdim_jax import (
     challenges,
     checkpoint,
+    distributed,
     inference,
     models,
     ops,
@@ -140,7 +139,7 @@ def build(
     if "phantoms" in config:
         if jax.process_index() == 0:
             challenge.make_phantoms(config.data.root, **config.phantoms.to_dict())
-        wait_for_all("phantoms")
+        distributed.wait_for_all("phantoms")
     mesh = make_mesh(config)
     return Experiment(config, Path(workdir), challenge, model, mesh, dict(defaults or {}))
 
@@ -178,7 +177,7 @@ def make_mesh(config: ConfigDict) -> jax.sharding.Mesh:
         fits = [n for n in range(1, devices + 1) if at_once % n == 0]
         data = max(fits, default=1)
         if data < devices:
-            say(
+            distributed.say(
                 f"using {data * depth} of {len(jax.devices())} devices: {at_once} samples at a "
                 "time do not share more evenly; --config.train.batch_size raises that"
             )
@@ -229,7 +228,7 @@ def load_weights(experiment: Experiment) -> params.Weights | None:
         ignore=options.ignore,
         reestimate=patches,
     )
-    say(params.describe(weights.metadata))
+    distributed.say(params.describe(weights.metadata))
     return weights
 
 
@@ -262,7 +261,7 @@ def reestimate(
         patches=config.weights.get("reestimate") or 0,
         seed=config.seed,
     )
-    say(f"running statistics measured on {patches} training patches")
+    distributed.say(f"running statistics measured on {patches} training patches")
     return state._replace(batch_stats=stats), patches
 
 
@@ -395,20 +394,3 @@ def environment(experiment: Experiment, split: splits.Split) -> str:
             f"run folder {experiment.workdir}",
         ]
     )
-
-
-def say(text: str) -> None:
-    """Prints on the first process."""
-    if jax.process_index() == 0:
-        print(text, flush=True)
-
-
-def quiet_libraries() -> None:
-    """Keeps the libraries' informational logs off the terminal."""
-    absl_logging.set_verbosity(absl_logging.WARNING)  # absl's handler serves the root logger
-
-
-def wait_for_all(what: str) -> None:
-    """Returns once every process has come here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)

@@ -14,9 +14,10 @@ import jax
 from crossdim_jax import evaluate, modes, run_folder
 from crossdim_jax import experiment as experiment_lib
 from crossdim_jax.data import splits
+from crossdim_jax.distributed import say, wait_for_all
 from crossdim_jax.ensemble import DONE, of_fold
 from crossdim_jax.errors import ConfigError, DataError
-from crossdim_jax.experiment import Experiment, say, wait_for_all
+from crossdim_jax.experiment import Experiment
 from crossdim_jax.files import write_text
 from crossdim_jax.report import page
 

@@ -23,8 +23,9 @@ from crossdim_jax import (
 )
 from crossdim_jax import experiment as experiment_lib
 from crossdim_jax.data import cache, pipeline, splits
+from crossdim_jax.distributed import say, wait_for_all
 from crossdim_jax.errors import ConfigError, DataError
-from crossdim_jax.experiment import Experiment, say, wait_for_all
+from crossdim_jax.experiment import Experiment
 from crossdim_jax.files import write_text
 from crossdim_jax.report import page
 from crossdim_jax.train_state import TrainState

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from crossdim_jax import distributed, inference, loop, modes, sharding, train
 from crossdim_jax import experiment as experiment_lib
-from crossdim_jax import inference, loop, modes, sharding, train
 from crossdim_jax.checkpoint import variables
 from crossdim_jax.data import cache, pipeline
 from crossdim_jax.errors import ConfigError
@@ -88,7 +88,7 @@ def run(experiment: Experiment, *, budget_gib: float | None = None) -> str:
         experiment.image_shape(),
         experiment.mesh,
         seed=config.seed,
-        say=experiment_lib.say,
+        say=distributed.say,
     )
     step = modes.make_step(experiment, optimizer, loss)
     compiled = _compile(experiment, step, state, patch, options.batch_size)

@@ -22,7 +22,6 @@ from crossdim_jax import challenges, distributed, losses, optim, run_folder, sha
 from crossdim_jax.challenges import phantom
 from crossdim_jax.data import cache, pipeline
 from crossdim_jax.errors import CrossdimError
-from crossdim_jax.experiment import wait_for_all
 from crossdim_jax.inference import SlidingWindow
 from crossdim_jax.loop import fit
 from crossdim_jax.validation import Validation
@@ -58,7 +57,7 @@ def main(workdir, cases, cache_root, total_steps, *, seconds=0.0, devices=1, dep
         challenge.cases(cases, labelled=True),
         cache_root,
         share=(here, count),
-        wait=lambda: wait_for_all("cases"),
+        wait=lambda: distributed.wait_for_all("cases"),
     )
     mesh = sharding.make_mesh(-1, depth)
     model = toy.ToyNet(rate=0.2, classes=3)
