@@ -1,4 +1,4 @@
-"""An experiment built from its config: challenge, network, devices, weights, optimiser, split.
+"""An experiment built from its config: challenge, network, devices, optimiser, split.
 
 The edge of the library, with `modes`: a config is read here, and passed on as plain arguments.
 """
@@ -21,17 +21,13 @@ from crossdim_jax import (
     models,
     ops,
     optim,
-    params,
     run_folder,
-    run_weights,
     sharding,
-    statistics,
     whole_volume,
 )
 from crossdim_jax.challenges import CaseFiles, Challenge
 from crossdim_jax.data import augment, cache, pipeline, splits
 from crossdim_jax.errors import ConfigError, DataError, ManyErrors
-from crossdim_jax.train_state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,79 +186,6 @@ def for_inference(experiment: Experiment) -> Experiment:
     if data == -1 and jax.process_count() == 1:  # whatever depth leaves over stays idle
         data = max(1, len(jax.devices()) // depth)
     return dataclasses.replace(experiment, mesh=sharding.make_mesh(data, depth))
-
-
-def load_weights(experiment: Experiment) -> params.Weights | None:
-    """The encoder's ported weights, or those of the run whose folder is named; None if none is.
-
-    Raises:
-      WeightsError: the file does not fit the model, or is not what the config says it is.
-      ConfigError: statistics are to be re-estimated where there are none.
-    """
-    options = experiment.config.weights
-    patches = options.get("reestimate") or 0  # older configs have no such field
-    if patches < 0:
-        raise ConfigError(f"config.weights.reestimate={patches} must be 0 or more")
-    if not options.file:
-        if patches:
-            raise ConfigError(
-                f"config.weights.reestimate={patches}, but config.weights.file is "
-                "empty: random parameters have no statistics worth measuring; set it to 0"
-            )
-        return None
-    of_run = Path(options.file).is_dir()
-    weights = run_weights.load(options.file) if of_run else params.load_weights(options.file)
-    image = jax.ShapeDtypeStruct(experiment.image_shape(), jnp.float32)
-    variables = jax.eval_shape(experiment.model.init, jax.random.key(0), image)
-    if patches and not variables.get("batch_stats"):
-        raise ConfigError(
-            f"config.weights.reestimate={patches}, but with norm "
-            f"{experiment.model.norm!r} the network keeps no running statistics; set it to 0"
-        )
-    params.check(
-        weights.metadata,
-        # The config's own words are about files: they say nothing of what a run has trained.
-        params.requirements(experiment.model, variables)
-        | ({} if of_run else params.claims(options)),
-        name=weights.name,
-        ignore=options.ignore,
-        reestimate=patches,
-    )
-    distributed.say(params.describe(weights.metadata))
-    return weights
-
-
-def reestimate(
-    experiment: Experiment, state: TrainState, training: Sequence[cache.CachedCase]
-) -> tuple[TrainState, int]:
-    """Measures the running statistics of every batch norm on training patches.
-
-    Of the whole network, the decoder's too: those would otherwise start from mean 0 and variance 1,
-    which describe nothing. The patches are those that training will see first, in the same
-    micro-batches; without stochastic depth, because evaluation has none.
-
-    Returns:
-      the state with the new statistics, and the number of patches they were measured on.
-
-    Raises:
-      ConfigError: what was measured is not finite.
-    """
-    config, model = experiment.config, experiment.model
-    changes = {"drop_path_rate": 0.0} if hasattr(model, "drop_path_rate") else {}
-    if model.norm == "frozen":  # does not measure anything itself; the tensors are the same
-        changes["norm"] = "batch"
-    at_once = config.train.batch_size // config.train.accumulate
-    data = train_data(experiment, training, at_once, num_threads=0)  # only a few are asked for
-    stats, patches = statistics.reestimate(
-        model.clone(**changes),
-        {"params": optim.fast(state.params), "batch_stats": state.batch_stats},
-        (batch["image"] for batch in data),
-        experiment.mesh,
-        patches=config.weights.get("reestimate") or 0,
-        seed=config.seed,
-    )
-    distributed.say(f"running statistics measured on {patches} training patches")
-    return state._replace(batch_stats=stats), patches
 
 
 def train_data(

@@ -5,7 +5,6 @@ import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -15,10 +14,10 @@ from crossdim_jax import (
     loop,
     losses,
     optim,
-    params,
     run_cost,
     run_folder,
     sharding,
+    start,
     train,
 )
 from crossdim_jax import experiment as experiment_lib
@@ -28,7 +27,6 @@ from crossdim_jax.errors import ConfigError, DataError
 from crossdim_jax.experiment import Experiment
 from crossdim_jax.files import write_text
 from crossdim_jax.report import page
-from crossdim_jax.train_state import TrainState
 from crossdim_jax.validation import Validation
 
 
@@ -70,7 +68,7 @@ def _train(experiment: Experiment) -> bool:
     )
     claim(write=False)
     resuming = run_folder.has_checkpoint(experiment.workdir)
-    weights = None if resuming else experiment_lib.load_weights(experiment)
+    weights = None if resuming else start.load_weights(experiment)
 
     split, training, held_out_cases = prepare_cases(experiment)
     data = experiment_lib.train_data(experiment, training, options.batch_size)
@@ -78,7 +76,7 @@ def _train(experiment: Experiment) -> bool:
     steps = loop.steps_per_epoch(shown, options.batch_size)
     optimizer = experiment_lib.make_optimizer(config, steps)
     say(experiment_lib.environment(experiment, split))
-    state, record = first_state(experiment, optimizer, training, weights)
+    state, record = start.first_state(experiment, optimizer, training, weights)
     validation = Validation(
         held_out_cases,
         predict,
@@ -146,30 +144,6 @@ def make_step(experiment: Experiment, optimizer: optim.Optimizer, loss: losses.L
         augmentation=experiment_lib.augmentation(config),
     )
     return train.jit_step(step, experiment.mesh)
-
-
-def first_state(
-    experiment: Experiment,
-    optimizer: optim.Optimizer,
-    training: list[cache.CachedCase],
-    weights: params.Weights | None,
-) -> tuple[TrainState, dict[str, Any] | None]:
-    """The state before the first step, and what the encoder really started from."""
-    config = experiment.config
-    state = train.init_state(
-        experiment.model,
-        optimizer,
-        experiment.image_shape(),
-        experiment.mesh,
-        seed=config.seed,
-        weights=weights,
-        skip=config.weights.skip,
-    )
-    record = dict(weights.metadata) if weights is not None else None
-    if record is not None and config.weights.get("reestimate"):
-        state, patches = experiment_lib.reestimate(experiment, state, training)
-        record["statistics"] = f"reestimated ({patches} training patches)"
-    return state, record
 
 
 def prepare_cases(

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from configs import brats_dsnet
-from crossdim_jax import checkpoint, experiment, models, params, run_folder
+from crossdim_jax import checkpoint, experiment, models, params, run_folder, start
 from crossdim_jax.errors import ConfigError, WeightsError
 from crossdim_jax.train_state import TrainState
 from tests.weight_record import CLAIMS
@@ -57,7 +57,7 @@ def shapes(job):
 
 def test_a_2d_file_fills_the_encoder_inside_and_nothing_else(ported, tmp_path):
     job = experiment.build(config(weights__file=str(ported)), tmp_path)
-    weights = experiment.load_weights(job)
+    weights = start.load_weights(job)
     merged, report = params.merge(shapes(job), weights, encoder=params.encoder_path(job.model))
     found = params.flatten(merged)
     inside = {p for p in found if p.split("/", 1)[1].startswith("net2d/encoder/")}
@@ -97,7 +97,7 @@ def write_run(folder, **attributes):
 def test_a_runs_slow_encoder_is_taken_with_its_provenance(tmp_path):
     slow = write_run(tmp_path / "omnia", stem_width=0)
     job = experiment.build(config(weights__file=str(tmp_path / "omnia")), tmp_path)
-    weights = experiment.load_weights(job)
+    weights = start.load_weights(job)
     for path, value in slow.items():
         np.testing.assert_array_equal(weights.arrays[f"params/encoder/{path}"], value)
     record = weights.metadata
@@ -110,12 +110,12 @@ def test_a_runs_stem_for_other_channels_is_refused_or_left_out(tmp_path):
     write_run(tmp_path / "omnia")
     fields = {"weights__file": str(tmp_path / "omnia")}
     with pytest.raises(WeightsError, match="in_channels: found 16, expected 3.*stem_width=0"):
-        experiment.load_weights(experiment.build(config(**fields), tmp_path))
+        start.load_weights(experiment.build(config(**fields), tmp_path))
     fields |= {"weights__ignore": ("in_channels",), "weights__skip": (".*/conv_stem/kernel",)}
     job = experiment.build(config(**fields), tmp_path)
     _, report = params.merge(
         shapes(job),
-        experiment.load_weights(job),
+        start.load_weights(job),
         skip=job.config.weights.skip,
         encoder=params.encoder_path(job.model),
     )
@@ -124,9 +124,7 @@ def test_a_runs_stem_for_other_channels_is_refused_or_left_out(tmp_path):
 
 def test_a_folder_that_is_no_run_is_named(tmp_path):
     with pytest.raises(WeightsError, match=f"{tmp_path}.*should be that of a run"):
-        experiment.load_weights(
-            experiment.build(config(weights__file=str(tmp_path)), tmp_path / "new")
-        )
+        start.load_weights(experiment.build(config(weights__file=str(tmp_path)), tmp_path / "new"))
 
 
 def test_depths_that_do_not_end_at_three_are_refused_before_anything_is_read(tmp_path):

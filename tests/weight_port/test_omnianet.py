@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from crossdim_jax import config as config_lib
-from crossdim_jax import experiment, params
+from crossdim_jax import experiment, params, start
 from crossdim_jax.errors import WeightsError
 from tests.weight_port import tiny
 from weight_port import plan
@@ -51,7 +51,7 @@ def test_what_is_ported_for_the_config_is_what_it_loads(tmp_path):
         recipe = plan._recipe(job.model, needs, config.weights, seed=0, head=True)
         converted = convert(source, recipe)
         params.save_weights(file, converted.arrays, making.record(source, recipe, converted))
-        weights = experiment.load_weights(job)
+        weights = start.load_weights(job)
         zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), _variables(job))
         merged, report = params.merge(zeros, weights)
         stem = merged["params"]["encoder"]["conv_stem"]["kernel"]
@@ -62,7 +62,7 @@ def test_what_is_ported_for_the_config_is_what_it_loads(tmp_path):
 
         other = config_lib.read(CONFIG, [*options, "--config.model.stem_width=0"])
         with pytest.raises(WeightsError, match="in_channels"):
-            experiment.load_weights(experiment.build(other, tmp_path / "run"))
+            start.load_weights(experiment.build(other, tmp_path / "run"))
 
 
 def _variables(job):
