@@ -1,11 +1,12 @@
 """An experiment built from its config: challenge, network, devices, optimiser, split.
 
-The edge of the library, with `modes`: a config is read here, and passed on as plain arguments.
+The edge of the library, with `run_cases`, `start` and `modes`: a config is read here, and passed on
+as plain arguments.
 """
 
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,12 @@ from crossdim_jax import (
     models,
     ops,
     optim,
-    run_folder,
     sharding,
     whole_volume,
 )
 from crossdim_jax.challenges import CaseFiles, Challenge
-from crossdim_jax.data import augment, cache, pipeline, splits
-from crossdim_jax.errors import ConfigError, DataError, ManyErrors
+from crossdim_jax.data import augment, splits
+from crossdim_jax.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,31 +188,6 @@ def for_inference(experiment: Experiment) -> Experiment:
     return dataclasses.replace(experiment, mesh=sharding.make_mesh(data, depth))
 
 
-def train_data(
-    experiment: Experiment,
-    training: Sequence[cache.CachedCase],
-    batch_size: int,
-    *,
-    num_threads: int | None = None,
-) -> Iterable[Mapping[str, Any]]:
-    """This process's part of endless batches of training patches, the same for the same config.
-
-    `num_threads` is the config's unless given.
-    """
-    config = experiment.config
-    return pipeline.train_dataset(
-        training,
-        experiment.challenge,
-        patch=config.data.patch,
-        batch_size=batch_size,
-        seed=config.seed,
-        foreground=config.data.foreground,
-        num_threads=config.data.num_threads if num_threads is None else num_threads,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-
-
 def augmentation(config: ConfigDict) -> augment.Augment | None:
     """What the config says of augmentation; None if it is off.
 
@@ -256,51 +231,6 @@ def make_optimizer(config: ConfigDict, steps_per_epoch: int) -> optim.Optimizer:
     frozen = settings.pop("freeze_epochs", None)  # older configs have no such field
     settings["freeze_steps"] = None if frozen is None else round(frozen * steps_per_epoch)
     return optim.make(settings.pop("name"), schedules[kind](), **settings)
-
-
-def make_split(experiment: Experiment, files: Sequence[CaseFiles]) -> splits.Split:
-    """The split of the cases as the config says; that of the run folder, if there is one.
-
-    Raises:
-      DataError: the data root no longer holds the cases that the run was started with.
-    """
-    path = experiment.workdir / run_folder.SPLITS
-    settings = {k: v for k, v in experiment.config.data.split.to_dict().items() if v is not None}
-    split = splits.make(
-        files,
-        **settings,
-        official=lambda: experiment.challenge.official_split(experiment.config.data.root),
-    )
-    if not (path.exists() and run_folder.has_checkpoint(experiment.workdir)):
-        return split
-    recorded = splits.Split.read(path)
-    if recorded != split:
-        there, before = (
-            {case.id for case in files},
-            {*recorded.train, *recorded.validation, *recorded.test},
-        )
-        gone, new = sorted(before - there), sorted(there - before)
-        raise DataError(
-            f"{path}: the split of this run no longer fits the cases in "
-            f"{experiment.config.data.root}: {len(gone)} gone {gone[:5]}, {len(new)} new "
-            f"{new[:5]}. Put the cases back, or start a new run with another --workdir."
-        )
-    return recorded
-
-
-def held_out(experiment: Experiment) -> list[CaseFiles]:
-    """The cases of the run to evaluate, which were not trained on; none if all were."""
-    path = experiment.workdir / run_folder.SPLITS
-    if not path.exists():
-        raise DataError(f"{path}: not found; give the --workdir of a run that was trained")
-    files = {case.id: case for case in experiment.cases()}
-    wanted = splits.Split.read(path).evaluated
-    if gone := [i for i in wanted if i not in files]:
-        raise ManyErrors(
-            f"{experiment.config.data.root}: held-out cases are missing; put them back",
-            [(i, "not found") for i in gone],
-        )
-    return [files[i] for i in wanted]
 
 
 def environment(experiment: Experiment, split: splits.Split) -> str:

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import jax
 
-from crossdim_jax import evaluate, modes, run_folder
-from crossdim_jax import experiment as experiment_lib
+from crossdim_jax import evaluate, modes, run_cases, run_folder
 from crossdim_jax.data import splits
 from crossdim_jax.distributed import say, wait_for_all
 from crossdim_jax.ensemble import DONE, of_fold
@@ -70,7 +69,7 @@ def _combine(experiment: Experiment, folds: list[Experiment]) -> Path:
     files = []
     evaluate.check_writable(folder)
     for fold in folds:
-        for case in experiment_lib.held_out(fold):
+        for case in run_cases.held_out(fold):
             files.append(case)
             source = experiment.challenge.prediction_path(
                 fold.workdir / run_folder.PREDICTIONS, case.id

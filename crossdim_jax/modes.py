@@ -14,6 +14,7 @@ from crossdim_jax import (
     loop,
     losses,
     optim,
+    run_cases,
     run_cost,
     run_folder,
     sharding,
@@ -21,7 +22,7 @@ from crossdim_jax import (
     train,
 )
 from crossdim_jax import experiment as experiment_lib
-from crossdim_jax.data import cache, pipeline, splits
+from crossdim_jax.data import pipeline
 from crossdim_jax.distributed import say, wait_for_all
 from crossdim_jax.errors import ConfigError, DataError
 from crossdim_jax.experiment import Experiment
@@ -70,8 +71,8 @@ def _train(experiment: Experiment) -> bool:
     resuming = run_folder.has_checkpoint(experiment.workdir)
     weights = None if resuming else start.load_weights(experiment)
 
-    split, training, held_out_cases = prepare_cases(experiment)
-    data = experiment_lib.train_data(experiment, training, options.batch_size)
+    split, training, held_out_cases = run_cases.prepare_cases(experiment)
+    data = run_cases.train_data(experiment, training, options.batch_size)
     shown = len(pipeline.elements(training, config.data.patch))
     steps = loop.steps_per_epoch(shown, options.batch_size)
     optimizer = experiment_lib.make_optimizer(config, steps)
@@ -146,34 +147,6 @@ def make_step(experiment: Experiment, optimizer: optim.Optimizer, loss: losses.L
     return train.jit_step(step, experiment.mesh)
 
 
-def prepare_cases(
-    experiment: Experiment,
-) -> tuple[splits.Split, list[cache.CachedCase], list[cache.CachedCase]]:
-    """The split, and the decoded cases of its two sides.
-
-    Raises:
-      ManyErrors: some cases are faulty; all of them are named, whatever is wrong with each.
-    """
-    config = experiment.config
-    failures: list[tuple[str, str]] = []
-    files = experiment.cases(failures)
-    cached = cache.build(
-        experiment.challenge,
-        files,
-        config.data.cache,
-        dtype=config.data.cache_dtype,
-        num_threads=config.data.num_threads,
-        num_processes=config.data.get("num_processes", 0),
-        share=(jax.process_index(), jax.process_count()),
-        wait=lambda: wait_for_all("cases"),
-        progress=jax.process_index() == 0,
-        failures=failures,
-    )
-    split = experiment_lib.make_split(experiment, files)
-    by_id = {case.id: case for case in cached}
-    return split, [by_id[i] for i in split.train], [by_id[i] for i in split.validation]
-
-
 def run_evaluation(experiment: Experiment) -> Path:
     """Predicts and scores the held-out cases, and writes the report; returns the report's path.
 
@@ -190,7 +163,7 @@ def _evaluate(experiment: Experiment) -> Path:
     run_folder.require_same_network(
         experiment.workdir, config.to_dict(), defaults=experiment.defaults
     )
-    files = experiment_lib.held_out(experiment)
+    files = run_cases.held_out(experiment)
     if not files:
         raise DataError(
             f"{experiment.workdir}: no case was held out from this training, so there is nothing "
@@ -286,7 +259,7 @@ def run_report(experiment: Experiment) -> Path:
 
 
 def _report(experiment: Experiment) -> Path:
-    files = experiment_lib.held_out(experiment)
+    files = run_cases.held_out(experiment)
     if jax.process_index() > 0:
         return experiment.workdir
     return page.write(experiment.workdir, experiment.challenge, files)

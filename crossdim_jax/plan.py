@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crossdim_jax import distributed, inference, loop, modes, sharding, train
+from crossdim_jax import distributed, inference, loop, modes, run_cases, sharding, train
 from crossdim_jax import experiment as experiment_lib
 from crossdim_jax.checkpoint import variables
 from crossdim_jax.data import cache, pipeline
@@ -78,7 +78,7 @@ def run(experiment: Experiment, *, budget_gib: float | None = None) -> str:
     sharding.check_batch(experiment.mesh, options.batch_size, patch, accumulate=options.accumulate)
     budget = memory_of_device() if budget_gib is None else int(budget_gib * GIB)
     loss = modes.loss_of(experiment)
-    cases = modes.prepare_cases(experiment)[1] if config.data.root else []
+    cases = run_cases.prepare_cases(experiment)[1] if config.data.root else []
     shown = len(pipeline.elements(cases, patch)) if cases else options.batch_size
     steps = loop.steps_per_epoch(shown, options.batch_size)
     optimizer = experiment_lib.make_optimizer(config, steps)
@@ -101,7 +101,7 @@ def run(experiment: Experiment, *, budget_gib: float | None = None) -> str:
         f"inference            {_inference(experiment, state, cases, budget)}",
         *fitting(experiment, step, state, memory, budget),
     ]
-    data = experiment_lib.train_data(experiment, cases, options.batch_size) if cases else None
+    data = run_cases.train_data(experiment, cases, options.batch_size) if cases else None
     batches = iter(data) if data is not None else random_batches(experiment)
     seconds = step_seconds(experiment, compiled, state, batches)
     lines.append(f"a step               {seconds:.3f} s, the median of {TIMED_STEPS}")

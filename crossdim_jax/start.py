@@ -7,8 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from crossdim_jax import experiment as experiment_lib
-from crossdim_jax import optim, params, run_weights, statistics, train
+from crossdim_jax import optim, params, run_cases, run_weights, statistics, train
 from crossdim_jax.data import cache
 from crossdim_jax.distributed import say
 from crossdim_jax.errors import ConfigError
@@ -101,7 +100,7 @@ def reestimate(
         changes["norm"] = "batch"
     at_once = config.train.batch_size // config.train.accumulate
     # Without threads: only a few are asked for.
-    data = experiment_lib.train_data(experiment, training, at_once, num_threads=0)
+    data = run_cases.train_data(experiment, training, at_once, num_threads=0)
     stats, patches = statistics.reestimate(
         model.clone(**changes),
         {"params": optim.fast(state.params), "batch_stats": state.batch_stats},

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from configs import camus_omnianet
-from crossdim_jax import challenges, ensemble, experiment, folds, run_folder
+from crossdim_jax import challenges, ensemble, experiment, folds, run_cases, run_folder
 from crossdim_jax.challenges import camus_phantom
 from crossdim_jax.errors import ConfigError, DataError
 
@@ -39,7 +39,7 @@ def trained(monkeypatch):
     def run_training(fold):
         order.append(fold.workdir.name)
         files = fold.cases()
-        split = experiment.make_split(fold, files)
+        split = run_cases.make_split(fold, files)
         split.write(fold.workdir / run_folder.SPLITS)
         run_folder.claim(fold.workdir, fold.config.to_dict())
         for case in files:

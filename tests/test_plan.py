@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import brats_dxnet
-from crossdim_jax import challenges, experiment, modes, plan, sharding, train
+from crossdim_jax import challenges, experiment, modes, plan, run_cases, sharding, train
 from crossdim_jax.challenges import phantom
 from crossdim_jax.errors import ConfigError
 from crossdim_jax.models.layers import require_multiple
@@ -109,6 +109,6 @@ def test_an_unknown_way_of_predicting_is_refused(make):
 
 def test_whole_volumes_are_planned_for_the_largest_case(make):
     job = make(data=1, depth=4, inference__mode="whole")
-    cases = modes.prepare_cases(job)[1]
+    cases = run_cases.prepare_cases(job)[1]
     said = plan._inference(job, step_and_state(job)[1], cases, plan.GIB)
     assert f"a whole volume of {max((case.shape for case in cases), key=np.prod)}" in said

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import brats_dxnet
-from crossdim_jax import experiment, optim, params, start
+from crossdim_jax import experiment, optim, params, run_cases, start
 from crossdim_jax.errors import ConfigError, WeightsError
 from crossdim_jax.models.layers import Norm
 from crossdim_jax.train_state import TrainState
@@ -61,7 +61,7 @@ def test_statistics_are_measured_on_the_patches_training_sees_first(monkeypatch,
         asked.append((training, batch_size))
         return [{"image": image} for image in images]
 
-    monkeypatch.setattr(experiment, "train_data", data)
+    monkeypatch.setattr(run_cases, "train_data", data)
     variables = model.init(jax.random.key(0), images[0])
     optimizer = optim.make(learning_rate=1e-3)
     params = optimizer.wrap(variables["params"])
