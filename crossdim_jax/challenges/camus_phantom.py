@@ -23,6 +23,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
+from crossdim_jax.challenges import phantom_folder
 from crossdim_jax.challenges.camus_layouts import VIEWS
 from crossdim_jax.data import mhd
 from crossdim_jax.data.images import Geometry
@@ -270,12 +271,7 @@ def ensure(
     root = Path(root)
     record = _record(n, layout, seed, pixel_mm, n_frames)
     path = root / _RECORD
-    visible = [p for p in root.iterdir() if not p.name.startswith(".")] if root.is_dir() else []
-    if visible and not path.is_file():
-        raise DataError(
-            f"{root}: holds {visible[0].name} and no {_RECORD}, so its files are not phantoms; "
-            "choose an empty folder"
-        )
+    phantom_folder.refuse_foreign(root, _RECORD)
     try:
         if path.is_file() and _read(path) != record:
             for folder in ("database_nifti", "training", "database_split"):

@@ -17,7 +17,7 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from scipy import ndimage
 
-from crossdim_jax.challenges import chaos_layouts, chaos_masks
+from crossdim_jax.challenges import chaos_layouts, chaos_masks, phantom_folder
 from crossdim_jax.errors import ConfigError, DataError
 from crossdim_jax.files import write_text
 
@@ -75,12 +75,7 @@ def ensure(root: str | os.PathLike, n: int, *, size: int = 128, seed: int = 0) -
             f"multiple of 8 from {MIN_SIZE}"
         )
     record = {"version": _VERSION, "n": int(n), "size": int(size), "seed": int(seed)}
-    visible = [p for p in root.iterdir() if not p.name.startswith(".")] if root.is_dir() else []
-    if visible and not path.is_file():
-        raise DataError(
-            f"{root}: holds {visible[0].name} and no {_RECORD}, so its files are not phantoms; "
-            "choose an empty folder"
-        )
+    phantom_folder.refuse_foreign(root, _RECORD)
     try:
         if path.is_file() and json.loads(path.read_text(encoding="utf-8")) == record:
             return root

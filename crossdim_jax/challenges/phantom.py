@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from crossdim_jax.challenges import brats_layouts
+from crossdim_jax.challenges import brats_layouts, phantom_folder
 from crossdim_jax.challenges.brats import BraTS
 from crossdim_jax.errors import ConfigError, DataError
 from crossdim_jax.files import write_text
@@ -100,12 +100,7 @@ def ensure(
     root = Path(root)
     record = _record(n, shape, seed, spacing_mm)
     path = root / _RECORD
-    visible = [p for p in root.iterdir() if not p.name.startswith(".")] if root.is_dir() else []
-    if visible and not path.is_file():
-        raise DataError(
-            f"{root}: holds {visible[0].name} and no {_RECORD}, so its files are not phantoms; "
-            "choose an empty folder"
-        )
+    phantom_folder.refuse_foreign(root, _RECORD)
     if path.is_file():
         _remove_outdated(root, path, record)
     generate(root, n, shape=shape, seed=seed, spacing_mm=spacing_mm)
