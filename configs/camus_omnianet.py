@@ -21,35 +21,22 @@ here yet: that takes the CAMUS data and a GPU.
 Source: Messaoudi et al. 2023, Sect. 2.1.1 and 3.1.1.
 """
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
 
-from configs import common
+from configs import omnianet_common
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The experiment; `arg` is "", "demo" or "debug"."""
     if arg not in ("", "demo", "debug"):
         raise ValueError(f"configs/camus_omnianet.py:{arg} is unknown; known: :demo, :debug")
-    config = common.get_config()
+    config = omnianet_common.get_config()
 
     config.challenge = ConfigDict()
     config.challenge.name = "camus"
     config.challenge.frames = "stills"  # or half_sequence: every annotated frame trains
     config.challenge.mad = "pooled"  # or masd: what the mean absolute distance is a mean of
 
-    config.model = ConfigDict()
-    config.model.name = "omnianet"
-    config.model.variant = "paper"  # or released
-    config.model.encoder = "efficientnet_b0"
-    config.model.norm = "batch"  # or instance, group, frozen
-    config.model.padding = config_dict.placeholder(str)  # None: as the variant says; likewise below
-    config.model.encoder_eps = config_dict.placeholder(float)
-    config.model.drop_path_rate = config_dict.placeholder(float)
-    config.model.stem_width = 16  # of the full-resolution block; 0: none
-    config.model.dtype = "float32"  # bfloat16 on GPU and TPU
-    config.model.ops = "auto"  # convolutions: auto, lax, fast or unfolded
-
-    config.weights.source = "tf_efficientnet_b0.ns_jft_in1k"
     config.weights.file = "weights/omnianet_b0_16ch.safetensors"
 
     config.data.patch = (256, 256)  # (row, column) that the network sees
@@ -59,17 +46,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.split.fold = config.get_ref("fold")
 
     config.optim.learning_rate = 3e-4
-    config.optim.schedule = "exponential"
-    config.optim.decay_per_epoch = 0.95
-    config.optim.learning_rate_end = 1e-5  # here training ends: after 67 epochs
-    config.optim.b1 = 0.9
-    config.optim.b2 = 0.999
-    config.optim.sync_period = 0  # no lookahead
-
-    config.train.loss = "dice_ce"
-    config.train.epochs = config_dict.placeholder(int)  # None: until learning_rate_end
-    config.train.batch_size = 8
-    config.train.validate_from_dice = 0.0
+    config.optim.decay_per_epoch = 0.95  # down to learning_rate_end: 67 epochs
 
     if arg:
         demo(config)

@@ -19,16 +19,16 @@ Published (CHAOS test sets, mean score of a task): 73.62, 82.98, 72.88, 61.80, 6
 Source: Messaoudi et al. 2023, Sect. 3.1.2.
 """
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
 
-from configs import common
+from configs import omnianet_common
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The experiment; `arg` is "", "demo" or "debug"."""
     if arg not in ("", "demo", "debug"):
         raise ValueError(f"configs/chaos_omnianet.py:{arg} is unknown; known: :demo, :debug")
-    config = common.get_config()
+    config = omnianet_common.get_config()
 
     config.challenge = ConfigDict()
     config.challenge.name = "chaos"
@@ -41,18 +41,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.challenge.kind = "auto"  # CT, T1DUAL or T2SPIR: of series and volumes outside the layout
     config.challenge.aggregate = "clean"
 
-    config.model = ConfigDict()
-    config.model.name = "omnianet"
-    config.model.variant = "paper"  # or released
     config.model.encoder = "efficientnet_b4"
-    config.model.norm = "batch"  # or instance, group, frozen
-    config.model.padding = config_dict.placeholder(str)  # None: as the variant says; likewise below
-    config.model.encoder_eps = config_dict.placeholder(float)
-    config.model.drop_path_rate = config_dict.placeholder(float)
-    config.model.stem_width = 16  # of the full-resolution block; 0: none
-    config.model.dtype = "float32"  # bfloat16 on GPU and TPU
-    config.model.ops = "auto"  # convolutions: auto, lax, fast or unfolded
-
     config.weights.source = "tf_efficientnet_b4.ns_jft_in1k"
     config.weights.file = "weights/omnianet_b4_16ch.safetensors"
 
@@ -61,17 +50,8 @@ def get_config(arg: str = "") -> ConfigDict:
     # In the paper's list, each with probability 0.5; the ranges in common.py are ours.
     config.augment.probability = 0.5
 
-    config.optim.learning_rate = 1e-3
-    config.optim.learning_rate_end = 1e-5
-    config.optim.schedule = "exponential"
-    config.optim.b1 = 0.9
-    config.optim.b2 = 0.999
-    config.optim.sync_period = 0  # no lookahead
+    config.optim.learning_rate = 1e-3  # down to learning_rate_end: 90 epochs
 
-    config.train.loss = "dice_ce"
-    config.train.epochs = config_dict.placeholder(int)  # None: until learning_rate_end, 90
-    config.train.batch_size = 8
-    config.train.validate_from_dice = 0.0  # of slices, many of which lack organs: a poor guide
     config.inference.window_batch = 8
 
     if arg:
