@@ -4,13 +4,10 @@ Nothing here knows a challenge's labels or scores: those are the challenge's own
 that fails never stops the others; a folder that cannot be written stops everything at once.
 """
 
-import csv
 import dataclasses
 import errno
-import io
 import json
 import logging
-import math
 import os
 import sys
 import tempfile
@@ -22,8 +19,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from crossdim_jax import metrics
-from crossdim_jax.challenges import CaseFiles, Challenge, Evaluated
+from crossdim_jax import metrics, plain
+from crossdim_jax.challenges import CaseFiles, Challenge, Evaluated, Table
 from crossdim_jax.data import images
 from crossdim_jax.errors import CrossdimError, DataError, ManyErrors
 from crossdim_jax.files import write_text
@@ -34,6 +31,7 @@ logger = logging.getLogger(__name__)
 # image (z, y, x, c) float32, preprocessed -> probabilities (z, y, x, k) float32
 PredictFn = Callable[[np.ndarray], np.ndarray]
 AFFINE_ATOL = 1e-3  # mm: NIfTI's quaternions round-trip to about 1e-5
+NOTHING_SCORED = "no case could be predicted and scored; correct the cases below and run again"
 
 
 @dataclasses.dataclass
@@ -191,62 +189,76 @@ def evaluate_cases(
     """
     predictions_folder, out_folder = Path(predictions_folder), Path(out_folder)
     failed = list(failed)
+    present, paths, missing = _predicted(challenge, files, predictions_folder, failed)
+    check_writable(out_folder)
+
+    scored = _score_all(challenge, present, paths, num_threads, progress)
+    failed += [(case, note) for case, row, note in scored if row is None]
+    evaluated = [
+        Evaluated(case, row, paths[case.id], note)
+        for case, (_, row, note) in zip(present, scored, strict=True)
+        if row is not None
+    ]
+    if not evaluated:
+        raise ManyErrors(NOTHING_SCORED, failed)
+    further = challenge.tables(evaluated)
+    summary = plain.json_safe(
+        {
+            **_summary(challenge, evaluated),
+            "tables": [dataclasses.asdict(table) for table in further],
+            "provenance": dict(provenance or {}),
+            "mismatched": [[case.files.id, case.note] for case in evaluated if case.note],
+            "failed": failed,
+            "missing": missing,
+        }
+    )
+    for kind in ("mismatched", "failed", "missing"):
+        for case, note in summary[kind]:
+            logger.warning("%s prediction: %s: %s", kind, case, note)
+    _write(out_folder, summary, evaluated, further)
+    return summary
+
+
+def _predicted(
+    challenge: Challenge,
+    files: Sequence[CaseFiles],
+    folder: Path,
+    failed: Sequence[tuple[str, str]],
+) -> tuple[list[CaseFiles], dict[str, Path], list[tuple[str, str]]]:
+    """Of the cases that have not failed: those with a prediction, all paths, and what is missing.
+
+    Raises as `evaluate_cases` if there is no prediction.
+    """
     without = {case for case, _ in failed}
     files = [case for case in files if case.id not in without]
-    paths = {case.id: challenge.prediction_path(predictions_folder, case.id) for case in files}
+    paths = {case.id: challenge.prediction_path(folder, case.id) for case in files}
     present = [case for case in files if paths[case.id].exists()]
     missing = [
         (name, f"{path} does not exist") for name, path in paths.items() if not path.exists()
     ]
-    nothing = "no case could be predicted and scored; correct the cases below and run again"
     if not present and failed:
-        raise ManyErrors(nothing, [*failed, *missing])
+        raise ManyErrors(NOTHING_SCORED, [*failed, *missing])
     if not present:
         raise DataError(
-            f"{predictions_folder}: found no prediction of the {len(files)} cases to evaluate, "
+            f"{folder}: found no prediction of the {len(files)} cases to evaluate, "
             f"expected such as {next(iter(paths.values()), '{case id}.nii.gz')}; predict them first"
         )
-    check_writable(out_folder)
+    return present, paths, missing
 
-    scored = _score_all(challenge, present, paths, num_threads, progress)
-    rows = [(case, row, note) for case, row, note in scored if row is not None]
-    failed += [(case, note) for case, row, note in scored if row is None]
-    if not rows:
-        raise ManyErrors(nothing, failed)
+
+def _summary(challenge: Challenge, evaluated: Sequence[Evaluated]) -> dict[str, Any]:
+    """What was scored and how, with the statistics over all cases and over those of each group."""
     profile = metrics.PROFILES[challenge.profile]
-    statistics = challenge.summarise([row for _, row, _ in rows])
-    by_id = {case.id: case for case in present}
-    evaluated = [Evaluated(by_id[case], row, paths[case], note) for case, row, note in rows]
-    further = challenge.tables(evaluated)
-    summary = {
+    return {
         "challenge": challenge.name,
         "profile": profile.name,
         "aggregation": challenge.aggregate,
         "definitions": dict(profile.definitions),
         "regions": list(challenge.regions),
-        "n_cases": len(rows),
-        "statistics": statistics,
+        "n_cases": len(evaluated),
+        "statistics": challenge.summarise([case.row for case in evaluated]),
         "groups": _grouped(challenge, evaluated),
-        "tables": [dataclasses.asdict(table) for table in further],
-        "provenance": dict(provenance or {}),
-        "mismatched": [[case, note] for case, _, note in rows if note],
-        "failed": [list(pair) for pair in failed],
-        "missing": [list(pair) for pair in missing],
     }
-    summary = json_safe(summary)
-    for kind in ("mismatched", "failed", "missing"):
-        for case, note in summary[kind]:
-            logger.warning("%s prediction: %s: %s", kind, case, note)
-    try:
-        _write_csv(out_folder / "cases.csv", rows)
-        for table in further:
-            write_text(out_folder / f"{table.name}.csv", _csv([table.columns, *table.rows]))
-        text = json.dumps(summary, indent=2, allow_nan=False)
-        write_text(out_folder / "summary.json", text + "\n")
-        write_text(out_folder / "table.md", tables.markdown(summary))
-    except OSError as error:
-        raise DataError(_folder_message(out_folder, error)) from error
-    return summary
 
 
 def _grouped(challenge: Challenge, evaluated: Sequence[Evaluated]) -> dict[str, Any]:
@@ -259,6 +271,25 @@ def _grouped(challenge: Challenge, evaluated: Sequence[Evaluated]) -> dict[str, 
         group: {"n_cases": len(rows), "statistics": challenge.summarise(rows)}
         for group, rows in members.items()
     }
+
+
+def _write(
+    folder: Path,
+    summary: Mapping[str, Any],
+    evaluated: Sequence[Evaluated],
+    further: Sequence[Table],
+) -> None:
+    columns = list(evaluated[0].row)
+    rows = [[case.files.id, *(case.row[c] for c in columns), case.note] for case in evaluated]
+    try:
+        write_text(folder / "cases.csv", plain.csv_text([["id", *columns, "note"], *rows]))
+        for table in further:
+            write_text(folder / f"{table.name}.csv", plain.csv_text([table.columns, *table.rows]))
+        text = json.dumps(summary, indent=2, allow_nan=False)
+        write_text(folder / "summary.json", text + "\n")
+        write_text(folder / "table.md", tables.markdown(summary))
+    except OSError as error:
+        raise DataError(_folder_message(folder, error)) from error
 
 
 def _score_all(
@@ -350,34 +381,3 @@ def _bar(files: Sequence[CaseFiles], what: str, progress: bool) -> Any:
     # A log file gets a line now and then, a terminal a live bar.
     interval = 0.2 if sys.stderr.isatty() else 30.0
     return tqdm(files, desc=what, unit="case", disable=not progress, mininterval=interval)
-
-
-def json_safe(value: Any) -> Any:
-    """Plain JSON values: NumPy numbers become Python's, NaN and infinity become None."""
-    if isinstance(value, dict):
-        return {str(key): json_safe(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_safe(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def _write_csv(path: Path, rows: Sequence[tuple[str, dict[str, float], str]]) -> None:
-    columns = list(rows[0][1])
-    lines = [[case, *(row[c] for c in columns), note] for case, row, note in rows]
-    write_text(path, _csv([["id", *columns, "note"], *lines]))
-
-
-def _csv(rows: Iterable[Sequence[str | float | None]]) -> str:
-    """Numbers with nine digits; empty where there is none."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    for row in rows:
-        cells = (json_safe(cell) for cell in row)
-        writer.writerow(
-            ["" if c is None else f"{c:.9g}" if isinstance(c, float) else c for c in cells]
-        )
-    return text.getvalue()

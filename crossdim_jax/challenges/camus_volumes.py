@@ -1,8 +1,6 @@
 """From label files of CAMUS to each patient's volumes and ejection fraction."""
 
-import csv
 import dataclasses
-import io
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +15,7 @@ from crossdim_jax.errors import DataError
 from crossdim_jax.files import write_text
 from crossdim_jax.metrics import volume
 from crossdim_jax.metrics.volume import Volumes
+from crossdim_jax.plain import csv_text
 
 logger = logging.getLogger(__name__)
 
@@ -167,11 +166,9 @@ def _cell(value: float) -> str:
 
 
 def _write_csv(path: Path, rows: Sequence[Sequence[object]]) -> Path:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, text.getvalue())
+        write_text(path, csv_text(rows))
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error}); check the folder") from error
     return path

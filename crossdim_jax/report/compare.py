@@ -4,8 +4,6 @@ Reads what the run folders hold, and needs neither config nor network. A part th
 have yet is a dash.
 """
 
-import csv
-import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +14,7 @@ import numpy as np
 from crossdim_jax.errors import ConfigError, DataError
 from crossdim_jax.files import duration, write_text
 from crossdim_jax.metric_writer import FILE as METRICS
+from crossdim_jax.plain import csv_text
 from crossdim_jax.report import page, tables
 from crossdim_jax.report.run_folder import read_json, read_metrics
 from crossdim_jax.run_folder import CONFIG, RUN
@@ -49,7 +48,7 @@ def write(workdirs: Sequence[str | os.PathLike], output: str | os.PathLike = "")
     folder = Path(output) if str(output) else folders[0].resolve().parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / CSV, _csv([facts, *(rows for _, rows in scores)]))
+        write_text(folder / CSV, csv_text([*facts, *(row for _, rows in scores for row in rows)]))
         write_text(folder / TABLE, _markdown(facts, scores, _notes(runs, names)))
         write_text(folder / PAGE, _html(names, facts, scores, _notes(runs, names)))
     except OSError as error:
@@ -159,14 +158,6 @@ def _notes(runs: Sequence[_Run], names: Sequence[str]) -> list[str]:
 
 def _case_ids(run: _Run) -> list[str]:
     return sorted(row["id"] for row in page.read_cases(run.folder / page.CASES))
-
-
-def _csv(parts: Sequence[Sequence[Sequence[str]]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    for rows in parts:
-        writer.writerows(rows)
-    return text.getvalue()
 
 
 def _markdown(facts, scores, notes) -> str:
