@@ -44,8 +44,7 @@ class DSNet(nn.Module):
       activation: of the 2D network's decoder.
       affine: whether the 3D parts' norms have scale and bias. The paper does not say; its DX-Net,
         of the same blocks, has them.
-      dtype: compute dtype, e.g. "bfloat16"; parameters and logits are float32.
-      ops: "auto", "lax", "fast" or "unfolded", see `ops.choose`.
+      dtype, ops: see `DXNet`.
 
     Reference: Messaoudi et al. 2023, Sect. 2.1.2 and Figure 4.
     """

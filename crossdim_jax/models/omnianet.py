@@ -23,19 +23,13 @@ class OmniaNet(nn.Module):
     attributes from a variant.
 
     Attributes:
+      encoder, padding, encoder_eps, drop_path_rate, widths, dtype, ops: see `DXNet`.
       out_channels: logits per pixel, the background's among them.
-      encoder: a key of `encoders.ENCODERS`.
-      norm: "batch" (the paper), "instance", "group", or "frozen": BatchNorm everywhere, that of
-        the encoder with its running statistics always, see `DXNet`.
-      padding, encoder_eps: the convention of the encoder's weights, see `EfficientNet`.
-      drop_path_rate: stochastic depth of the encoder.
+      norm: "batch" (the paper), "instance", "group" or "frozen", see `DXNet`.
       stem_width: channels of the full-resolution block; 0: there is none, the image feeds the
         encoder's stem and the last level has no skip.
-      widths: channels of the decoder's levels, coarsest first.
       upsample: "nearest" or "transposed", see `SkipDecoder`.
       activation: of the full-resolution block and the decoder, a key of `ops.ACTIVATIONS`.
-      dtype: compute dtype, e.g. "bfloat16"; parameters and logits are float32.
-      ops: "auto", "lax", "fast" or "unfolded", see `ops.choose`.
 
     Reference: Messaoudi et al. 2023, Sect. 2.1.1 and Figure 2.
     """
