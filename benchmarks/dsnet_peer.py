@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.omnia_peer import OmniaNet
-from benchmarks.peer import DECODER_EPS, ENCODER_EPS, NORMS, group_norm, instance_norm
+from benchmarks.peer import NORMS, group_norm, instance_norm
+from benchmarks.peer_blocks import DECODER_EPS, ENCODER_EPS
 
 WIDTHS = (16, 32, 48, 96)
 STRIDES = (3, 2, 2, 4)

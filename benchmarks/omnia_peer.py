@@ -5,22 +5,21 @@ In training the batch norms normalise by their batch; running statistics start a
 variance 1.
 """
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.peer import DECODER_EPS, ENCODER_EPS, FEATURE_STAGES, STAGES, WIDTHS
-
-
-def same(x: torch.Tensor, window: int, stride: int) -> tuple[torch.Tensor, list[int]]:
-    """TensorFlow's SAME: x, padded where that is asymmetric, and what is left to the convolution.
-
-    At stride 1 and odd windows it is symmetric.
-    """
-    totals = [max((-(-n // stride) - 1) * stride + window - n, 0) for n in x.shape[2:]]
-    if all(t % 2 == 0 for t in totals):
-        return x, [t // 2 for t in totals]
-    return F.pad(x, [p for t in reversed(totals) for p in (t // 2, t - t // 2)]), [0, 0]
+from benchmarks.peer_blocks import (
+    DECODER_EPS,
+    ENCODER_EPS,
+    WIDTHS,
+    ConvNormAct,
+    Decoder,
+    Encoder,
+    same,
+)
 
 
 class Conv(nn.Conv2d):
@@ -57,114 +56,6 @@ class Norm(nn.Module):
         return self.activation(y) if self.activation else y
 
 
-class SqueezeExcite(nn.Module):
-    """Channel gate from the mean over all pixels."""
-
-    def __init__(self, channels: int, reduced: int):
-        super().__init__()
-        self.conv_reduce = Conv(channels, reduced, 1, bias=True)
-        self.conv_expand = Conv(reduced, channels, 1, bias=True)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`(b, c, h, w)` -> the same shape."""
-        gate = self.conv_reduce(x.mean((2, 3), keepdim=True))
-        return x * torch.sigmoid(self.conv_expand(F.silu(gate)))
-
-
-class Block(nn.Module):
-    """Depthwise-separable (expansion 1) or inverted residual block; no stochastic depth."""
-
-    def __init__(self, c_in, window, stride, expansion, channels, padding, eps):
-        super().__init__()
-        wide = c_in * expansion
-        self.separable, self.residual = expansion == 1, stride == 1 and c_in == channels
-        if self.separable:
-            self.bn1, self.bn2 = Norm(wide, eps), Norm(channels, eps, None)
-            self.conv_pw = Conv(wide, channels, 1)
-        else:
-            self.conv_pw, self.bn1 = Conv(c_in, wide, 1), Norm(wide, eps)
-            self.bn2, self.bn3 = Norm(wide, eps), Norm(channels, eps, None)
-            self.conv_pwl = Conv(wide, channels, 1)
-        self.conv_dw = Conv(wide, wide, window, stride, groups=wide, padding=padding)
-        self.se = SqueezeExcite(wide, c_in // 4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`(b, c_in, h, w)` -> `(b, channels, h / stride, w / stride)`."""
-        if self.separable:
-            return self.bn2(self.conv_pw(self.se(self.bn1(self.conv_dw(x)))))
-        y = self.se(self.bn2(self.conv_dw(self.bn1(self.conv_pw(x)))))
-        y = self.bn3(self.conv_pwl(y))
-        return x + y if self.residual else y
-
-
-class Encoder(nn.Module):
-    """The body of EfficientNet-B0: five features, finest first."""
-
-    def __init__(self, c_in: int, padding: str, eps: float):
-        super().__init__()
-        self.conv_stem, self.bn1 = Conv(c_in, 32, 3, 2, padding=padding), Norm(32, eps)
-        self.order, self.channels, c = [], [32], 32
-        for s, (window, stride, expansion, channels, repeats) in enumerate(STAGES):
-            for i in range(repeats):
-                first = stride if i == 0 else 1
-                block = Block(c, window, first, expansion, channels, padding, eps)
-                self.add_module(f"blocks_{s}_{i}", block)
-                c = channels
-                self.order.append((f"blocks_{s}_{i}", s in FEATURE_STAGES and i == repeats - 1))
-            if s in FEATURE_STAGES:
-                self.channels.append(c)
-
-    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """`(b, c, h, w)` -> features at 1/2, 1/4, 1/8, 1/16 and 1/32."""
-        x = self.bn1(self.conv_stem(x))
-        features = [x]
-        for name, kept in self.order:
-            x = getattr(self, name)(x)
-            if kept:
-                features.append(x)
-        return features
-
-
-class ConvNormAct(nn.Module):
-    """Convolution without bias, batch norm, activation."""
-
-    def __init__(self, c_in: int, c_out: int, activation):
-        super().__init__()
-        self.conv, self.norm = Conv(c_in, c_out, 3), Norm(c_out, DECODER_EPS, activation)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`(b, c_in, h, w)` -> `(b, c_out, h, w)`."""
-        return self.norm(self.conv(x))
-
-
-class Decoder(nn.Module):
-    """Upsampling, concatenated skip, two convolutions; five times."""
-
-    def __init__(self, channels: list[int], transposed: bool, activation):
-        super().__init__()
-        *skips, c = channels
-        self.transposed = transposed
-        for level, (width, skip) in enumerate(zip(WIDTHS, reversed(skips), strict=True)):
-            if transposed:
-                self.add_module(f"up_{level}", nn.ConvTranspose2d(c, c, 2, 2))
-            self.add_module(f"conv_{level}_0", ConvNormAct(c + skip, width, activation))
-            self.add_module(f"conv_{level}_1", ConvNormAct(width, width, activation))
-            c = width
-
-    def forward(self, features: list[torch.Tensor | None]) -> torch.Tensor:
-        """Features, coarsest last -> `(b, 16, h, w)` of the finest."""
-        *skips, x = features
-        for level, skip in enumerate(reversed(skips)):
-            if self.transposed:
-                x = getattr(self, f"up_{level}")(x)
-            else:
-                x = F.interpolate(x, scale_factor=2, mode="nearest")
-            if skip is not None:
-                x = torch.cat([x, skip], 1)
-            x = getattr(self, f"conv_{level}_1")(getattr(self, f"conv_{level}_0")(x))
-        return x
-
-
 class OmniaNet(nn.Module):
     """`(b, c_in, h, w)` -> logits `(b, c_out, h, w)`.
 
@@ -188,10 +79,15 @@ class OmniaNet(nn.Module):
     ):
         super().__init__()
         self.stem_width = stem_width
+        decoder_norm = functools.partial(Norm, eps=DECODER_EPS, activation=activation)
         if stem_width:
-            self.full = ConvNormAct(c_in, stem_width, activation)
-        self.encoder = Encoder(stem_width or c_in, padding, eps)
-        self.decoder = Decoder([stem_width, *self.encoder.channels], transposed, activation)
+            self.full = ConvNormAct(c_in, stem_width, Conv, decoder_norm)
+        encoder_conv = functools.partial(Conv, padding=padding)
+        encoder_norm = functools.partial(Norm, eps=eps)
+        self.encoder = Encoder(stem_width or c_in, encoder_conv, encoder_norm)
+        channels = [stem_width, *self.encoder.channels]
+        up = nn.ConvTranspose2d if transposed else None
+        self.decoder = Decoder(channels, Conv, decoder_norm, up)
         self.head = Conv(WIDTHS[-1], c_out, 3, bias=True)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:

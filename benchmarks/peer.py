@@ -4,6 +4,7 @@ Modules are named as in the Flax tree, so that loading weights is a change of la
 imports jax. Tensors are `(b, channels, *spatial)`.
 """
 
+import functools
 from collections.abc import Mapping
 
 import numpy as np
@@ -11,20 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-# (window, stride, expansion, channels, repeats): EfficientNet-B0, Tan and Le 2019.
-STAGES = (
-    (3, 1, 1, 16, 1),
-    (3, 2, 6, 24, 2),
-    (5, 2, 6, 40, 2),
-    (3, 2, 6, 80, 3),
-    (5, 1, 6, 112, 3),
-    (5, 2, 6, 192, 4),
-    (3, 1, 6, 320, 1),
+from benchmarks.peer_blocks import (
+    DECODER_EPS,
+    ENCODER_EPS,
+    WIDTHS,
+    ConvNormAct,
+    Decoder,
+    Encoder,
+    same,
 )
-FEATURE_STAGES = (1, 2, 4, 6)
-WIDTHS = (256, 128, 64, 32, 16)
+
 STEM_WIDTH = 16
-ENCODER_EPS, DECODER_EPS = 1e-3, 1e-5
 NORMS = ("instance_norm", "group_norm")
 
 
@@ -36,14 +34,9 @@ class Conv(nn.Conv3d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`(b, c_in, *spatial)` -> `(b, c_out, *(spatial / stride))`."""
-        k, s = self.kernel_size[0], self.stride[0]
-        totals = [max((-(-n // s) - 1) * s + k - n, 0) for n in x.shape[2:]]
-        if all(t % 2 == 0 for t in totals):
-            pad = [t // 2 for t in totals]
-        else:
-            x = F.pad(x, [p for t in reversed(totals) for p in (t // 2, t - t // 2)])
-            pad = 0
-        return F.conv3d(x, self.weight, self.bias, s, pad, 1, self.groups)
+        stride = self.stride[0]
+        x, pad = same(x, self.kernel_size[0], stride)
+        return F.conv3d(x, self.weight, self.bias, stride, pad, 1, self.groups)
 
 
 def instance_norm(x, weight, bias, eps):
@@ -62,121 +55,19 @@ def group_norm(x, weight, bias, eps):
 
 
 class Norm(nn.Module):
-    """Affine instance normalisation, then SiLU unless told otherwise."""
+    """Affine instance normalisation, then an activation."""
 
-    def __init__(self, channels: int, eps: float, act: bool = True, norm: str = "instance_norm"):
+    def __init__(self, channels: int, eps: float, activation=F.silu, norm: str = "instance_norm"):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
-        self.eps, self.act = eps, act
+        self.eps, self.activation = eps, activation
         self.norm = {"instance_norm": instance_norm, "group_norm": group_norm}[norm]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`(b, c, *spatial)` -> the same shape."""
         y = self.norm(x, self.weight, self.bias, self.eps)
-        return F.silu(y) if self.act else y
-
-
-class SqueezeExcite(nn.Module):
-    """Channel gate from the mean over all voxels."""
-
-    def __init__(self, channels: int, reduced: int):
-        super().__init__()
-        self.conv_reduce = Conv(channels, reduced, 1, bias=True)
-        self.conv_expand = Conv(reduced, channels, 1, bias=True)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`(b, c, *spatial)` -> the same shape."""
-        gate = self.conv_reduce(x.mean((2, 3, 4), keepdim=True))
-        return x * torch.sigmoid(self.conv_expand(F.silu(gate)))
-
-
-class Block(nn.Module):
-    """Depthwise-separable (expansion 1) or inverted residual block; no stochastic depth."""
-
-    def __init__(self, c_in, window, stride, expansion, channels, norm):
-        super().__init__()
-        wide = c_in * expansion
-        norms = [Norm(wide, ENCODER_EPS, True, norm), Norm(channels, ENCODER_EPS, False, norm)]
-        self.separable, self.residual = expansion == 1, stride == 1 and c_in == channels
-        if self.separable:
-            self.bn1, self.bn2 = norms
-            self.conv_pw = Conv(wide, channels, 1)
-        else:
-            self.conv_pw = Conv(c_in, wide, 1)
-            self.bn1 = Norm(wide, ENCODER_EPS, True, norm)
-            self.bn2, self.bn3 = norms
-            self.conv_pwl = Conv(wide, channels, 1)
-        self.conv_dw = Conv(wide, wide, window, stride, groups=wide)
-        self.se = SqueezeExcite(wide, c_in // 4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`(b, c_in, *spatial)` -> `(b, channels, *(spatial / stride))`."""
-        if self.separable:
-            return self.bn2(self.conv_pw(self.se(self.bn1(self.conv_dw(x)))))
-        y = self.se(self.bn2(self.conv_dw(self.bn1(self.conv_pw(x)))))
-        y = self.bn3(self.conv_pwl(y))
-        return x + y if self.residual else y
-
-
-class Encoder(nn.Module):
-    """The body of a 3D EfficientNet-B0: five features, finest first."""
-
-    def __init__(self, c_in: int, norm: str):
-        super().__init__()
-        self.conv_stem, self.bn1 = Conv(c_in, 32, 3, 2), Norm(32, ENCODER_EPS, True, norm)
-        self.blocks, self.channels, c = [], [32], 32
-        for s, (window, stride, expansion, channels, repeats) in enumerate(STAGES):
-            for i in range(repeats):
-                block = Block(c, window, stride if i == 0 else 1, expansion, channels, norm)
-                self.add_module(f"blocks_{s}_{i}", block)
-                c = channels
-                self.blocks.append((f"blocks_{s}_{i}", s in FEATURE_STAGES and i == repeats - 1))
-            if s in FEATURE_STAGES:
-                self.channels.append(c)
-
-    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """`(b, c, *spatial)` -> features at 1/2, 1/4, 1/8, 1/16 and 1/32."""
-        x = self.bn1(self.conv_stem(x))
-        features = [x]
-        for name, kept in self.blocks:
-            x = getattr(self, name)(x)
-            if kept:
-                features.append(x)
-        return features
-
-
-class ConvNormAct(nn.Module):
-    """Convolution without bias, instance norm, SiLU."""
-
-    def __init__(self, c_in: int, c_out: int, norm: str):
-        super().__init__()
-        self.conv, self.norm = Conv(c_in, c_out, 3), Norm(c_out, DECODER_EPS, True, norm)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`(b, c_in, *spatial)` -> `(b, c_out, *spatial)`."""
-        return self.norm(self.conv(x))
-
-
-class Decoder(nn.Module):
-    """Transposed convolution, concatenated skip, two convolutions; five times."""
-
-    def __init__(self, channels: list[int], norm: str):
-        super().__init__()
-        *skips, c = channels
-        for level, (width, skip) in enumerate(zip(WIDTHS, reversed(skips), strict=True)):
-            self.add_module(f"up_{level}", nn.ConvTranspose3d(c, c, 2, 2))
-            self.add_module(f"conv_{level}_0", ConvNormAct(c + skip, width, norm))
-            self.add_module(f"conv_{level}_1", ConvNormAct(width, width, norm))
-            c = width
-
-    def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
-        """Features, coarsest last -> `(b, 16, *spatial of the finest)`."""
-        *skips, x = features
-        for level, skip in enumerate(reversed(skips)):
-            x = torch.cat([getattr(self, f"up_{level}")(x), skip], 1)
-            x = getattr(self, f"conv_{level}_1")(getattr(self, f"conv_{level}_0")(x))
-        return x
+        return self.activation(y) if self.activation else y
 
 
 class DXNet(nn.Module):
@@ -190,9 +81,12 @@ class DXNet(nn.Module):
 
     def __init__(self, c_in: int = 4, c_out: int = 3, norm: str = "instance_norm"):
         super().__init__()
-        self.full = ConvNormAct(c_in, STEM_WIDTH, norm)
-        self.encoder = Encoder(STEM_WIDTH, norm)
-        self.decoder = Decoder([STEM_WIDTH, *self.encoder.channels], norm)
+        encoder_norm = functools.partial(Norm, eps=ENCODER_EPS, norm=norm)
+        decoder_norm = functools.partial(Norm, eps=DECODER_EPS, norm=norm)
+        self.full = ConvNormAct(c_in, STEM_WIDTH, Conv, decoder_norm)
+        self.encoder = Encoder(STEM_WIDTH, Conv, encoder_norm)
+        channels = [STEM_WIDTH, *self.encoder.channels]
+        self.decoder = Decoder(channels, Conv, decoder_norm, nn.ConvTranspose3d)
         self.head = Conv(WIDTHS[-1], c_out, 3, bias=True)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
