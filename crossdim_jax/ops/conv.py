@@ -28,10 +28,10 @@ def choose(mode: str = "auto", *, backend: str | None = None, depth_shards: int 
     """Says which formulation is used: "lax", "fast" or "unfolded".
 
     This is the one place where it is decided. "lax" is XLA's own convolutions; "fast" the forms of
-    this package; "unfolded" the same but for `up_concat_conv`, whose folded form works on a grid
-    of n + 1 positions: where devices share a volume along depth, XLA would gather it. Within
-    "fast", forms differ by shape; each says where (`dense`, `depthwise`, `fold`). How "lax" aligns
-    channels is said by `channel_multiple`.
+    this package; "unfolded" the same for volumes whose depth devices share, where XLA would gather
+    some forms: the folded one of `up_concat_conv`, on a grid of n + 1 positions, and pairs of
+    slices. Within "fast", forms differ by shape; each says where (`dense`, `depthwise`, `fold`).
+    How "lax" aligns channels is said by `channel_multiple`.
 
     Args:
       mode: "auto" chooses: on CPU "fast", or "unfolded" if the volume is shared; elsewhere "lax",
@@ -129,10 +129,11 @@ def conv(
         if math.prod(x.shape[:-1]) == 1 and choose(mode) != "lax":
             return _of_one_voxel(x, matrix)
         return jnp.einsum("...i,io->...o", x, matrix)
-    if nd == 3 and choose(mode) != "lax":
+    chosen = choose(mode)
+    if nd == 3 and chosen != "lax":
         if strides[0] > 1 and set(strides[1:]) == {1}:
             return conv_depth_strided(x, kernel, strides[0], tuple(padding))
-        return conv3d_folded(x, kernel, strides, tuple(padding))
+        return conv3d_folded(x, kernel, strides, tuple(padding), chosen == "unfolded")
     return conv_aligned(x, kernel, strides, padding, channel_multiple(x.dtype))
 
 

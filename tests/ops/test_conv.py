@@ -30,10 +30,16 @@ def x64():
         yield
 
 
-# Dense 3D takes another form by shape: large grids, few input channels, several blocks of rows.
+# Dense 3D takes another form by shape: many channels, large grids, few input channels, several
+# blocks of rows.
 DENSE = {
     "scattered taps": ((1, 9, 10, 11, 3), (3, 3, 3, 3, 4), (1, 1, 1), ((1, 1),) * 3),
     "gathered taps": ((2, 9, 10, 11, 2), (3, 3, 3, 2, 8), (1, 1, 1), ((1, 1),) * 3),
+    "pairs of slices": ((1, 8, 5, 6, 32), (3, 3, 3, 32, 32), (1, 1, 1), ((1, 1),) * 3),
+    "pairs, one left": ((2, 7, 5, 6, 33), (3, 2, 3, 33, 32), (1, 1, 1), ((1, 1), (1, 0), (1, 1))),
+    "pairs, uneven": ((1, 6, 5, 6, 32), (3, 3, 3, 32, 34), (1, 1, 1), ((3, 2), (0, 1), (1, 1))),
+    "pairs, cropped": ((1, 9, 7, 6, 32), (3, 3, 3, 32, 32), (1, 1, 1), ((-1, -2), (1, 1), (1, 1))),
+    "pairs, one in all": ((1, 3, 9, 8, 32), (3, 3, 3, 32, 32), (1, 1, 1), ((0, 0), (1, 1), (1, 1))),
     "patches": ((1, 2, 3, 2, 3), (3, 3, 3, 3, 16), (1, 1, 1), ((1, 1), (0, 2), (3, 1))),
     "a row per block, and one left": ((2, 16, 7, 40, 3), (3, 3, 3, 3, 2), (1, 1, 1), ((1, 1),) * 3),
     "several blocks": ((2, 16, 6, 70, 3), (3, 3, 3, 3, 2), (1, 1, 1), ((1, 1),) * 3),
@@ -174,3 +180,16 @@ def test_auto_is_fast_on_cpu_only_and_does_not_fold_a_shared_volume():
     assert ops.choose("auto", backend="cpu", depth_shards=2) == "unfolded"
     assert ops.choose("auto", backend="gpu") == "lax"
     assert ops.choose("lax", backend="cpu") == "lax"
+
+
+def test_no_pairs_of_slices_where_devices_share_the_depth():
+    """And none in a short type."""
+
+    def convolutions(mode, dtype):
+        x, kernel = (jnp.zeros(s, dtype) for s in ((1, 8, 5, 6, 32), (3, 3, 3, 32, 32)))
+        options = {"strides": (1, 1, 1), "padding": ((1, 1),) * 3, "mode": mode}
+        text = str(jax.make_jaxpr(lambda x, k: ops.conv(x, k, **options))(x, kernel))
+        return text.count("conv_general_dilated[")
+
+    assert convolutions("fast", jnp.float32) == 4
+    assert convolutions("unfolded", jnp.float32) == convolutions("fast", jnp.bfloat16) != 4
