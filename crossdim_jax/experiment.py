@@ -129,7 +129,10 @@ def build(
     challenge = challenges.get(settings.pop("name"), **settings)
     attributes = config.model.to_dict()
     if "ops" in attributes:
-        attributes["ops"] = ops.choose(attributes["ops"], depth_shards=config.mesh.depth)
+        try:
+            attributes["ops"] = ops.choose(attributes["ops"], depth_shards=config.mesh.depth)
+        except ValueError as error:
+            raise ConfigError(f"config.model.{error}") from error
     model = models.build(attributes.pop("name"), out_channels=len(challenge.classes), **attributes)
     check_patch(patch, model)
     if "phantoms" in config:

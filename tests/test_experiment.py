@@ -39,6 +39,11 @@ def test_numbers_no_training_can_have_are_refused(field, value):
         experiment.check_values(config(**{f"train__{field}": value}))
 
 
+def test_an_unknown_formulation_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="config.model.ops='fats' is unknown; known: auto, lax"):
+        experiment.build(config(model__ops="fats"), tmp_path)
+
+
 def test_a_folder_without_checkpoint_takes_another_config_one_with_does_not(tmp_path):
     run_folder.claim(tmp_path, config().to_dict())
     changed = config(optim__b1=0.9).to_dict()
