@@ -95,9 +95,14 @@ class DXNet(nn.Module):
         return self.head(self.decoder([x, *self.encoder(x)]))
 
 
+def wide(x: torch.Tensor) -> torch.Tensor:
+    """In float32, if it is in a shorter type."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def dice_bce(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """The mean over samples and regions of soft Dice and binary cross-entropy, as our loss."""
-    logits, axes = logits.float(), (2, 3, 4)
+    logits, axes = wide(logits), (2, 3, 4)
     p = torch.sigmoid(logits)
     true = target.sum(axes)
     dice = 1 - 2 * (p * target).sum(axes) / (p.sum(axes) + true + 1e-5)

@@ -119,7 +119,7 @@ class Peer:
       size: of the volume, see `inputs.sample`.
       variant: how it is run.
       weights: Flax path -> array; None keeps torch's own, for memory.
-      dtype: "float32", or "bfloat16" by `torch.autocast`.
+      dtype: "float32", "float64", or "bfloat16" by `torch.autocast`.
       net: another network than DX-Net, with the same input and output.
     """
 
@@ -149,6 +149,9 @@ class Peer:
             .contiguous(memory_format=layout)
             for a in inputs.sample(size)
         )
+        if dtype == "float64":
+            self.net, self.image = self.net.double(), self.image.double()
+            self.target = self.target.double()
 
     def _autocast(self):
         return torch.autocast(
@@ -157,7 +160,7 @@ class Peer:
 
     def _predict(self, image):
         with self._autocast():
-            return self.net(image).float()
+            return peer.wide(self.net(image))
 
     def _loss(self, image, target):
         return peer.dice_bce(self._predict(image), target)

@@ -24,6 +24,10 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 0.2}
 # everything before a norm over a single voxel.
 FLOOR = 1e-2
 
+# Where rounding alone moves results by more than the tolerance, neither side may be this many times
+# as far from float64 as the other.
+AS_FAR = 3
+
 SETTLE_S = 0.01  # between turns, so that the threads of one side have stopped spinning
 
 
@@ -61,6 +65,8 @@ class Case:
       ours: ops mode -> contestant.
       theirs: variant -> a function that makes its contestant.
       detail: shapes, in words.
+      exact: makes what the peer computes in float64, for what float32 cannot tell to the tolerance,
+        such as gradients through batch norms of a few pixels; None where it can.
     """
 
     group: str
@@ -69,6 +75,7 @@ class Case:
     ours: Callable[[str], Contestant]
     theirs: Mapping[str, Callable[[], Contestant]]
     detail: str = ""
+    exact: Callable[[], Mapping[str, np.ndarray]] | None = None
 
 
 @dataclasses.dataclass
@@ -88,17 +95,14 @@ class Samples:
         }
 
 
-def compare(
-    ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray], dtype: str
-) -> tuple[float, str]:
+def distance(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> tuple[float, str]:
     """The largest relative error over tensors, and the tensor's name.
 
     The error of a tensor is `||a - b|| / max(||b||, FLOOR * all||)`, Euclidean norms in float64;
     "all" are the tensors of the same kind, the part of the name before ":".
 
     Raises:
-      Disagreement: a tensor is missing, has another shape, is not finite, or the error exceeds
-        `TOLERANCE[dtype]`.
+      Disagreement: a tensor is missing, has another shape or is not finite.
     """
     if set(ours) != set(theirs):
         raise Disagreement(f"different tensors: {sorted(set(ours) ^ set(theirs))}")
@@ -117,11 +121,35 @@ def compare(
         if not math.isfinite(error):
             raise Disagreement(f"{name}: not finite")
         worst = max(worst, (error, name))
-    if worst[0] > TOLERANCE[dtype]:
-        raise Disagreement(
-            f"{worst[1]}: relative error {worst[0]:.2g}, at most {TOLERANCE[dtype]:.0e} allowed"
-        )
     return worst
+
+
+def compare(
+    ours: Mapping[str, np.ndarray],
+    theirs: Mapping[str, np.ndarray],
+    dtype: str,
+    exact: Mapping[str, np.ndarray] | None = None,
+) -> tuple[float, str]:
+    """`distance` of two results, or with `exact` the larger of their distances from that.
+
+    Raises:
+      Disagreement: also where it exceeds `TOLERANCE[dtype]` and, with `exact`, is more than
+        `AS_FAR` times the smaller.
+    """
+    if exact is None:
+        error, name = distance(ours, theirs)
+        if error > TOLERANCE[dtype]:
+            raise Disagreement(
+                f"{name}: relative error {error:.2g}, at most {TOLERANCE[dtype]:.0e} allowed"
+            )
+        return error, name
+    a, b = distance(ours, exact), distance(theirs, exact)
+    if max(a, b)[0] > max(TOLERANCE[dtype], AS_FAR * min(a, b)[0]):
+        raise Disagreement(
+            f"ours is {a[0]:.2g} from float64 ({a[1]}), theirs {b[0]:.2g} ({b[1]}): more than "
+            f"{AS_FAR} times as far"
+        )
+    return max(a, b)
 
 
 def once(contestant: Contestant, steps: int = 1) -> float:
@@ -194,7 +222,11 @@ def _reason(error: BaseException) -> str:
 
 
 def heats(
-    case: Case, expected: Mapping[str, np.ndarray], sample_s: float, limit_s: float
+    case: Case,
+    expected: Mapping[str, np.ndarray],
+    exact: Mapping[str, np.ndarray] | None,
+    sample_s: float,
+    limit_s: float,
 ) -> tuple[Contestant, dict[str, Any], tuple[float, str]]:
     """The fastest of the peer's variants, each compared with ours before it is timed.
 
@@ -212,7 +244,7 @@ def heats(
                 contestant = make()
                 found = contestant.arrays()
                 once(contestant)
-            worst = max(worst, compare(expected, found, case.dtype))
+            worst = max(worst, compare(expected, found, case.dtype, exact))
         except Exception as error:  # a missing compiler, memory, a wrong operator
             table[variant] = _reason(error)
             continue
@@ -253,7 +285,8 @@ def measure(
     row = {"group": case.group, "name": case.name, "dtype": case.dtype, "detail": case.detail}
     ours = case.ours(mode)
     expected = ours.arrays()
-    best, table, (error, tensor) = heats(case, expected, sample_s, limit_s)
+    exact = case.exact() if case.exact and case.dtype == "float32" else None
+    best, table, (error, tensor) = heats(case, expected, exact, sample_s, limit_s)
     (a, b), others = race([ours, best], rounds, sample_s)
     row |= {
         "ours": a.summary() | ours.notes,
@@ -270,7 +303,7 @@ def measure(
     if against:
         try:
             other = case.ours(against)
-            compare(expected, other.arrays(), case.dtype)
+            compare(expected, other.arrays(), case.dtype, exact)
             samples = within(other, rounds, sample_s, budget_s)
             row["other"] = samples.summary() | other.notes | {"mode": against}
         except Exception as problem:  # a column beside must not stop the benchmark
