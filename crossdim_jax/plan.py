@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crossdim_jax import distributed, inference, loop, modes, run_cases, sharding, train
 from crossdim_jax import experiment as experiment_lib
+from crossdim_jax import inference, loop, modes, run_cases, sharding, start, train
 from crossdim_jax.checkpoint import variables
 from crossdim_jax.data import cache, pipeline
 from crossdim_jax.errors import ConfigError
@@ -82,14 +82,7 @@ def run(experiment: Experiment, *, budget_gib: float | None = None) -> str:
     shown = len(pipeline.elements(cases, patch)) if cases else options.batch_size
     steps = loop.steps_per_epoch(shown, options.batch_size)
     optimizer = experiment_lib.make_optimizer(config, steps)
-    state = train.init_state(
-        experiment.model,
-        optimizer,
-        experiment.image_shape(),
-        experiment.mesh,
-        seed=config.seed,
-        say=distributed.say,
-    )
+    state, _ = start.first_state(experiment, optimizer, [], None)
     step = modes.make_step(experiment, optimizer, loss)
     compiled = _compile(experiment, step, state, patch, options.batch_size)
     memory = Memory.of_step(compiled)

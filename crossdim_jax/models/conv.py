@@ -176,10 +176,9 @@ class Conv(nn.Module):
             if below.kernel is None:
                 coarse = below.x.astype(self.dtype)
                 return ops.nearest_concat_conv(coarse, x, kernel, mode=self.ops_mode)
-            mode = ops.choose(self.ops_mode)
-            if mode == "fast" and not x.shape[-1]:
-                mode = "unfolded"  # there is no skip whose convolution could be kept apart
-            return ops.up_concat_conv(below.x, x, below.kernel, below.bias, kernel, mode=mode)
+            return ops.up_concat_conv(
+                below.x, x, below.kernel, below.bias, kernel, mode=self.ops_mode
+            )
         if factorised:
             x = self._convolve(x, kernel, (1, *strides[1:]), routing)
             shape = (windows[0], 1, 1, 1, features)

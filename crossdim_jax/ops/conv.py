@@ -119,17 +119,16 @@ def conv(
     Returns:
       `(b, *spatial_out, c_out)`.
     """
-    nd = x.ndim - 2
+    nd, chosen = x.ndim - 2, choose(mode)
     strides = tuple(strides)
     if all(k == 1 for k in kernel.shape[:nd]) and not any(map(any, padding)):
         # A 1x1 convolution is a matrix product.
         if any(s != 1 for s in strides):
             x = x[(slice(None), *(slice(None, None, s) for s in strides))]
         matrix = kernel.reshape(kernel.shape[-2:])
-        if math.prod(x.shape[:-1]) == 1 and choose(mode) != "lax":
+        if math.prod(x.shape[:-1]) == 1 and chosen != "lax":
             return _of_one_voxel(x, matrix)
         return jnp.einsum("...i,io->...o", x, matrix)
-    chosen = choose(mode)
     if nd == 3 and chosen != "lax":
         if strides[0] > 1 and set(strides[1:]) == {1}:
             return conv_depth_strided(x, kernel, strides[0], tuple(padding))

@@ -54,7 +54,7 @@ def up_concat_conv(
 
     Args:
       x: `(b, *coarse, c_in)`.
-      skip: `(b, *(2 * coarse), c_skip)`.
+      skip: `(b, *(2 * coarse), c_skip)`; c_skip may be 0, the plain form is then used.
       up_kernel: `(2, ..., 2, c_in, c_up)`, see `upsample_conv`.
       up_bias: `(c_up,)`.
       kernel: `(3, ..., 3, c_up + c_skip, c_out)`.
@@ -69,6 +69,7 @@ def up_concat_conv(
         choose(mode) != "fast"
         or np.prod(coarse) < min_coarse_voxels
         or set(up_kernel.shape[:-2]) != {2}
+        or not skip.shape[-1]  # no convolution that could be kept apart
     ):
         return up_concat_conv_reference(x, skip, up_kernel, up_bias, kernel, mode=mode)
     return _folded(x, skip, up_kernel, up_bias, kernel, mode)
