@@ -7,7 +7,8 @@ saved (`_paired`, many channels); all depth taps' inputs side by side (`_gathere
 fewer input than output channels); all depth taps' outputs at once, which are then shifted and added
 (`_stacked`, other large grids); a convolution for each tap (`_summed`, small grids); or one matrix
 product (`_patches`, very small ones). Stride 2 is taken away first (`_halved`). The kernel's
-gradient is a sum of matrix products over blocks of rows that stay in the cache.
+gradient is a sum of matrix products over blocks of rows that stay in the cache; it takes slices in
+pairs where the convolution does.
 """
 
 import functools
@@ -77,7 +78,8 @@ def _backward(padding, depth_shared, residuals, g):
     # The input's gradient is the same operation with the kernel turned round.
     turned = jnp.swapaxes(kernel[::-1, ::-1, ::-1], -1, -2)
     dx = _unit_stride(g, turned, _turned_padding(kernel.shape[:3], padding), depth_shared)
-    dkernel = kernel_gradient(x, g, kernel.shape[:3], padding)
+    paired = not depth_shared and _worth_pairs(x, kernel)
+    dkernel = kernel_gradient(x, g, kernel.shape[:3], padding, paired)
     return dx, dkernel.astype(kernel.dtype)
 
 
@@ -119,7 +121,7 @@ def _conv2d(x, kernel, strides, padding):
 
 
 def _worth_pairs(x: jax.Array, kernel: jax.Array) -> bool:
-    """Whether `_paired` is good at this: in a short type, its sums would lose too much."""
+    """Whether pairs of slices are good at this: in a short type, their sums would lose too much."""
     channels = min(kernel.shape[-2:])
     precise = jnp.finfo(x.dtype).bits >= 32
     return kernel.shape[0] == 3 and x.shape[1] > 1 and channels >= PAIRED_CHANNELS and precise
@@ -134,22 +136,27 @@ def _paired(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
 
     Source: Lavin and Gray 2016, Fast algorithms for convolutional neural networks, Sect. 4.1.
     """
-    batch, depth = x.shape[:2]
+    batch, depth, height, width, _ = x.shape
     size = depth + sum(padding[0]) - 2
     pairs = -(-size // 2)
-    x = _pad_or_cut(x, 1, padding[0][0], 2 * pairs + 2 - depth - padding[0][0])
-    x = x.reshape(batch, pairs + 1, 2, *x.shape[2:])
-    a, b, c, d = x[:, :-1, 0], x[:, :-1, 1], x[:, 1:, 0], x[:, 1:, 1]
     first, middle, last = kernel
     outer = (first + last) / 2
     planes = first, outer + middle / 2, outer - middle / 2, last
     p, q, r, s = (
-        _conv2d(slices.reshape(batch * pairs, *slices.shape[2:]), plane, (1, 1), padding[1:])
-        for slices, plane in zip((a - c, b + c, c - b, b - d), planes, strict=True)
+        _conv2d(slices.reshape(batch * pairs, height, width, -1), plane, (1, 1), padding[1:])
+        for slices, plane in zip(_mixed(x, padding[0][0], pairs), planes, strict=True)
     )
     y = jnp.stack([p + q + r, q - r - s], 1)
     y = y.reshape(batch, 2 * pairs, *y.shape[2:])
     return y if size == 2 * pairs else y[:, :size]
+
+
+def _mixed(x: jax.Array, low: int, pairs: int) -> tuple[jax.Array, ...]:
+    """a - c, b + c, c - b, b - d of the four slices that each pair sees, `(b, pairs, h, w, c)`."""
+    x = _pad_or_cut(x, 1, low, 2 * pairs + 2 - x.shape[1] - low)
+    x = x.reshape(x.shape[0], pairs + 1, 2, *x.shape[2:])
+    a, b, c, d = x[:, :-1, 0], x[:, :-1, 1], x[:, 1:, 0], x[:, 1:, 1]
+    return a - c, b + c, c - b, b - d
 
 
 def _stacked(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
@@ -216,7 +223,7 @@ def _summed(
 
 
 def kernel_gradient(
-    x: jax.Array, g: jax.Array, window: tuple[int, ...], padding: Padding
+    x: jax.Array, g: jax.Array, window: tuple[int, ...], padding: Padding, paired: bool = False
 ) -> jax.Array:
     """The kernel's gradient of a 3D convolution with stride 1, as matrix products.
 
@@ -230,13 +237,15 @@ def kernel_gradient(
       g: `(b, d_out, h_out, w_out, c_out)`.
       window: (kd, kh, kw).
       padding: of the convolution, `((low, high), ...)`.
+      paired: takes slices in pairs as `_paired` does, of which this is the transpose: four products
+        of half as many voxels, without copies shifted along the first axis. Needs kd = 3.
 
     Returns:
       `(kd, kh, kw, c_in, c_out)`, float32 at least.
     """
     if x.shape[-1] < g.shape[-1]:
         # Shift the one with fewer channels: the same sum with the roles exchanged.
-        swapped = kernel_gradient(g, x, window, _turned_padding(window, padding))
+        swapped = kernel_gradient(g, x, window, _turned_padding(window, padding), paired)
         return jnp.swapaxes(swapped[::-1, ::-1, ::-1], -1, -2)
     batch, depth, _, width, c_in = x.shape
     (d_out, h_out, w_out), c_out = g.shape[1:4], g.shape[-1]
@@ -248,28 +257,49 @@ def kernel_gradient(
     g = _pad_or_cut(g, 2, 0, blocks * rows - h_out)
     x = _pad_or_cut(x, 2, h_low, h_high + blocks * rows - h_out)
 
-    def block(n):
-        part = lax.dynamic_slice_in_dim(g, n * rows, rows, 2)
-        # Column (t, j) at (u, v) is g[u - t + d_low, v - j + w_low].
-        part = _pad_or_cut(part, 1, kd - 1 - d_low, depth + d_low - d_out)
-        part = _pad_or_cut(part, 3, kw - 1 - w_low, width + w_low - w_out)
-        shifted = [
-            part[:, kd - 1 - t : kd - 1 - t + depth, :, kw - 1 - j : kw - 1 - j + width]
-            for t in range(kd)
-            for j in range(kw)
-        ]
-        seen = lax.dynamic_slice_in_dim(x, n * rows, rows + kh - 1, 2)
+    def shifted(part):
+        return [part[:, :, :, kw - 1 - j : kw - 1 - j + width] for j in range(kw)]
+
+    def product(seen, columns):
         seen = jnp.concatenate([seen[:, :, i : i + rows] for i in range(kh)], -1)
+        columns = jnp.concatenate(columns, -1)
         return lax.dot_general(
-            seen.reshape(-1, kh * c_in),
-            jnp.concatenate(shifted, -1).reshape(-1, kd * kw * c_out),
+            seen.reshape(-1, seen.shape[-1]),
+            columns.reshape(-1, columns.shape[-1]),
             (((0,), (0,)), ((), ())),
             preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
         )
 
-    total = block(0)
-    if blocks > 1:
-        total = lax.fori_loop(1, blocks, lambda n, total: total + block(n), total)
+    def by_slice(seen, part):
+        # Column (t, j) at (u, v) is g[u - t + d_low, v - j + w_low].
+        part = _pad_or_cut(part, 1, kd - 1 - d_low, depth + d_low - d_out)
+        slices = (part[:, kd - 1 - t : kd - 1 - t + depth] for t in range(kd))
+        return product(seen, [column for tap in slices for column in shifted(tap)])
+
+    def by_pair(seen, part):
+        pairs = -(-d_out // 2)
+        part = _pad_or_cut(part, 1, 0, 2 * pairs - d_out)
+        first, second = part[:, ::2], part[:, 1::2]
+        sides = first, first + second, first - second, -second
+        mixed = _mixed(seen, d_low, pairs)
+        return jnp.stack([product(m, shifted(side)) for m, side in zip(mixed, sides, strict=True)])
+
+    def block(n):
+        part = lax.dynamic_slice_in_dim(g, n * rows, rows, 2)
+        part = _pad_or_cut(part, 3, kw - 1 - w_low, width + w_low - w_out)
+        seen = lax.dynamic_slice_in_dim(x, n * rows, rows + kh - 1, 2)
+        return (by_pair if paired else by_slice)(seen, part)
+
+    if blocks == 1:
+        total = block(0)
+    else:  # from zeros: the block is then compiled once
+        like = jax.eval_shape(block, 0)
+        zeros = jnp.zeros(like.shape, like.dtype)
+        total = lax.fori_loop(0, blocks, lambda n, total: total + block(n), zeros)
+    if paired:
+        p, q, r, s = total
+        middle = (q + r) / 2
+        total = jnp.stack([p + middle, (q - r) / 2, middle + s], 1)
     return total.reshape(kh, c_in, kd, kw, c_out).transpose(2, 0, 3, 1, 4)
 
 

@@ -40,6 +40,7 @@ DENSE = {
     "pairs, uneven": ((1, 6, 5, 6, 32), (3, 3, 3, 32, 34), (1, 1, 1), ((3, 2), (0, 1), (1, 1))),
     "pairs, cropped": ((1, 9, 7, 6, 32), (3, 3, 3, 32, 32), (1, 1, 1), ((-1, -2), (1, 1), (1, 1))),
     "pairs, one in all": ((1, 3, 9, 8, 32), (3, 3, 3, 32, 32), (1, 1, 1), ((0, 0), (1, 1), (1, 1))),
+    "pairs, blocks": ((1, 5, 11, 84, 32), (3, 3, 3, 32, 32), (1, 1, 1), ((1, 1),) * 3),
     "patches": ((1, 2, 3, 2, 3), (3, 3, 3, 3, 16), (1, 1, 1), ((1, 1), (0, 2), (3, 1))),
     "a row per block, and one left": ((2, 16, 7, 40, 3), (3, 3, 3, 3, 2), (1, 1, 1), ((1, 1),) * 3),
     "several blocks": ((2, 16, 6, 70, 3), (3, 3, 3, 3, 2), (1, 1, 1), ((1, 1),) * 3),
@@ -185,11 +186,13 @@ def test_auto_is_fast_on_cpu_only_and_does_not_fold_a_shared_volume():
 def test_no_pairs_of_slices_where_devices_share_the_depth():
     """And none in a short type."""
 
-    def convolutions(mode, dtype):
+    def products(mode, dtype):
         x, kernel = (jnp.zeros(s, dtype) for s in ((1, 8, 5, 6, 32), (3, 3, 3, 32, 32)))
         options = {"strides": (1, 1, 1), "padding": ((1, 1),) * 3, "mode": mode}
-        text = str(jax.make_jaxpr(lambda x, k: ops.conv(x, k, **options))(x, kernel))
-        return text.count("conv_general_dilated[")
+        step = jax.value_and_grad(lambda k, x: ops.conv(x, k, **options).sum(), argnums=(0, 1))
+        text = str(jax.make_jaxpr(step)(kernel, x))
+        return text.count("conv_general_dilated["), text.count("dot_general[")
 
-    assert convolutions("fast", jnp.float32) == 4
-    assert convolutions("unfolded", jnp.float32) == convolutions("fast", jnp.bfloat16) != 4
+    assert products("fast", jnp.float32) == (8, 4)
+    assert products("unfolded", jnp.float32) == products("fast", jnp.bfloat16)
+    assert products("unfolded", jnp.float32)[1] == 1
