@@ -69,7 +69,8 @@ def network_rows(options: argparse.Namespace, dtypes: list[str], measure) -> lis
             return made.arrays()
 
         case = Case("network", name, dtype, mine, dict(makers()))
-        if network == "dsnet" and task != "forward":  # its batch norms see four images
+        case.compiling = [str(variant) for variant in theirs.variants() if variant.compiled]
+        if task != "forward":
             case.exact = exact
         row = measure(case)
         image = (1, *size, inputs.MODALITIES)

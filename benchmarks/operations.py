@@ -285,12 +285,14 @@ def case(operation: Operation, dtype: str) -> Case:
     def maker(function, name, layout, graph):
         return lambda: _theirs(operation, function, name, layout, dtype, graph)
 
-    variants = {}
+    variants, compiling = {}, set()
     for graph in (False, True) if theirs.device().type == "cuda" else (False,):
         for layout in theirs.FORMATS:
             for how, function in operation.theirs.items():
                 name = ", ".join(filter(None, [layout, how, "CUDA graph" if graph else ""]))
                 variants[name] = maker(function, name, layout, graph)
+                if how == "compiled":
+                    compiling.add(name)
     return Case(
         "operation",
         operation.name,
@@ -298,4 +300,5 @@ def case(operation: Operation, dtype: str) -> Case:
         lambda mode: _ours(operation, mode, dtype),
         variants,
         operation.detail,
+        compiling=compiling,
     )

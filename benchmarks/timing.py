@@ -6,7 +6,7 @@ import math
 import signal
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -66,7 +66,8 @@ class Case:
       theirs: variant -> a function that makes its contestant.
       detail: shapes, in words.
       exact: makes what the peer computes in float64, for what float32 cannot tell to the tolerance,
-        such as gradients through batch norms of a few pixels; None where it can.
+        such as gradients through many norms; None where it can.
+      compiling: the variants that compile when they are made or first run.
     """
 
     group: str
@@ -76,6 +77,7 @@ class Case:
     theirs: Mapping[str, Callable[[], Contestant]]
     detail: str = ""
     exact: Callable[[], Mapping[str, np.ndarray]] | None = None
+    compiling: Collection[str] = ()
 
 
 @dataclasses.dataclass
@@ -230,9 +232,9 @@ def heats(
 ) -> tuple[Contestant, dict[str, Any], tuple[float, str]]:
     """The fastest of the peer's variants, each compared with ours before it is timed.
 
-    A variant that cannot be made, takes longer than `limit_s` to compile or computes something
-    else is left out with the reason. Returns the contestant, variant -> milliseconds or reason, and
-    the largest error of those that run.
+    A variant that cannot be made, takes longer than `limit_s` to compile and run once, or computes
+    something else is left out with the reason. Returns the contestant, variant -> milliseconds or
+    reason, and the largest error of those that run.
 
     Raises:
       Disagreement: no variant runs and agrees with ours.
@@ -240,7 +242,7 @@ def heats(
     best, least, table, worst = None, math.inf, {}, (-1.0, "")
     for variant, make in case.theirs.items():
         try:
-            with time_limit(limit_s, "compiling"):
+            with time_limit(limit_s if variant in case.compiling else 0, "compiling"):
                 contestant = make()
                 found = contestant.arrays()
                 once(contestant)
@@ -280,7 +282,7 @@ def measure(
       rounds: timed rounds of each.
       sample_s: a round repeats the step until it has taken this long.
       budget_s: for the other mode, which may be a hundred times slower.
-      limit_s: for making and compiling one variant of the peer.
+      limit_s: for making and compiling one variant of the peer, of those that compile.
     """
     row = {"group": case.group, "name": case.name, "dtype": case.dtype, "detail": case.detail}
     ours = case.ours(mode)

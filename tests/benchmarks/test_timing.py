@@ -1,5 +1,7 @@
 """When two implementations count as the same."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -34,3 +36,22 @@ def test_where_rounding_moves_more_both_are_about_as_far_from_float64(ours, thei
 def test_neither_may_be_much_further_from_float64(ours, theirs):
     with pytest.raises(timing.Disagreement, match="more than 3 times as far"):
         timing.compare(results(ours), results(theirs), "float32", exact=results(0))
+
+
+def test_the_limit_is_for_variants_that_compile():
+    def contestant(seconds=0.0):
+        time.sleep(seconds)
+        return timing.Contestant("", lambda: None, lambda _: None, lambda: results(0))
+
+    slow = {"eager": lambda: contestant(0.2), "compiled": lambda: contestant(0.2)}
+    case = timing.Case(
+        "network",
+        "forward",
+        "float32",
+        lambda mode: contestant(),
+        slow,
+        compiling={"compiled"},
+    )
+    row = timing.measure(case, mode="auto", against=None, rounds=1, sample_s=0, limit_s=0.05)
+    assert isinstance(row["variants_ms"]["eager"], float)
+    assert row["variants_ms"]["compiled"] == "TimeoutError: compiling: more than 0.05 s"
