@@ -166,7 +166,8 @@ class SqueezeExcite(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         axes = tuple(range(1, x.ndim - 1))
         shared = {"use_bias": True, "dtype": self.dtype, "ops_mode": self.ops_mode}
-        gate = jnp.mean(x.astype(jnp.float32), axes, keepdims=True).astype(self.dtype)
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        gate = jnp.mean(wide, axes, keepdims=True).astype(self.dtype)
         gate = Conv(self.reduced, 1, name="conv_reduce", **shared)(gate)
         gate = ops.ACTIVATIONS[self.activation](gate)
         gate = Conv(x.shape[-1], 1, name="conv_expand", **shared)(gate)
