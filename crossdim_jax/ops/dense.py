@@ -72,6 +72,7 @@ def _forward(x, kernel, padding, depth_shared):
 
 def _backward(padding, depth_shared, residuals, g):
     x, kernel = residuals
+    x, g = lax.optimization_barrier((x, g))  # else x may be padded long before, and kept
     if math.prod(x.shape[:4]) <= kernel.shape[-1]:
         # Two matrix products that take the kernel as it lies, too.
         return jax.vjp(lambda x, k: _patches(x, k, padding), x, kernel)[1](g)

@@ -109,6 +109,8 @@ def _normalise_fwd(x, scale, bias, eps, activation, axes):
 def _normalise_bwd(eps, activation, axes, residuals, gradients):
     x, scale, bias, mean, rstd = residuals
     g = gradients[0]  # the statistics' own are not differentiated
+    # Else the normalised input may be computed long before its gradient is there, and kept.
+    x, mean, rstd, g = jax.lax.optimization_barrier((x, mean, rstd, g))
     s, b = (_per_channel(v, x).astype(mean.dtype) for v in (scale, bias))
     normal = (x.astype(mean.dtype) - mean) * rstd
     before, g = normal * s + b, g.astype(mean.dtype)
