@@ -47,7 +47,7 @@ def network_rows(options: argparse.Namespace, dtypes: list[str], measure) -> lis
 
     rows = []
     for network, dtype, task in itertools.product(ours.NETWORKS, dtypes, ours.TASKS):
-        name = task if network == "dxnet" else f"{network} {task}"
+        name = f"{network} {task}"
         if not re.search(options.only, name):
             continue
         size = ours.shape(network, options.size)
@@ -98,7 +98,7 @@ def memory_rows(options: argparse.Namespace, dtypes: list[str], rows: list[dict[
 
     if not re.search(options.only, "memory"):
         return []
-    steps = [r for r in rows if r["name"] == "training step"]
+    steps = [r for r in rows if r["name"] == "dxnet training step"]
     wrong = {v for r in steps for v, ms in r["variants_ms"].items() if isinstance(ms, str)}
     fastest = {r["theirs"]["variant"] for r in steps}
     chosen = [
@@ -164,8 +164,13 @@ def main() -> None:
     result["judged"] = not gpu and options.size == 64 and options.ops == "auto"
     result["rows"] += network_rows(options, dtypes, measure)
     result["rows"] += operation_rows(options, dtypes, measure)
-    result["scale"] = scale.dynunet(options) if gpu else []
     result["memory"] += memory_rows(options, dtypes, result["rows"])
+    if not result["rows"] + result["memory"]:
+        sys.exit(
+            f"--only={options.only!r} is found in no row's name; names are like 'dxnet forward', "
+            "'dsnet training step', 'dense k3 s1 16->16 at 64x64x64' and 'memory'"
+        )
+    result["scale"] = scale.dynunet(options) if gpu else []
     out = Path(options.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     text = report.render(result)

@@ -138,8 +138,8 @@ def _geometric_mean(values: Sequence[float]) -> float:
 
 # The project's targets, float32 on a CPU: rows by name, at most, aim.
 TARGETS = (
-    ("DX-Net forward", r"forward", 0.75, 0.6),
-    ("DX-Net training step", r"training step", 0.95, 0.7),
+    ("DX-Net forward", r"dxnet forward", 0.75, 0.6),
+    ("DX-Net training step", r"dxnet training step", 0.95, 0.7),
     (
         "depthwise 3D, 96 to 480 channels",
         r"depthwise k[35] s[12] (96|144|240|480) .*",
@@ -205,7 +205,7 @@ def render(result: dict[str, Any]) -> str:
         parts[-1] += f" used more than {machine.QUIET:.0%} of the cores, up to {max(shares):.0%}."
     sections = [
         ("Targets", targets(rows, result["memory"], result["judged"])),
-        ("DX-Net", timings([r for r in rows if r["group"] == "network"])),
+        ("Networks", timings([r for r in rows if r["group"] == "network"])),
         ("Floating-point operations", counts(rows)),
         ("Peak memory of a training step, MB", memory(result["memory"])),
         ("Operations", timings([r for r in rows if r["group"] == "operation"])),

@@ -1,4 +1,4 @@
-"""The method: compare first, then A B A B, medians; `../shared/PERFORMANCE.md`, How to measure."""
+"""The method: outputs and gradients are compared first, then both sides take turns; medians."""
 
 import dataclasses
 import gc

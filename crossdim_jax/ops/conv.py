@@ -18,10 +18,9 @@ from crossdim_jax.ops import blocks
 from crossdim_jax.ops.dense import conv3d_folded
 from crossdim_jax.ops.depthwise import depthwise_shifted
 from crossdim_jax.ops.strided import conv_depth_strided
+from crossdim_jax.ops.windows import Padding
 
 MODES = ("auto", "lax", "fast", "unfolded")
-
-Padding = tuple[tuple[int, int], ...]
 
 
 def choose(mode: str = "auto", *, backend: str | None = None, depth_shards: int = 1) -> str:

@@ -1,14 +1,12 @@
 """Dense 3D convolution for CPUs: 2D convolutions with depth folded into the batch.
 
-XLA sends a 3D convolution down a slow path on CPUs, and computes a kernel's gradient as a
-convolution with a window as large as the image, after transposing both. Here a 3D convolution is
-a few 2D ones, in the form that suits its shape: two slices at a time with a third of the products
-saved (`_paired`, many channels); all depth taps' inputs side by side (`_gathered`, large grids,
-fewer input than output channels); all depth taps' outputs at once, which are then shifted and added
-(`_stacked`, other large grids); a convolution for each tap (`_summed`, small grids); or one matrix
-product (`_patches`, very small ones). Stride 2 is taken away first (`_halved`). The kernel's
-gradient is a sum of matrix products over blocks of rows that stay in the cache; it takes slices in
-pairs where the convolution does.
+XLA sends a 3D convolution down a slow path on CPUs. Here it is a few 2D ones, in the form that
+suits its shape: two slices at a time with a third of the products saved (`_paired`, many channels);
+all depth taps' inputs side by side (`_gathered`, large grids, fewer input than output channels);
+all depth taps' outputs at once, which are then shifted and added (`_stacked`, other large grids); a
+convolution for each tap (`_summed`, small grids); or one matrix product (`_patches`, very small
+ones). Stride 2 is taken away first (`_halved`). The gradients are of the same making, that of the
+input by the same code and that of the kernel in `kernel_gradient`.
 """
 
 import functools
@@ -19,11 +17,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from crossdim_jax.ops.blocks import space_to_depth
-
-Padding = tuple[tuple[int, int], ...]
-
-# Voxels of one block of the kernel's gradient: its operands then fit a core's cache.
-BLOCK_VOXELS = 2048
+from crossdim_jax.ops.kernel_gradient import kernel_gradient
+from crossdim_jax.ops.windows import Padding, mixed_slices, pad_or_cut, turned_padding
 
 # On grids of so many voxels or fewer the kernel outweighs the image: it should stay as it lies.
 SMALL_GRID = 8**3
@@ -78,19 +73,13 @@ def _backward(padding, depth_shared, residuals, g):
         return jax.vjp(lambda x, k: _patches(x, k, padding), x, kernel)[1](g)
     # The input's gradient is the same operation with the kernel turned round.
     turned = jnp.swapaxes(kernel[::-1, ::-1, ::-1], -1, -2)
-    dx = _unit_stride(g, turned, _turned_padding(kernel.shape[:3], padding), depth_shared)
+    dx = _unit_stride(g, turned, turned_padding(kernel.shape[:3], padding), depth_shared)
     paired = not depth_shared and _worth_pairs(x, kernel)
     dkernel = kernel_gradient(x, g, kernel.shape[:3], padding, paired)
     return dx, dkernel.astype(kernel.dtype)
 
 
 _unit_stride.defvjp(_forward, _backward)
-
-
-def _turned_padding(window: tuple[int, ...], padding: Padding) -> Padding:
-    return tuple(
-        (k - 1 - low, k - 1 - high) for k, (low, high) in zip(window, padding, strict=True)
-    )
 
 
 def _halved(
@@ -145,19 +134,11 @@ def _paired(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
     planes = first, outer + middle / 2, outer - middle / 2, last
     p, q, r, s = (
         _conv2d(slices.reshape(batch * pairs, height, width, -1), plane, (1, 1), padding[1:])
-        for slices, plane in zip(_mixed(x, padding[0][0], pairs), planes, strict=True)
+        for slices, plane in zip(mixed_slices(x, padding[0][0], pairs), planes, strict=True)
     )
     y = jnp.stack([p + q + r, q - r - s], 1)
     y = y.reshape(batch, 2 * pairs, *y.shape[2:])
     return y if size == 2 * pairs else y[:, :size]
-
-
-def _mixed(x: jax.Array, low: int, pairs: int) -> tuple[jax.Array, ...]:
-    """a - c, b + c, c - b, b - d of the four slices that each pair sees, `(b, pairs, h, w, c)`."""
-    x = _pad_or_cut(x, 1, low, 2 * pairs + 2 - x.shape[1] - low)
-    x = x.reshape(x.shape[0], pairs + 1, 2, *x.shape[2:])
-    a, b, c, d = x[:, :-1, 0], x[:, :-1, 1], x[:, 1:, 0], x[:, 1:, 1]
-    return a - c, b + c, c - b, b - d
 
 
 def _stacked(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
@@ -183,7 +164,7 @@ def _seen(x: jax.Array, axis: int, tap: int, taps: int, pad: tuple[int, int]) ->
     if first >= last:
         return jnp.zeros((*x.shape[:axis], size, *x.shape[axis + 1 :]), x.dtype)
     part = lax.slice_in_dim(x, first + tap - low, last + tap - low, axis=axis)
-    return _pad_or_cut(part, axis, first, size - last)
+    return pad_or_cut(part, axis, first, size - last)
 
 
 def _gathered(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
@@ -211,7 +192,7 @@ def _summed(
     taps = kernel.shape[0]
     step = strides[0]
     size = (depth + sum(padding[0]) - taps) // step + 1
-    x = _pad_or_cut(x, 1, *padding[0])
+    x = pad_or_cut(x, 1, *padding[0])
     last = (size - 1) * step + 1
     total = 0
     for t in range(taps):
@@ -221,101 +202,3 @@ def _summed(
         )
         total = total + y.astype(jnp.promote_types(x.dtype, jnp.float32))
     return total.reshape(batch, size, *total.shape[1:]).astype(x.dtype)
-
-
-def kernel_gradient(
-    x: jax.Array, g: jax.Array, window: tuple[int, ...], padding: Padding, paired: bool = False
-) -> jax.Array:
-    """The kernel's gradient of a 3D convolution with stride 1, as matrix products.
-
-    `dk[t, i, j] = sum_p x[p + (t, i, j) - low]^T g[p]`. Rows (the second spatial axis) are taken in
-    blocks. Of a block, the gradient's copies shifted along the first and the third axis stand side
-    by side as columns, and so do the window's rows of x: one product gives all taps. The first
-    axis is never cut, as it may be sharded.
-
-    Args:
-      x: `(b, d, h, w, c_in)`.
-      g: `(b, d_out, h_out, w_out, c_out)`.
-      window: (kd, kh, kw).
-      padding: of the convolution, `((low, high), ...)`.
-      paired: takes slices in pairs as `_paired` does, of which this is the transpose: four products
-        of half as many voxels, without copies shifted along the first axis. Needs kd = 3.
-
-    Returns:
-      `(kd, kh, kw, c_in, c_out)`, float32 at least.
-    """
-    if x.shape[-1] < g.shape[-1]:
-        # Shift the one with fewer channels: the same sum with the roles exchanged.
-        swapped = kernel_gradient(g, x, window, _turned_padding(window, padding), paired)
-        return jnp.swapaxes(swapped[::-1, ::-1, ::-1], -1, -2)
-    batch, depth, _, width, c_in = x.shape
-    (d_out, h_out, w_out), c_out = g.shape[1:4], g.shape[-1]
-    kd, kh, kw = window
-    (d_low, _), (h_low, h_high), (w_low, _) = padding
-    rows = _rows_per_block(h_out, batch * depth * width)
-    blocks = -(-h_out // rows)
-    # Rows of zeros fill the last block.
-    g = _pad_or_cut(g, 2, 0, blocks * rows - h_out)
-    x = _pad_or_cut(x, 2, h_low, h_high + blocks * rows - h_out)
-
-    def shifted(part):
-        return [part[:, :, :, kw - 1 - j : kw - 1 - j + width] for j in range(kw)]
-
-    def product(seen, columns):
-        seen = jnp.concatenate([seen[:, :, i : i + rows] for i in range(kh)], -1)
-        columns = jnp.concatenate(columns, -1)
-        return lax.dot_general(
-            seen.reshape(-1, seen.shape[-1]),
-            columns.reshape(-1, columns.shape[-1]),
-            (((0,), (0,)), ((), ())),
-            preferred_element_type=jnp.promote_types(x.dtype, jnp.float32),
-        )
-
-    def by_slice(seen, part):
-        # Column (t, j) at (u, v) is g[u - t + d_low, v - j + w_low].
-        part = _pad_or_cut(part, 1, kd - 1 - d_low, depth + d_low - d_out)
-        slices = (part[:, kd - 1 - t : kd - 1 - t + depth] for t in range(kd))
-        return product(seen, [column for tap in slices for column in shifted(tap)])
-
-    def by_pair(seen, part):
-        pairs = -(-d_out // 2)
-        part = _pad_or_cut(part, 1, 0, 2 * pairs - d_out)
-        first, second = part[:, ::2], part[:, 1::2]
-        sides = first, first + second, first - second, -second
-        mixed = _mixed(seen, d_low, pairs)
-        return jnp.stack([product(m, shifted(side)) for m, side in zip(mixed, sides, strict=True)])
-
-    def block(n):
-        part = lax.dynamic_slice_in_dim(g, n * rows, rows, 2)
-        part = _pad_or_cut(part, 3, kw - 1 - w_low, width + w_low - w_out)
-        seen = lax.dynamic_slice_in_dim(x, n * rows, rows + kh - 1, 2)
-        return (by_pair if paired else by_slice)(seen, part)
-
-    if blocks == 1:
-        total = block(0)
-    else:  # from zeros: the block is then compiled once
-        like = jax.eval_shape(block, 0)
-        zeros = jnp.zeros(like.shape, like.dtype)
-        total = lax.fori_loop(0, blocks, lambda n, total: total + block(n), zeros)
-    if paired:
-        p, q, r, s = total
-        middle = (q + r) / 2
-        total = jnp.stack([p + middle, (q - r) / 2, middle + s], 1)
-    return total.reshape(kh, c_in, kd, kw, c_out).transpose(2, 0, 3, 1, 4)
-
-
-def _rows_per_block(height: int, voxels_per_row: int) -> int:
-    """Rows that make `BLOCK_VOXELS` voxels or more, if there are so many.
-
-    A divisor of the height, unless that makes a block more than twice as large.
-    """
-    wanted = min(math.ceil(BLOCK_VOXELS / voxels_per_row), height)
-    divisor = next(n for n in range(wanted, height + 1) if height % n == 0)
-    return divisor if divisor <= 2 * wanted else wanted
-
-
-def _pad_or_cut(x: jax.Array, axis: int, low: int, high: int) -> jax.Array:
-    """Adds zeros at both ends of an axis; a negative number takes entries away."""
-    config = [(0, 0, 0)] * x.ndim
-    config[axis] = (low, high, 0)
-    return lax.pad(x, jnp.zeros((), x.dtype), config)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-Padding = tuple[tuple[int, int], ...]
+from crossdim_jax.ops.windows import Padding
 
 # Voxels of a slice that are taken at once for the kernel's gradient.
 BLOCK = 16

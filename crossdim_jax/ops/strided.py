@@ -10,8 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from crossdim_jax.ops.dense import conv3d_folded
-
-Padding = tuple[tuple[int, int], ...]
+from crossdim_jax.ops.windows import Padding
 
 
 def conv_depth_strided(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:

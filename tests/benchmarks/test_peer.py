@@ -79,6 +79,6 @@ def test_analytic_flops_at_128():
     shape = (2, 128, 128, 128, inputs.MODALITIES)
     model = ours.model("lax")
     forward, train = (flops.analytic_flops(model, shape, train=t) for t in (False, True))
-    assert round(forward / 2e9) == 248  # per sample, as measured before, see PERFORMANCE.md
+    assert round(forward / 2e9) == 248  # thousand million multiply-adds per sample
     first = 2 * 2 * 128**3 * 27 * 4 * 16
     assert train == 3 * forward - first
