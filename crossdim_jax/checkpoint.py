@@ -260,12 +260,17 @@ def load_variables(
             manager = _manager(folder, None, read_only=True)
             try:
                 for step in sorted(manager.all_steps(), reverse=True):
-                    if wrong := checksums.damage(folder / str(step)):
-                        damaged.append(f"{folder / str(step)}: damaged, not used: {wrong}")
-                        if jax.process_index() == 0:
-                            print(damaged[-1], file=sys.stderr)
-                        continue
-                    return _load(manager, folder, step, abstract)
+                    wrong = checksums.damage(folder / str(step))
+                    try:
+                        if not wrong:
+                            return _load(manager, folder, step, abstract)
+                    except DataError:
+                        raise
+                    except Exception as error:  # whatever a torn file makes Orbax raise
+                        wrong = f"{type(error).__name__}: {error}"
+                    damaged.append(f"{folder / str(step)}: damaged, not used: {wrong}")
+                    if jax.process_index() == 0:
+                        print(damaged[-1], file=sys.stderr)
             finally:
                 manager.close()
     if damaged:

@@ -1,11 +1,16 @@
 """Compiled programs kept on disk, from one process to the next."""
 
+import contextlib
 import hashlib
 import os
 import platform
+import zlib
 from pathlib import Path
 
 import jax
+
+# A process that is killed can leave its last program torn: so many of the newest are looked at.
+NEWEST = 4
 
 
 def cache_compiled_programs() -> None:
@@ -14,11 +19,16 @@ def cache_compiled_programs() -> None:
     In `$JAX_COMPILATION_CACHE_DIR`, or else in `$XDG_CACHE_HOME/crossdim_jax` (`~/.cache`), one
     folder for each kind of CPU, as programs are compiled for its instructions.
     `JAX_ENABLE_COMPILATION_CACHE=false` turns it off.
+
+    jax would neither use nor replace a program that was torn when its process was killed, and warn
+    of it at every start: such ones are removed.
     """
     if jax.config.jax_compilation_cache_dir is None:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         folder = root / "crossdim_jax" / f"compiled-{_cpu()}"
         jax.config.update("jax_compilation_cache_dir", str(folder))
+    with contextlib.suppress(OSError):
+        _remove_torn(Path(jax.config.jax_compilation_cache_dir))
 
 
 def _cpu() -> str:
@@ -29,3 +39,43 @@ def _cpu() -> str:
     except OSError:
         kind = platform.machine() + platform.processor()
     return hashlib.sha256(kind.encode()).hexdigest()[:12]
+
+
+def _remove_torn(folder: Path) -> None:
+    entries = sorted(folder.glob("*-cache"), key=lambda path: path.stat().st_mtime)
+    for path in entries[-NEWEST:]:
+        if not _is_whole(path.read_bytes()):
+            path.unlink(missing_ok=True)
+
+
+def _is_whole(compressed: bytes) -> bool:
+    """Whether a stream has its end; True for one of an unknown kind."""
+    if not compressed:
+        return False
+    if compressed[:1] == b"\x78":
+        decompressor = zlib.decompressobj()
+    elif compressed[:4] == b"\x28\xb5\x2f\xfd" and (zstd := _zstd()) is not None:
+        decompressor = zstd()
+    else:
+        return True
+    try:
+        decompressor.decompress(compressed)
+    except Exception:  # each library has its own
+        return False
+    return decompressor.eof
+
+
+def _zstd():
+    """A maker of decompressors from the library that jax would use; None if there is none."""
+    try:
+        from compression.zstd import ZstdDecompressor
+
+        return ZstdDecompressor
+    except ImportError:
+        pass
+    try:
+        import zstandard
+
+        return zstandard.ZstdDecompressor().decompressobj
+    except ImportError:
+        return None

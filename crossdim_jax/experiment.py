@@ -63,6 +63,17 @@ class Experiment:
         """Of one training patch as a batch of one."""
         return (1, *self.config.data.patch, len(self.challenge.modalities))
 
+    def check_batch(self) -> None:
+        """Raises ConfigError, naming what fits, unless the devices share batch and patch evenly."""
+        options = self.config.train
+        sharding.check_batch(
+            self.mesh,
+            options.batch_size,
+            self.config.data.patch,
+            accumulate=options.accumulate,
+            check_size=self.model.check_size,
+        )
+
     def predictor(self, *, flips: Any) -> inference.SlidingWindow | whole_volume.WholeVolume:
         """Whole images as `inference.mode` says: `(variables, image) -> probabilities`."""
         options, patch = self.config.inference, tuple(self.config.data.patch)

@@ -139,7 +139,8 @@ def _train(run: "_Run", state: TrainState, step: Step, batches, mesh, every: int
         run.validate(state)
         if record.validation_pending:  # stopped again; the checkpoint it came from still holds
             raise Interrupted(record.step)
-    while record.step < run.total_steps and not run.exhausted():
+    exhausted = run.exhausted()
+    while record.step < run.total_steps and not exhausted:
         batch = dict(next(batches))
         arrays = {name: array for name, array in batch.items() if name != "id"}
         state, metrics = step(state, sharding.shard_batch(arrays, mesh))
@@ -147,14 +148,17 @@ def _train(run: "_Run", state: TrainState, step: Step, batches, mesh, every: int
         end = record.step == run.total_steps
         if end or record.step % record.steps_per_epoch == 0:
             run.end_epoch(state)
-            end = end or run.exhausted()
-        stopping = run.stop.requested(record.step)
+            exhausted = run.exhausted()
+            end = end or exhausted
+        if end:
+            run.end()
+        stopping = run.stop.requested()
         if end or stopping or record.step % every == 0:
             run.save(state, batches.get_state())
         if stopping:
             run.leave()
     run.checkpoints.wait()
-    if run.stop.noticed:
+    if run.stop.requested():
         run.leave()
     return state
 
@@ -217,7 +221,7 @@ class _Run:
         self._in_flight: tuple | None = None
         self._clock = time.monotonic()
         self._images, self._images_since = 0, None
-        self._rate = math.nan
+        self._rate = self._learning_rate = math.nan
 
     def dispatched(self, metrics, batch: Mapping[str, Any]) -> None:
         """Notes a step that has been dispatched; takes in the one before it."""
@@ -242,8 +246,9 @@ class _Run:
         else:
             self._not_finite(step, loss, norm, batch)
         self._images += len(batch["image"]) * jax.process_count()
-        if step % self.log_every_steps == 0 or step == self.total_steps:
-            self._log(step, learning_rate)
+        self._learning_rate = learning_rate
+        if step % self.log_every_steps == 0:
+            self._log(step)
         now = Totals(metrics)
         self.shown.update(
             step,
@@ -264,13 +269,20 @@ class _Run:
                 allowed = f" It is one more than the {self.skip_nonfinite} that may be left out."
             raise TrainingError(
                 f"{found}{allowed} {nonfinite.dump(self.workdir, step, loss, norm, batch)} Look at "
-                "these cases, lower the learning rate or set clip_norm. The last checkpoint is "
-                "from before this step."
+                "these cases. The last checkpoint is from before this step: from there the run "
+                "goes on with a larger train.skip_nonfinite, which leaves such steps out. A lower "
+                "learning rate or clip_norm need a new run folder."
             )
         self.record.skipped_steps += 1
         self.shown.say(f"{found} The step is left out.")
 
-    def _log(self, step: int, learning_rate: float) -> None:
+    def end(self) -> None:
+        """Logs the steps since the last line, if there are any: the training is over."""
+        self.receive()
+        if self.record.step % self.log_every_steps:
+            self._log(self.record.step)
+
+    def _log(self, step: int) -> None:
         totals, now = self.record.interval, time.monotonic()
         self._rate = self._images / max(now - self._images_since, 1e-9)
         self._images, self._images_since = 0, now
@@ -282,7 +294,7 @@ class _Run:
                 **self._place(step),
                 **{name: float(totals.mean(name)) for name in scalars},
                 **self._dice(totals.mean("dice")),
-                "learning_rate": learning_rate,
+                "learning_rate": self._learning_rate,
                 **skipped,
                 "images_per_s": self._rate,
                 "seconds": self._seconds(),
@@ -308,7 +320,7 @@ class _Run:
     def validate(self, state: TrainState) -> None:
         """Validates the slow weights and keeps them if they are the best; pending if stopped."""
         record, started = self.record, time.monotonic()
-        dice = validate(variables(state), self.validation, lambda: self.stop.requested(record.step))
+        dice = validate(variables(state), self.validation, self.stop.requested)
         record.validation_pending = dice is None
         if dice is None:
             return

@@ -82,9 +82,11 @@ class MetricWriter:
 
     def close(self) -> None:
         """Closes the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            # Each line has been flushed: what is left is one that could not be, and was told of.
+            with contextlib.suppress(OSError):
+                file.close()
 
 
 class Totals:

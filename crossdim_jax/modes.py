@@ -2,8 +2,7 @@
 
 import contextlib
 import functools
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -17,7 +16,6 @@ from crossdim_jax import (
     run_cases,
     run_cost,
     run_folder,
-    sharding,
     start,
     train,
 )
@@ -26,8 +24,8 @@ from crossdim_jax.data import pipeline
 from crossdim_jax.distributed import say, wait_for_all
 from crossdim_jax.errors import ConfigError, DataError
 from crossdim_jax.experiment import Experiment
-from crossdim_jax.files import write_text
 from crossdim_jax.report import page
+from crossdim_jax.stop import repeatable
 from crossdim_jax.validation import Validation
 
 
@@ -60,9 +58,7 @@ def _train(experiment: Experiment) -> bool:
     config, options = experiment.config, experiment.config.train
     loss, epochs = loss_of(experiment), experiment_lib.epochs(config)
     experiment_lib.augmentation(config)  # raises before anything is read
-    sharding.check_batch(
-        experiment.mesh, options.batch_size, config.data.patch, accumulate=options.accumulate
-    )
+    experiment.check_batch()
     predict = experiment.predictor(flips=False)
     claim = functools.partial(
         run_folder.claim, experiment.workdir, config.to_dict(), defaults=experiment.defaults
@@ -91,8 +87,7 @@ def _train(experiment: Experiment) -> bool:
     if first:
         split.write(experiment.workdir / run_folder.SPLITS)
         if record is not None:
-            text = json.dumps(record, indent=2, sort_keys=True)
-            write_text(experiment.workdir / run_folder.WEIGHTS, text + "\n")
+            run_folder.write_json(experiment.workdir / run_folder.WEIGHTS, record)
         run_cost.record(experiment.workdir, state)
     loop.fit(
         state,
@@ -153,11 +148,11 @@ def run_evaluation(experiment: Experiment) -> Path:
     Raises:
       ManyErrors: some cases could not be predicted; the others are scored.
     """
-    with _alone(experiment, "evaluating"):
-        return _evaluate(experiment)
+    with _alone(experiment, "evaluating"), repeatable("evaluating") as between:
+        return _evaluate(experiment, between)
 
 
-def _evaluate(experiment: Experiment) -> Path:
+def _evaluate(experiment: Experiment, between: Callable[[], None]) -> Path:
     experiment = experiment_lib.for_inference(experiment)
     config, first = experiment.config, jax.process_index() == 0
     run_folder.require_same_network(
@@ -181,6 +176,7 @@ def _evaluate(experiment: Experiment) -> Path:
         overwrite=True,  # those that are there may be of older weights
         write=first,
         progress=first,
+        between=between,
     )
     wait_for_all("predictions")
     if first:
@@ -233,17 +229,19 @@ def run_prediction(
     predict, weights = ensemble.predictor(experiment)
     files = experiment.challenge.cases(source, labelled=False, errors=failed)
     say(f"predicting {len(files)} cases with {weights}")
-    result = evaluate.predict_folder(
-        experiment.challenge,
-        files,
-        predict,
-        folder,
-        overwrite=overwrite,
-        write=jax.process_index() == 0,
-        export=True,
-        errors=failed,
-        progress=jax.process_index() == 0,
-    )
+    with repeatable("predicting") as between:
+        result = evaluate.predict_folder(
+            experiment.challenge,
+            files,
+            predict,
+            folder,
+            overwrite=overwrite,
+            write=jax.process_index() == 0,
+            export=True,
+            errors=failed,
+            progress=jax.process_index() == 0,
+            between=between,
+        )
     say(
         f"{len(result.written)} written, {len(result.skipped)} already there, "
         f"{len(result.failed)} failed: {folder}"

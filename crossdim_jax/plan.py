@@ -75,7 +75,7 @@ def run(experiment: Experiment, *, budget_gib: float | None = None) -> str:
     """
     config, options = experiment.config, experiment.config.train
     patch = tuple(config.data.patch)
-    sharding.check_batch(experiment.mesh, options.batch_size, patch, accumulate=options.accumulate)
+    experiment.check_batch()
     budget = memory_of_device() if budget_gib is None else int(budget_gib * GIB)
     loss = modes.loss_of(experiment)
     cases = run_cases.prepare_cases(experiment)[1] if config.data.root else []
@@ -147,20 +147,22 @@ def fitting(
 def _largest(candidates, measure, known, budget) -> str | None:
     """The first candidate that fits, tried where a straight line through what is known says so."""
     start, memory = known
+    certain = f"patch {start[0]}, batch {start[1]}: {memory}"
+    certain = certain if start in candidates and memory.total <= budget else None
     voxels = {c: float(np.prod(c[0], dtype=float) * c[1]) for c in [*candidates, start]}
     slope = memory.temporaries / voxels[start]
     for _ in range(ATTEMPTS):
         expected = {c: memory.total + slope * (voxels[c] - voxels[start]) for c in candidates}
         candidates = [c for c in candidates if expected[c] <= budget]
         if not candidates:
-            return None
+            return certain
         best = candidates.pop(0)
         needs = memory if best == start else measure(*best)
         if needs.total <= budget:
             return f"patch {best[0]}, batch {best[1]}: {needs}"
         if voxels[best] != voxels[start]:
             slope = max(slope, (needs.total - memory.total) / (voxels[best] - voxels[start]))
-    return None
+    return certain
 
 
 def random_batches(experiment: Experiment) -> Iterator[Mapping[str, np.ndarray]]:

@@ -8,12 +8,14 @@ import jax
 import numpy as np
 
 from crossdim_jax import memory, optim, run_folder
-from crossdim_jax.files import write_text
 from crossdim_jax.train_state import TrainState
 
 
 def record(workdir: Path, state: TrainState) -> None:
-    """Writes what is known when training starts; a peak of an earlier start is kept."""
+    """Writes what is known when training starts; a peak of an earlier start is kept.
+
+    Raises DataError if it cannot be written; so does `record_peak`.
+    """
     parameters = jax.tree.leaves(optim.slow(state.params))
     devices = jax.devices()
     found = _read(workdir) | {
@@ -47,4 +49,4 @@ def _read(workdir: Path) -> dict[str, Any]:
 
 
 def _write(workdir: Path, found: dict[str, Any]) -> None:
-    write_text(workdir / run_folder.RUN, json.dumps(found, indent=2, sort_keys=True) + "\n")
+    run_folder.write_json(workdir / run_folder.RUN, found)

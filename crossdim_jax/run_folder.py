@@ -31,6 +31,7 @@ HARMLESS = (
     r"(.*\.)?workdir",
     r"data\.(root|cache)",  # the split knows the cases by name
     r"weights\.file",  # read at the first start only
+    r"(.*\.)?skip_nonfinite",  # up to now all were finite, or few enough
     r"(inference|evaluate|predict|report|mesh)(\..*)?",
 )
 
@@ -70,14 +71,26 @@ def claim(
         workdir.mkdir(parents=True, exist_ok=True)
         if has_checkpoint(workdir) and path.exists():
             _refuse_other(path, config, harmless, defaults or {})
-        if write:
-            write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
     except OSError as error:
-        raise DataError(
-            f"{workdir}: the run folder cannot be written ({error.strerror or error}); choose "
-            "another --workdir or make room"
-        ) from error
+        raise _unwritable(workdir, error) from error
+    if write:
+        write_json(path, config)
     return path
+
+
+def write_json(path: Path, record: Mapping[str, Any]) -> None:
+    """Writes a record of the run folder. Raises DataError, naming the folder, if it cannot."""
+    try:
+        write_text(path, json.dumps(record, indent=2, sort_keys=True) + "\n")
+    except OSError as error:
+        raise _unwritable(path.parent, error) from error
+
+
+def _unwritable(workdir: Path, error: OSError) -> DataError:
+    return DataError(
+        f"{workdir}: the run folder cannot be written ({error.strerror or error}); choose "
+        "another --workdir or make room"
+    )
 
 
 def has_checkpoint(workdir: str | os.PathLike) -> bool:
@@ -127,10 +140,7 @@ def only_process(workdir: str | os.PathLike, doing: str) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+", encoding="utf-8")
     except OSError as error:
-        raise DataError(
-            f"{path}: cannot be written ({error.strerror or error}); choose another --workdir or "
-            "make room"
-        ) from error
+        raise _unwritable(path.parent, error) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

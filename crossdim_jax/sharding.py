@@ -4,7 +4,7 @@ Arrays are placed with `NamedSharding` on an `Auto` mesh and `jit` does the rest
 models, the losses or the step knows how many devices there are.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from crossdim_jax.errors import ConfigError
 
 AXES = ("data", "depth")
+FARTHEST = 32  # times a depth that does not fit: so far one that does is looked for
 
 
 def make_mesh(
@@ -85,7 +86,12 @@ def batched(mesh: Mesh, ndim: int = 3) -> NamedSharding:
 
 
 def check_batch(
-    mesh: Mesh, batch_size: int, spatial: Sequence[int], *, accumulate: int = 1
+    mesh: Mesh,
+    batch_size: int,
+    spatial: Sequence[int],
+    *,
+    accumulate: int = 1,
+    check_size: Callable[[Sequence[int]], None] = lambda spatial: None,
 ) -> None:
     """Raises ConfigError, naming the sizes that fit, if a global batch does not divide.
 
@@ -94,6 +100,8 @@ def check_batch(
       batch_size: samples of the global batch.
       spatial: the patch, depth first.
       accumulate: micro-batches per step.
+      check_size: of the network; raises ValueError for a `spatial` that it does not take, which is
+        then not named either.
     """
     data, depth = mesh.shape["data"], mesh.shape["depth"]
     if accumulate < 1 or batch_size < 1 or batch_size % (data * accumulate):
@@ -105,7 +113,7 @@ def check_batch(
     if spatial[0] % depth:
         raise ConfigError(
             f"patch depth {spatial[0]} does not divide over depth={depth} devices; "
-            f"fits: {_nearest(spatial[0], depth)}"
+            f"fits: {_nearest_depths(spatial, depth, check_size)}"
         )
 
 
@@ -138,3 +146,22 @@ def _divisors(n: int) -> list[int]:
 def _nearest(size: int, unit: int) -> str:
     below = size // unit * unit
     return " or ".join(str(s) for s in (below, below + unit) if s > 0)
+
+
+def _nearest_depths(
+    spatial: Sequence[int], unit: int, check_size: Callable[[Sequence[int]], None]
+) -> str:
+    """The nearest depth below and above that is a multiple of the unit and suits the network."""
+
+    def suits(depth: int) -> bool:
+        try:
+            check_size((depth, *spatial[1:]))
+        except ValueError:
+            return False
+        return True
+
+    below = range(spatial[0] // unit * unit, 0, -unit)
+    above = range(spatial[0] // unit * unit + unit, FARTHEST * (spatial[0] + unit), unit)
+    found = (next(filter(suits, depths), None) for depths in (below, above))
+    said = " or ".join(str(depth) for depth in found if depth is not None)
+    return said or "none near it; change mesh.depth"

@@ -1,25 +1,36 @@
-"""Stopping a training from outside without losing work."""
+"""Stopping a run from outside without losing work."""
 
+import contextlib
+import itertools
 import signal
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 
 
 class Interrupted(SystemExit):
-    """SIGTERM or SIGINT came and the state is saved: running the same command goes on.
+    """SIGTERM or SIGINT came and nothing is lost: running the same command goes on.
 
     The exit status is 75 (EX_TEMPFAIL, "try again"), unlike the 143 or 130 of a process that the
-    signal killed: a scheduler may requeue on it, knowing that nothing is lost.
+    signal killed: a scheduler may requeue on it.
+
+    Attributes:
+      step: of the training, whose state is saved; None outside of it.
     """
 
     STATUS = 75
 
-    def __init__(self, step: int):
+    def __init__(self, step: int | None = None):
         self.step = step
         super().__init__(self.STATUS)
+
+
+# How often this process has asked whether to stop, over all its `StopSignal`s.
+_asked = itertools.count(1)
 
 
 class StopSignal:
@@ -27,7 +38,7 @@ class StopSignal:
 
     A second SIGINT interrupts at once. Outside the main thread signals cannot be caught, and
     nothing is noticed. With many processes the runtime's own preemption notice is asked instead:
-    it makes all of them stop after the same step.
+    it makes all of them stop at the same place.
     """
 
     def __init__(self):
@@ -35,7 +46,7 @@ class StopSignal:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
-        if threading.current_thread() is threading.main_thread() and jax.process_count() == 1:
+        if _in_main_thread() and jax.process_count() == 1:
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._notice)
         return self
@@ -51,15 +62,44 @@ class StopSignal:
         self._name = signal.Signals(number).name
         print(f"{self._name}: finishing the step, then saving", file=sys.stderr, flush=True)
 
-    @property
-    def noticed(self) -> bool:
-        """Whether a signal has come to this process."""
+    def requested(self) -> bool:
+        """Whether to stop here. All processes ask equally often, and get the same answer."""
+        # The runtime lets all go on until the one that is furthest has asked once more: a number
+        # that stood still, such as the step during a validation, would never get there.
+        if jax.process_count() > 1 and self._name is None:
+            if multihost_utils.reached_preemption_sync_point(next(_asked)):
+                self._name = "SIGTERM"
         return self._name is not None
 
-    def requested(self, step: int) -> bool:
-        """Whether to stop after `step`."""
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
 
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self.noticed
+@contextlib.contextmanager
+def repeatable(what: str) -> Iterator[Callable[[], None]]:
+    """Around work that can be made again: SIGTERM ends it with the status of `Interrupted`.
+
+    Args:
+      what: what is being done, for the message.
+
+    Yields:
+      a function for all processes to call between two pieces of the work: of several, they stop
+      there, together. A process on its own stops at once.
+    """
+
+    def leave(*_) -> None:
+        if jax.process_index() == 0:
+            print(f"SIGTERM: stopped {what}; run the same command again", file=sys.stderr)
+        raise Interrupted
+
+    if jax.process_count() > 1:
+        stop = StopSignal()
+        yield lambda: leave() if stop.requested() else None
+        return
+    before = signal.signal(signal.SIGTERM, leave) if _in_main_thread() else None
+    try:
+        yield lambda: None
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()

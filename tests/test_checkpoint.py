@@ -1,3 +1,5 @@
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -231,6 +233,21 @@ def test_a_damaged_best_is_reported_and_not_evaluated(tmp_path, first, capsys):
     flip_a_bit(tmp_path / "checkpoints" / "3" / "meta" / "metadata")
     with pytest.raises(DataError, match="no checkpoint can be used(.*\n){2}.*checkpoints/3: dama"):
         checkpoint.load_variables(tmp_path)
+
+
+@pytest.mark.parametrize("gone", ["variables", "variables/_METADATA", "meta"])
+def test_a_best_that_was_copied_in_part_is_reported_and_not_evaluated(
+    tmp_path, first, capsys, gone
+):
+    with Checkpointer(tmp_path) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save_best(at_step(first, step), {"step": step})
+    folder = tmp_path / "checkpoints" / "best" / "2"
+    (folder / checksums.FILE).unlink()
+    path = folder / gone
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert checkpoint.load_variables(tmp_path)[1] == {"step": 1}
+    assert "best/2: damaged, not used" in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):

@@ -88,7 +88,7 @@ def stop_at(position, number=signal.SIGTERM):
 
 @pytest.mark.parametrize("stopped_at", [None, 5, 9])
 def test_training_ends_when_validation_no_longer_improves(
-    start, cases, tmp_path, monkeypatch, stopped_at
+    start, cases, tmp_path, monkeypatch, capsys, stopped_at
 ):
     """Best in epoch 2, so with a patience of 3 epochs it ends after epoch 5; also once resumed."""
     scores = {2: 0.5, 4: 0.7, 6: 0.6, 8: 0.7, 10: 0.1, 12: 0.9}
@@ -99,8 +99,11 @@ def test_training_ends_when_validation_no_longer_improves(
     if stopped_at is not None:
         with pytest.raises(Interrupted):
             run(start, tmp_path, stop_at(stopped_at - 1), **options)
-    result = run(start, tmp_path, **options)
+    capsys.readouterr()
+    result = run(start, tmp_path, progress=True, **options)
     assert int(result.state.step) == 10 and result.best_step == 4
+    assert capsys.readouterr().err.count("training ends after step 10") == 1
+    assert [record["step"] for record in lines(tmp_path, "train")] == [4, 8, 10]
     assert int(run(start, tmp_path, **options).state.step) == 10  # and it stays ended
 
 

@@ -1,5 +1,6 @@
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -123,3 +124,13 @@ def test_on_a_terminal_progress_is_a_bar(tmp_path):
     shown = stream.getvalue()
     for part in ("epoch 0.5", "2/4", "loss=0.25", "Dice=0.75", "images/s=3", "left", "validation"):
         assert part in shown
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_full_disk_is_told_of_once(tmp_path):
+    writer = MetricWriter(tmp_path)
+    writer._file.close()
+    writer._file = open("/dev/full", "a")
+    with pytest.raises(DataError, match=f"{writer.path}: cannot be written .No space left"):
+        writer.write({"kind": "train", "step": 1})
+    writer.close()  # tries again to write what could not be: that is no news

@@ -57,6 +57,8 @@ def test_more_than_are_allowed_stop_the_run_even_over_a_resume(skipping, tmp_pat
     run(skipping, tmp_path, 1, skip_nonfinite=1, total_steps=2)
     with pytest.raises(TrainingError, match="step 5: .*one more than the 1 that may be left out"):
         run(skipping, tmp_path, 4, skip_nonfinite=1)
+    run(skipping, tmp_path, 4, skip_nonfinite=2)  # from its last checkpoint, of step 4
+    assert toy.read_metrics(tmp_path)[-1]["skipped_steps"] == 2
 
 
 def test_the_batch_is_kept_to_look_at(skipping, tmp_path):

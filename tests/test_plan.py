@@ -112,3 +112,14 @@ def test_whole_volumes_are_planned_for_the_largest_case(make):
     cases = run_cases.prepare_cases(job)[1]
     said = plan._inference(job, step_and_state(job)[1], cases, plan.GIB)
     assert f"a whole volume of {max((case.shape for case in cases), key=np.prod)}" in said
+
+
+def test_the_configs_own_size_is_known_to_fit_however_wrong_the_guesses():
+    """The larger ones take far more than a straight line through its memory says."""
+    memory = plan.Memory(arrays=0, temporaries=10)
+    huge = plan.Memory(arrays=0, temporaries=10_000)
+    candidates = [((32, 32, 32), batch) for batch in range(9, 0, -1)]
+    own = candidates[-1]
+    found = plan._largest(candidates, lambda *_: huge, (own, memory), budget=100)
+    assert found.startswith("patch (32, 32, 32), batch 1")
+    assert plan._largest(candidates, lambda *_: huge, (own, memory), budget=5) is None

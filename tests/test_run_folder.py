@@ -47,6 +47,7 @@ def test_another_config_is_refused_with_every_difference(tmp_path):
 def test_harmless_fields_may_change_and_are_recorded(tmp_path):
     trained(tmp_path)
     changed = CONFIG | {"log_every_steps": 5, "inference": {"overlap": 0.5}}
+    changed["train"] = {"skip_nonfinite": 3}
     run_folder.claim(tmp_path, changed)
     assert json.loads((tmp_path / "config.json").read_text())["log_every_steps"] == 5
     with pytest.raises(ConfigError, match="log_every_steps: 5 -> 7"):

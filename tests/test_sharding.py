@@ -70,6 +70,26 @@ def test_sizes_that_do_not_divide_are_refused_with_those_that_do(batch, depth, a
         sharding.check_batch(mesh, batch, (depth, 8, 8), accumulate=accumulate)
 
 
+@pytest.mark.parametrize(
+    ("size", "devices", "says"),
+    [(128, 3, "fits: 96 or 192$"), (32, 3, "fits: 96$"), (97, 2, "fits: 98$")],
+)
+def test_a_depth_that_fits_suits_the_network_too(size, devices, says):
+    def check_size(spatial):
+        if spatial[0] % 32 if size % 32 == 0 else not 97 <= spatial[0] <= 144:
+            raise ValueError
+
+    mesh = sharding.make_mesh(1, devices)
+    with pytest.raises(ConfigError, match=says):
+        sharding.check_batch(mesh, 1, (size, 64, 64), check_size=check_size)
+    with pytest.raises(ConfigError, match="fits: none near it"):
+        sharding.check_batch(mesh, 1, (size, 64, 64), check_size=never)
+
+
+def never(spatial):
+    raise ValueError
+
+
 @functools.cache
 def two_updates(model, data=1, depth=1, accumulate=1):
     """State and metrics after two steps, a sync of slow and fast weights at the second."""
