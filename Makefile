@@ -13,7 +13,7 @@ help:
 	@echo "make demo      environment, then DX-Net on generated phantoms, ending in a report"
 	@echo "make test      environment with torch and timm, then every test"
 	@echo "make test-all  and the tests that take long"
-	@echo "make bench     side by side with the same network in PyTorch (SIZE=64)"
+	@echo "make bench     side by side with the same network in PyTorch (SIZE=64; on a GPU 128)"
 	@echo "make lint      ruff"
 	@echo "make format    ruff, changing files"
 	@echo "make clean     removes the environment; data, weights and runs stay"
@@ -45,10 +45,9 @@ test: .venv/dev
 test-all: .venv/dev
 	$(PYTEST)
 
-SIZE ?= 64
 bench: .venv/dev
-	$(BIN)/python -m benchmarks --size=$(SIZE)
-	$(BIN)/python -m benchmarks.input --size=$(SIZE)
+	$(BIN)/python -m benchmarks $(if $(SIZE),--size=$(SIZE))
+	$(BIN)/python -m benchmarks.input $(if $(SIZE),--size=$(SIZE))
 
 lint: .venv/dev
 	$(BIN)/ruff check

@@ -70,9 +70,11 @@ def network_rows(options: argparse.Namespace, dtypes: list[str], measure) -> lis
 
         case = Case("network", name, dtype, mine, dict(makers()))
         case.compiling = [str(variant) for variant in theirs.variants() if variant.compiled]
-        if task != "forward":
+        if task != "forward" or dtype == "bfloat16":
             case.exact = exact
         row = measure(case)
+        if row is None:
+            continue
         image = (1, *size, inputs.MODALITIES)
         net, train = ours.model("lax", network=network), task != "forward"
         row["analytic_flops"] = flops.of_program(net, image, train=train)
@@ -89,7 +91,7 @@ def operation_rows(options: argparse.Namespace, dtypes: list[str], measure) -> l
         for operation in operations.operations(options.size):
             if re.search(options.only, operation.name):
                 rows.append(measure(operations.case(operation, dtype)))
-    return rows
+    return [row for row in rows if row is not None]
 
 
 def memory_rows(options: argparse.Namespace, dtypes: list[str], rows: list[dict[str, Any]]):
@@ -140,14 +142,21 @@ def main() -> None:
     against = options.against or ("fast" if gpu else "lax")
     dtypes = ["float32", "bfloat16"] if gpu else ["float32"]
 
+    failed = []
+
     def measure(case):
-        row = timing.measure(
-            case,
-            mode=options.ops,
-            against=None if against == "-" else against,
-            rounds=options.rounds,
-            limit_s=options.compile_limit_s,
-        )
+        try:
+            row = timing.measure(
+                case,
+                mode=options.ops,
+                against=None if against == "-" else against,
+                rounds=options.rounds,
+                limit_s=options.compile_limit_s,
+            )
+        except Exception as error:  # hours of other rows must not be lost with this one
+            failed.append([case.name, case.dtype, f"{type(error).__name__}: {error}"])
+            _say(f"{case.name}, {case.dtype}: failed")
+            return None
         _say(f"{row['name']}, {row['dtype']}: {row['ratio']:.2f}")
         return row
 
@@ -165,7 +174,8 @@ def main() -> None:
     result["rows"] += network_rows(options, dtypes, measure)
     result["rows"] += operation_rows(options, dtypes, measure)
     result["memory"] += memory_rows(options, dtypes, result["rows"])
-    if not result["rows"] + result["memory"]:
+    result["failed"] = failed
+    if not result["rows"] + result["memory"] + failed:
         sys.exit(
             f"--only={options.only!r} is found in no row's name; names are like 'dxnet forward', "
             "'dsnet training step', 'dense k3 s1 16->16 at 64x64x64' and 'memory'"
@@ -177,6 +187,8 @@ def main() -> None:
     out.write_text(json.dumps(result, indent=1) + "\n")
     out.with_suffix(".md").write_text(text)
     print(text)
+    if failed:
+        sys.exit(f"{len(failed)} rows failed, see above")
 
 
 if __name__ == "__main__":

@@ -193,7 +193,7 @@ def render(result: dict[str, Any]) -> str:
 
     Args:
       result: `machine` and `settings` (facts by name), `judged` (see `targets`), `rows`, `memory`,
-        and `scale` (lines).
+        `failed` (name, dtype and reason of rows that could not be measured), and `scale` (lines).
     """
     rows = result["rows"]
     facts = result["machine"] | result["settings"]
@@ -211,6 +211,7 @@ def render(result: dict[str, Any]) -> str:
         ("Operations", timings([r for r in rows if r["group"] == "operation"])),
         ("For scale", "\n".join(result["scale"])),
         ("Variants of PyTorch left out", left_out(rows)),
+        ("Rows that failed", "\n".join(f"- {n}, {d}: {why}" for n, d, why in result["failed"])),
     ]
     for title, text in sections:
         if text:

@@ -76,6 +76,16 @@ class LookaheadNAdam:
         self.sync_period, self.slow_step_size, self.count = sync_period, slow_step_size, 0
 
     @torch.no_grad()
+    def restart(self, parameters: Sequence[torch.Tensor]) -> None:
+        """Back to these parameters and no step taken; in place, where a graph will look for it."""
+        for kept in (self.fast, self.slow):
+            torch._foreach_copy_(kept, parameters)
+        for state in self.nadam.state.values():
+            for name, value in state.items():
+                value.fill_(1.0 if name == "mu_product" else 0.0)
+        self.count = 0
+
+    @torch.no_grad()
     def synchronise(self) -> None:
         """Counts a step; every `sync_period` steps slow weights move and fast ones follow."""
         self.count += 1
@@ -208,7 +218,9 @@ class Peer:
 
     def training_step(self) -> Contestant:
         """Loss, gradient, Nadam in lookahead."""
-        optimizer = LookaheadNAdam(self.net.parameters(), capturable=self.variant.graph)
+        capturable = self.variant.graph and self.device.type == "cuda"
+        optimizer = LookaheadNAdam(self.net.parameters(), capturable=capturable)
+        start = [p.detach().clone() for p in optimizer.fast] if self.variant.graph else []
         backward = self._backward()
 
         def update():
@@ -216,24 +228,24 @@ class Peer:
             optimizer.nadam.step()
             return loss
 
+        run = self._finished(update)
+        if start:  # recording a graph took steps of its own
+            optimizer.restart(start)
+
         def first_three():
-            losses, found = [to_numpy(update())], {}
+            losses, found = [to_numpy(run()).copy()], {}
             for path, gradient in peer.gradients(self.net, self.weights).items():
                 found[f"gradient:{path}"] = gradient.copy()
-            losses += [to_numpy(update()) for _ in range(2)]
+            losses += [to_numpy(run()).copy() for _ in range(2)]
             optimizer.count += 3
             return {f"loss {i}": loss for i, loss in enumerate(losses)} | found
-
-        # Recording a graph takes steps of its own: what it does first is known only before.
-        found = first_three() if self.variant.graph else {}
-        run = self._finished(update)
 
         def step():
             loss = run()
             optimizer.synchronise()
             return loss
 
-        return Contestant(str(self.variant), step, wait, lambda: found or first_three())
+        return Contestant(str(self.variant), step, wait, first_three)
 
 
 NETWORKS = {"dxnet": peer.DXNet, "dsnet": dsnet_peer.DSNet}

@@ -15,8 +15,8 @@ BATCH_OF_ONE = (1, 64, 64, 64, 4)
 SHARED = (1, 128, 32, 32, 4)  # four devices, and whole slices down to the coarsest level
 
 
-def network(mode):
-    return models.build("dxnet", drop_path_rate=0.0, ops=mode)
+def network(mode, encoder="efficientnet_b0"):
+    return models.build("dxnet", encoder=encoder, drop_path_rate=0.0, ops=mode)
 
 
 def loss(net, params, image, target):
@@ -26,17 +26,17 @@ def loss(net, params, image, target):
 
 
 @functools.cache
-def arguments(shape):
+def arguments(shape, *encoder):
     image = jax.ShapeDtypeStruct(shape, jnp.float32)
     target = jax.ShapeDtypeStruct((*shape[:-1], 3), jnp.uint8)
-    params = jax.eval_shape(network("lax").init, jax.random.key(0), image)["params"]
+    params = jax.eval_shape(network("lax", *encoder).init, jax.random.key(0), image)["params"]
     return params, image, target
 
 
 @functools.cache
-def gradient_program(mode):
-    function = jax.grad(functools.partial(loss, network(mode)))
-    return jax.make_jaxpr(function)(*arguments(BATCH_OF_ONE))
+def gradient_program(mode, *encoder):
+    function = jax.grad(functools.partial(loss, network(mode, *encoder)))
+    return jax.make_jaxpr(function)(*arguments(BATCH_OF_ONE, *encoder))
 
 
 def equations(jaxpr, times=1):
@@ -74,12 +74,16 @@ def test_products_are_no_more_than_the_networks_own(mode):
     assert 0.4 * analytic < counted < 1.1 * analytic
 
 
-@pytest.mark.parametrize("mode", ["fast", "unfolded"])
-def test_no_grouped_convolution_is_left_to_xla(mode):
+@pytest.mark.parametrize(
+    ("mode", "encoder"),
+    [("fast", []), ("unfolded", []), ("fast", ["efficientnet_b0_g8_gn"])],
+    ids=str,
+)
+def test_no_grouped_convolution_is_left_to_xla(mode, encoder):
     """XLA turns the kernel gradient of one into a dense convolution that is masked afterwards."""
     convolutions = [
         e
-        for e, _ in equations(gradient_program(mode).jaxpr)
+        for e, _ in equations(gradient_program(mode, *encoder).jaxpr)
         if e.primitive.name == "conv_general_dilated"
     ]
     assert convolutions

@@ -213,9 +213,8 @@ class Conv(nn.Module):
     def _grouped(self, x, kernel, strides, group_size):
         nd = x.ndim - 2
         x, padding = pad_depth(x, kernel.shape[:nd], strides, self.padding, self.depth.padding)
-        if group_size > 1:
-            return ops.conv_lax(x, kernel, strides, padding, groups=x.shape[-1] // group_size)
-        apply = ops.depthwise_conv if group_size else ops.conv
+        apply = ops.depthwise_conv if group_size == 1 else ops.grouped_conv
+        apply = apply if group_size else ops.conv
         return apply(x, kernel, strides=strides, padding=padding, mode=self.ops_mode)
 
 

@@ -18,6 +18,7 @@ from crossdim_jax.ops.conv import (
     upsample_conv_lax,
 )
 from crossdim_jax.ops.fold import up_concat_conv, up_concat_conv_reference
+from crossdim_jax.ops.grouped import grouped_conv
 from crossdim_jax.ops.nearest import (
     nearest,
     nearest_concat_conv,
@@ -43,6 +44,7 @@ __all__ = [
     "conv_lax",
     "depthwise_conv",
     "explicit_padding",
+    "grouped_conv",
     "instance_norm",
     "instance_norm_reference",
     "nearest",

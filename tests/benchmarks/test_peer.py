@@ -67,6 +67,32 @@ def test_layers_are_those_of_the_network():
     assert found == kernels
 
 
+def test_what_a_graph_replays_is_the_training_from_its_start(monkeypatch):
+    """Recording takes steps of its own, which must not show. Its recorder needs a GPU, and is not
+    here: what stands in for it takes as many steps."""
+    torch = pytest.importorskip("torch", reason="the peer is written in PyTorch (extra port)")
+    from benchmarks import theirs
+
+    def recorded(step):
+        for _ in range(3):
+            step()
+        return step
+
+    monkeypatch.setattr(theirs, "recorded", recorded)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        eager, graph = (
+            theirs.Peer(SIZE, theirs.Variant(graph=graph), ours.weights()).training_step().arrays()
+            for graph in (False, True)
+        )
+        assert timing.compare(graph, eager, "float32")[0] < 1e-5
+        without = theirs.Peer(SIZE, theirs.Variant(graph=True)).training_step()  # as for memory
+        assert np.isfinite(theirs.to_numpy(without.step()))
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("size", [32, 64])
 def test_analytic_flops_are_those_of_the_traced_network(size):
     model, shape = ours.model("lax"), (1, *(size,) * 3, inputs.MODALITIES)

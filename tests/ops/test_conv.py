@@ -111,15 +111,17 @@ def test_depthwise_blocks(x64, rng, name):
 
 
 @pytest.mark.parametrize("spatial,window,stride,padding", SHAPES)
-@pytest.mark.parametrize("kind,c_in,c_out,batch", [("dense", 3, 4, 2), ("depthwise", 5, 5, 1)])
+@pytest.mark.parametrize(
+    "kind,c_in,c_out,batch", [("dense", 3, 4, 2), ("depthwise", 5, 5, 1), ("grouped", 6, 9, 2)]
+)
 def test_fast_equals_lax(x64, rng, spatial, window, stride, padding, kind, c_in, c_out, batch):
     nd = len(spatial)
     x = jnp.asarray(rng.normal(size=(batch, *spatial, c_in)))
-    groups_in = c_in if kind == "dense" else 1
+    groups_in = {"dense": c_in, "grouped": 2, "depthwise": 1}[kind]
     kernel = jnp.asarray(rng.normal(size=(*(window,) * nd, groups_in, c_out)))
     strides = (stride,) * nd
     pad = ops.explicit_padding(spatial, kernel.shape[:nd], strides, padding)
-    op = ops.conv if kind == "dense" else ops.depthwise_conv
+    op = {"dense": ops.conv, "grouped": ops.grouped_conv, "depthwise": ops.depthwise_conv}[kind]
 
     def form(mode):
         return lambda x, k: op(x, k, strides=strides, padding=pad, mode=mode)

@@ -39,6 +39,12 @@ OPERATIONS = {
         lambda nd, c: [((6, 5, 4)[:nd], c)],
         lambda nd, c: [(*(3,) * nd, 1, c)],
     ),
+    "grouped": (
+        convolution(ops.grouped_conv, "fast"),
+        convolution(ops.grouped_conv, "lax"),
+        lambda nd, c: [((6, 5, 4)[:nd], 2 * c)],
+        lambda nd, c: [(*(3,) * nd, 2, 3 * c)],
+    ),
     "transposed": (
         ops.upsample_conv,
         ops.upsample_conv_lax,
