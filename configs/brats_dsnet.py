@@ -8,9 +8,11 @@
     :debug   two steps of it
 
 The first line writes 2D weights as they are: the three-channel stem stays untouched. The encoder of
-an Omnia-Net trained on three-channel images does as well, see docs/dsnet.md:
+an Omnia-Net trained here does as well, without its stem if that is not for three channels (those of
+CAMUS and CHAOS are not), see docs/dsnet.md:
 
-    --config.weights.file=runs/omnianet
+    --config.weights.file=runs/camus "--config.weights.skip=('.*/conv_stem/kernel',)" \\
+        "--config.weights.ignore=('in_channels',)"
 
 The 2D network at rest for the first five epochs, or slower than the rest throughout:
 

@@ -275,6 +275,11 @@ def load_variables(
                 manager.close()
     if damaged:
         raise DataError("no checkpoint can be used:\n  " + "\n  ".join(damaged))
+    if folds := sorted(Path(workdir).glob(f"fold_*/{FOLDER}")):
+        raise DataError(
+            f"{root}: no checkpoint found; this is the folder of a cross-validation: give one of "
+            f"its runs, such as {folds[0].parent}"
+        )
     raise DataError(f"{root}: no checkpoint found; train first, or give the folder of a run")
 
 

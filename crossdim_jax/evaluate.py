@@ -6,6 +6,7 @@ that fails never stops the others; a folder that cannot be written stops everyth
 
 import dataclasses
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -185,7 +186,8 @@ def evaluate_cases(
 
     Returns the summary: `challenge`, `profile`, `aggregation`, `definitions`, `regions`, `n_cases`,
     `statistics` ({"dice_WT": {"mean", ...}}, None for an undefined value), `groups` ({name:
-    {"n_cases", "statistics"}}), `tables` (see `challenges.Table`), `provenance`, `mismatched`,
+    {"n_cases", "statistics"}}), `tables` (see `challenges.Table`), `truths` ({case id: a
+    fingerprint of its label}, for comparisons of runs), `provenance`, `mismatched`,
     `failed` and `missing` ([case id, message] each).
 
     Raises DataError if no prediction exists, ManyErrors if none could be made or scored.
@@ -196,11 +198,11 @@ def evaluate_cases(
     check_writable(out_folder)
 
     scored = _score_all(challenge, present, paths, num_threads, progress)
-    failed += [(case, note) for case, row, note in scored if row is None]
+    failed += [(case, score.note) for case, score in scored if score.row is None]
     evaluated = [
-        Evaluated(case, row, paths[case.id], note)
-        for case, (_, row, note) in zip(present, scored, strict=True)
-        if row is not None
+        Evaluated(case, score.row, paths[case.id], score.note)
+        for case, (_, score) in zip(present, scored, strict=True)
+        if score.row is not None
     ]
     if not evaluated:
         raise ManyErrors(NOTHING_SCORED, failed)
@@ -209,6 +211,7 @@ def evaluate_cases(
         {
             **_summary(challenge, evaluated),
             "tables": [dataclasses.asdict(table) for table in further],
+            "truths": {case: score.truth for case, score in scored if score.truth},
             "provenance": dict(provenance or {}),
             "mismatched": [[case.files.id, case.note] for case in evaluated if case.note],
             "failed": failed,
@@ -301,14 +304,14 @@ def _score_all(
     paths: Mapping[str, Path],
     num_threads: int | None,
     progress: bool,
-) -> list[tuple[str, dict[str, float] | None, str]]:
-    """(case id, row, note) of every case; no row, and the reason, where it could not be scored."""
+) -> list[tuple[str, "_Score"]]:
+    """(case id, score) of every case; no row, and the reason, where it could not be scored."""
 
-    def score(case: CaseFiles) -> tuple[dict[str, float] | None, str]:
+    def score(case: CaseFiles) -> _Score:
         try:
             return _score_case(challenge, case, paths[case.id])
         except Exception as error:
-            return None, _describe(error, case.id)
+            return _Score(None, _describe(error, case.id))
 
     scored = []
     pool = ThreadPoolExecutor(num_threads or min(4, os.cpu_count() or 1))
@@ -316,22 +319,38 @@ def _score_all(
         with _bar(files, "evaluate", progress) as bar:
             for case, outcome in zip(bar, pool.map(score, files), strict=True):
                 bar.set_postfix_str(case.id)
-                scored.append((case.id, *outcome))
+                scored.append((case.id, outcome))
     finally:  # an interrupt must not wait for the cases that have not begun
         pool.shutdown(cancel_futures=True)
     return scored
 
 
-def _score_case(challenge: Challenge, files: CaseFiles, path: Path) -> tuple[dict[str, float], str]:
-    """The row of one case and a note, empty unless the grids differ."""
+@dataclasses.dataclass(frozen=True)
+class _Score:
+    """Of one case: its row, a note if the grids differ or there is no row, and what it was of."""
+
+    row: dict[str, float] | None
+    note: str
+    truth: str = ""
+
+
+def _score_case(challenge: Challenge, files: CaseFiles, path: Path) -> _Score:
     case = challenge.load(files)
     if case.label is None:
         raise DataError(f"{files.id}: there is no label to evaluate against")
     predicted, geometry = challenge.read_prediction(path)
     if why := _grid_mismatch(case.geometry, geometry):
         row = challenge.mismatch(case.label, case.spacing_mm, kind=case.kind)
-        return row, f"{path}: {why}"
-    return challenge.score(case.label, predicted, case.spacing_mm, kind=case.kind), ""
+        return _Score(row, f"{path}: {why}", _fingerprint(case.label))
+    row = challenge.score(case.label, predicted, case.spacing_mm, kind=case.kind)
+    return _Score(row, "", _fingerprint(case.label))
+
+
+def _fingerprint(label: np.ndarray) -> str:
+    """Equal for equal labels of equal size."""
+    found = hashlib.sha256(repr(label.shape).encode())
+    found.update(np.ascontiguousarray(label, np.int32))
+    return found.hexdigest()[:16]
 
 
 def _grid_mismatch(truth: images.Geometry, prediction: images.Geometry) -> str:

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -319,7 +319,11 @@ class _Run:
 
     def validate(self, state: TrainState) -> None:
         """Validates the slow weights and keeps them if they are the best; pending if stopped."""
-        record, started = self.record, time.monotonic()
+        with self._outside_the_rate():
+            self._validate(state)
+
+    def _validate(self, state: TrainState) -> None:
+        record = self.record
         dice = validate(variables(state), self.validation, self.stop.requested)
         record.validation_pending = dice is None
         if dice is None:
@@ -339,7 +343,13 @@ class _Run:
         named = ", ".join(f"{r} {d:.3f}" for r, d in zip(self.regions, dice, strict=True))
         best = " (best so far)" if record.best_step == record.step else ""
         self.shown.say(f"validation after step {record.step}: Dice {score:.3f}: {named}{best}")
-        if self._images_since is not None:  # no part of the training's images/s
+
+    @contextlib.contextmanager
+    def _outside_the_rate(self) -> Iterator[None]:
+        """Around what is no part of the training's images/s."""
+        started = time.monotonic()
+        yield
+        if self._images_since is not None:
             self._images_since += time.monotonic() - started
 
     def exhausted(self) -> bool:
@@ -358,8 +368,9 @@ class _Run:
     def save(self, state: TrainState, data_state: Any) -> None:
         """Checkpoints the step that was dispatched last, once its metrics are known good."""
         self.receive()
-        self.writer.sync()
-        self.checkpoints.save(state, self._meta() | {"data": data_state})
+        with self._outside_the_rate():
+            self.writer.sync()
+            self.checkpoints.save(state, self._meta() | {"data": data_state})
 
     def leave(self) -> None:
         """Raises Interrupted, once all is on disk."""

@@ -88,26 +88,28 @@ def _train(experiment: Experiment) -> bool:
         split.write(experiment.workdir / run_folder.SPLITS)
         if record is not None:
             run_folder.write_json(experiment.workdir / run_folder.WEIGHTS, record)
-        run_cost.record(experiment.workdir, state)
-    loop.fit(
-        state,
-        train.compiled_first(make_step(experiment, optimizer, loss)),
-        data,
-        workdir=experiment.workdir,
-        mesh=experiment.mesh,
-        regions=experiment.challenge.foreground,
-        total_steps=steps * epochs,
-        steps_per_epoch=steps,
-        validation=validation if held_out_cases else None,
-        log_every_steps=options.log_every_steps,
-        checkpoint_every_steps=options.checkpoint_every_steps,
-        keep=options.keep,
-        early_stop_epochs=options.early_stop_epochs,
-        config=config.to_dict(),
-        skip_nonfinite=options.get("skip_nonfinite", 0),
-    )
-    if first:
-        run_cost.record_peak(experiment.workdir)
+        run_cost.record(experiment.workdir, state, experiment.mesh.size)
+    try:
+        loop.fit(
+            state,
+            train.compiled_first(make_step(experiment, optimizer, loss)),
+            data,
+            workdir=experiment.workdir,
+            mesh=experiment.mesh,
+            regions=experiment.challenge.foreground,
+            total_steps=steps * epochs,
+            steps_per_epoch=steps,
+            validation=validation if held_out_cases else None,
+            log_every_steps=options.log_every_steps,
+            checkpoint_every_steps=options.checkpoint_every_steps,
+            keep=options.keep,
+            early_stop_epochs=options.early_stop_epochs,
+            config=config.to_dict(),
+            skip_nonfinite=options.get("skip_nonfinite", 0),
+        )
+    finally:  # also of a start that is stopped: it may be the one that compiled
+        if first:
+            run_cost.record_peak(experiment.workdir)
     return bool(held_out_cases)
 
 

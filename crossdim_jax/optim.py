@@ -365,7 +365,13 @@ def _frozen_for(tx: optax.GradientTransformation, patterns: tuple[str, ...], ste
 
 def _scaled(rates: Sequence[tuple[str, float]]) -> optax.GradientTransformation:
     """Updates times the factor of the last pattern that matches."""
-    rates = tuple((pattern, float(factor)) for pattern, factor in rates)
+    try:
+        rates = tuple((str(pattern), float(factor)) for pattern, factor in rates)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"the optimiser's rates {rates!r}: expected pairs of a pattern and a factor, such as "
+            "(('net2d/.*', 0.1),)"
+        ) from error
     if wrong := [rate for rate in rates if not 0 <= rate[1] < float("inf")]:
         raise ConfigError(f"the optimiser's rates {wrong}: a factor must be 0 or more")
 

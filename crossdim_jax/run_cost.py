@@ -1,5 +1,6 @@
 """What a run costs, `run.json` of its folder: parameters, device, peak memory."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -8,29 +9,35 @@ import jax
 import numpy as np
 
 from crossdim_jax import memory, optim, run_folder
+from crossdim_jax.errors import DataError
 from crossdim_jax.train_state import TrainState
 
 
-def record(workdir: Path, state: TrainState) -> None:
+def record(workdir: Path, state: TrainState, devices: int) -> None:
     """Writes what is known when training starts; a peak of an earlier start is kept.
 
-    Raises DataError if it cannot be written; so does `record_peak`.
+    devices: how many train.
+
+    Raises DataError if it cannot be written.
     """
     parameters = jax.tree.leaves(optim.slow(state.params))
-    devices = jax.devices()
     found = _read(workdir) | {
         "parameters": sum(int(np.prod(leaf.shape)) for leaf in parameters),
-        "device": devices[0].device_kind,
-        "devices": len(devices),
+        "device": jax.devices()[0].device_kind,
+        "devices": devices,
     }
     _write(workdir, found)
 
 
 def record_peak(workdir: Path) -> None:
-    """Adds the peak memory so far, the largest of all starts of the run."""
+    """Adds the peak memory so far, the largest of all starts of the run.
+
+    Left out if it cannot be written: what ended the training then has more to say.
+    """
     found = _read(workdir)
     found["peak_memory_mb"] = max(peak_memory_mb(), found.get("peak_memory_mb", 0.0))
-    _write(workdir, found)
+    with contextlib.suppress(DataError):
+        _write(workdir, found)
 
 
 def peak_memory_mb() -> float:

@@ -152,6 +152,14 @@ def test_no_checkpoint_is_a_clear_error(tmp_path):
         checkpoint.load_variables(tmp_path)
 
 
+def test_a_folder_of_folds_names_one(tmp_path, first):
+    for fold in (0, 1):
+        with Checkpointer(tmp_path / f"fold_{fold}") as checkpoints:
+            checkpoints.save(at_step(first, 1), {"step": 1})
+    with pytest.raises(DataError, match=f"give one of its runs, such as {tmp_path}/fold_0$"):
+        checkpoint.load_variables(tmp_path)
+
+
 def test_a_torn_checkpoint_is_reported_and_the_one_before_it_used(tmp_path, first, capsys):
     with Checkpointer(tmp_path) as checkpoints:
         for step in (1, 2):

@@ -386,3 +386,14 @@ def test_further_formats_are_written_for_new_cases(files, tmp_path):
         "all",
     ]
     assert (folder / "all.txt").read_text() == f"{files[0].id},{files[2].id}"
+
+
+def test_cases_of_one_name_can_be_told_apart(challenge, files, tmp_path):
+    """By their labels: for whoever compares two evaluations."""
+    predict(challenge, files, tmp_path / "predictions")
+    truths = score(challenge, files, tmp_path / "predictions")["truths"]
+    assert truths.keys() == {case.id for case in files} and len(set(truths.values())) > 1
+    assert score(challenge, files, tmp_path / "predictions")["truths"] == truths
+    other = dataclasses.replace(files[0], label=files[1].label)
+    again = score(challenge, [other], tmp_path / "predictions")["truths"]
+    assert again == {files[0].id: truths[files[1].id]}

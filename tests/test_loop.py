@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -63,10 +64,10 @@ def checking(cases, **options):
     return Validation(cases, toy.make_predict(MODEL), toy.encode, **options)
 
 
-def lines(workdir, *kinds):
+def lines(workdir, *kinds, rates=False):
     """The metrics file without what depends on the clock."""
     return [
-        {k: v for k, v in record.items() if k not in ("seconds", "images_per_s")}
+        {k: v for k, v in record.items() if rates or k not in ("seconds", "images_per_s")}
         for record in toy.read_metrics(workdir)
         if not kinds or record["kind"] in kinds
     ]
@@ -269,6 +270,19 @@ def test_the_best_validation_is_kept_with_its_slow_weights(start, cases, tmp_pat
     assert meta["score"] == result.best_score == scores[0] and meta["step"] == 2
     latest, _ = checkpoint.load_variables(tmp_path, best=False)
     assert_equal(latest["params"], result.state.params.slow)
+
+
+def test_checkpoints_are_no_part_of_the_rate(start, tmp_path, monkeypatch):
+    save = Checkpointer.save
+
+    def slow(*args):
+        time.sleep(1)
+        return save(*args)
+
+    monkeypatch.setattr(Checkpointer, "save", slow)
+    run(start, tmp_path, total_steps=8)
+    rate = lines(tmp_path, rates=True)[-1]["images_per_s"]
+    assert rate > 4 * 4 / 1  # two checkpoints lie between the logged steps 4 and 8
 
 
 def test_validation_dice_counts_voxels_and_leaves_unlabelled_regions_out(cases):

@@ -16,10 +16,11 @@ def test_parameters_are_counted_once_and_the_largest_peak_is_kept(tmp_path, monk
     monkeypatch.setattr(run_cost, "peak_memory_mb", lambda: next(peaks))
     found = []
     for _ in range(3):
-        run_cost.record(tmp_path, state)
+        run_cost.record(tmp_path, state, devices=3)
         run_cost.record_peak(tmp_path)
         found.append(json.loads((tmp_path / "run.json").read_text()))
     assert [run["peak_memory_mb"] for run in found] == [300.0, 300.0, 400.0]
+    assert found[0]["devices"] == 3
     assert found[0]["parameters"] == 4 * 27 + 4 + 2 * 4 * 27 + 2
 
 

@@ -9,15 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from crossdim_jax.errors import ConfigError, DataError
-from crossdim_jax.files import duration, write_text
-from crossdim_jax.metric_writer import FILE as METRICS
+from crossdim_jax.files import write_text
 from crossdim_jax.plain import csv_text
 from crossdim_jax.report import page, tables
-from crossdim_jax.report.run_folder import read_json, read_metrics
-from crossdim_jax.run_folder import CONFIG, RUN
+from crossdim_jax.report.compared import CONDITIONS, FACTS, Run
 
 PAGE, TABLE, CSV = "comparison.html", "comparison.md", "comparison.csv"
 SHOWN = ("mean", "median", "q25", "q75")
@@ -40,7 +36,7 @@ def write(workdirs: Sequence[str | os.PathLike], output: str | os.PathLike = "")
             f"--workdir={','.join(map(str, workdirs))}: a comparison needs two run folders or "
             "more, each once, separated by commas"
         )
-    runs = [_Run(folder) for folder in folders]
+    runs = [Run(folder) for folder in folders]
     names = _names(runs)
     facts = [["", *names], *_facts(runs)]
     metrics = list(dict.fromkeys(m for run in runs for m in run.definitions))
@@ -48,7 +44,7 @@ def write(workdirs: Sequence[str | os.PathLike], output: str | os.PathLike = "")
     folder = Path(output) if str(output) else folders[0].resolve().parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / CSV, csv_text([*facts, *(row for _, rows in scores for row in rows)]))
+        write_text(folder / CSV, csv_text(_csv(runs, names, metrics)))
         write_text(folder / TABLE, _markdown(facts, scores, _notes(runs, names)))
         write_text(folder / PAGE, _html(names, facts, scores, _notes(runs, names)))
     except OSError as error:
@@ -56,108 +52,111 @@ def write(workdirs: Sequence[str | os.PathLike], output: str | os.PathLike = "")
     return folder / PAGE
 
 
-class _Run:
-    """What is known of one run folder."""
-
-    def __init__(self, folder: Path):
-        self.folder, self.config = folder, read_json(folder / CONFIG)
-        if not self.config:
-            raise DataError(
-                f"{folder / CONFIG}: not found; a comparison is of run folders, such as "
-                "--workdir=runs/dsnet,runs/dxnet"
-            )
-        self.summary: dict[str, Any] = read_json(folder / page.SUMMARY) or {}
-        self.measured: dict[str, Any] = read_json(folder / RUN) or {}
-        self.train, _, _ = read_metrics(folder / METRICS)
-        self.definitions: dict[str, str] = self.summary.get("definitions", {})
-        self.regions: list[str] = self.summary.get("regions", [])
-
-    def statistic(self, metric: str, region: str, kind: str) -> str:
-        """As printed."""
-        found = self.summary.get("statistics", {}).get(f"{metric}_{region}", {})
-        return tables.cell(found.get(kind), metric)
-
-
-def _names(runs: Sequence[_Run]) -> list[str]:
+def _names(runs: Sequence[Run]) -> list[str]:
     """The folders' names, or their paths where two are called the same."""
     short = [run.folder.resolve().name for run in runs]
     return short if len(set(short)) == len(short) else [str(run.folder) for run in runs]
 
 
-def _facts(runs: Sequence[_Run]) -> list[list[str]]:
+def _facts(runs: Sequence[Run]) -> list[list[str]]:
     """What the runs were and what they cost: rows of text, a column for each run."""
 
-    def network(run):
-        model = run.config.get("model", {})
-        return " ".join(str(model[f]) for f in ("name", "variant", "encoder") if model.get(f))
+    def row(title, values, text):
+        return [title, *(tables.MISSING if value is None else text(value) for value in values)]
 
-    def speed(run):
-        speeds = [row["images_per_s"] for row in run.train if row.get("images_per_s")]
-        return f"{1 / np.median(speeds):.3g}" if speeds else tables.MISSING
-
-    def of(run, name, form="{:,}"):
-        value = run.measured.get(name)
-        return tables.MISSING if value is None else form.format(value)
-
-    def patch(run):
-        return " x ".join(map(str, run.config.get("data", {}).get("patch", ()))) or tables.MISSING
-
-    def last(run, name, form):
-        value = run.train[-1].get(name) if run.train else None
-        return tables.MISSING if value is None else form(value)
-
-    rows = {
-        "Network": network,
-        "Parameters": lambda run: of(run, "parameters"),
-        "Patch": patch,
-        "Steps": lambda run: last(run, "step", "{:,}".format),
-        "Training time": lambda run: last(run, "seconds", duration),
-        "Training time per image (s, median)": speed,
-        "Peak memory (MB)": lambda run: of(run, "peak_memory_mb", "{:,.0f}"),
-        "Device": lambda run: of(run, "device", "{}"),
-        "Cases evaluated": lambda run: str(run.summary.get("n_cases", tables.MISSING)),
-    }
-    return [[name, *map(make, runs)] for name, make in rows.items()]
+    rows = [row(title, map(value, runs), text) for title, value, text in FACTS.values()]
+    for name in _provenance(runs):
+        rows.append(row(tables.words(name), (run.provenance.get(name) for run in runs), str))
+    return rows
 
 
-def _scores(runs: Sequence[_Run], names: Sequence[str], metric: str) -> list[list[str]]:
+def _provenance(runs: Sequence[Run]) -> list[str]:
+    """Names of what is known of how predictions were made; the training's patch stands above."""
+    return [n for n in dict.fromkeys(n for run in runs for n in run.provenance) if n != "patch"]
+
+
+def _csv(runs: Sequence[Run], names: Sequence[str], metrics: Sequence[str]) -> list[list[Any]]:
+    """Every number as it is, a line each."""
+    rows: list[list[Any]] = [["run", "metric", "region", "statistic", "value"]]
+    for run, name in zip(runs, names, strict=True):
+        facts = {key: value(run) for key, (_, value, _) in FACTS.items()}
+        facts |= {key: run.provenance.get(key) for key in _provenance(runs)}
+        rows += [[name, key, "", "", value] for key, value in facts.items() if value is not None]
+        for metric in metrics:
+            for region in run.regions:
+                for kind in SHOWN:
+                    value = run.statistic(metric, region, kind)
+                    if value is not None:
+                        rows.append([name, metric, region, kind, value])
+    return rows
+
+
+def _scores(runs: Sequence[Run], names: Sequence[str], metric: str) -> list[list[str]]:
     """One metric: mean, median and quartiles by region, a column for each run."""
     regions = list(dict.fromkeys(region for run in runs for region in run.regions))
     rows = [[tables.heading(metric), *names]]
     for region in regions:
         for kind in SHOWN:
-            cells = (run.statistic(metric, region, kind) for run in runs)
+            cells = (tables.cell(run.statistic(metric, region, kind), metric) for run in runs)
             rows.append([f"{region}, {tables.STATISTICS[kind].lower()}", *cells])
     return rows
 
 
-def _notes(runs: Sequence[_Run], names: Sequence[str]) -> list[str]:
+def _notes(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
     """What a reader must know before comparing the columns."""
     notes = [
         "Training time per image is between two lines of the log, without validation and "
         "checkpoints. Peak memory is that of the device; on a CPU, that of the whole process, "
         "compiling included."
     ]
-    for field, what in {
-        "challenge": "different challenges",
-        "definitions": "metrics with different definitions",
-        "aggregation": "statistics aggregated differently",
-        "n_cases": "different numbers of cases",
+    scored = [run for run in runs if run.summary]
+    for what, found in {
+        "on different challenges": [r.summary.get("challenge") for r in scored],
+        "with metrics of different definitions": [r.definitions for r in scored],
+        "with statistics aggregated differently": [r.summary.get("aggregation") for r in scored],
+        "on different numbers of cases": [r.summary.get("n_cases") for r in scored],
+        "on different cases": [r.case_ids() for r in scored],
     }.items():
-        found = [run.summary.get(field) for run in runs if run.summary]
-        if any(value != found[0] for value in found):
-            notes.append(f"These runs were scored on or with {what}: the columns do not compare.")
-    cases = [_case_ids(run) for run in runs if run.summary]
-    if any(ids != cases[0] for ids in cases):
-        notes.append("These runs were scored on different cases: the columns do not compare.")
+        if _differ(found):
+            notes.append(f"These runs were scored {what}: the columns do not compare.")
+    if others := _other_truths(scored):
+        notes.append(
+            "These runs were scored on cases of the same names with different labels or sizes, "
+            f"such as {', '.join(others[:3])}: the columns do not compare."
+        )
+    ways = [
+        tables.words(name).lower()
+        for name in _provenance(scored)
+        if name != "checkpoint_step" and _differ([r.provenance.get(name) for r in scored])
+    ]
+    if ways:
+        said = ", ".join(ways)
+        notes.append(f"Predictions were made with different {said}: scores differ by that too.")
+    conditions = (FACTS[name] for name in CONDITIONS)
+    unequal = [title for title, value, _ in conditions if _differ([value(run) for run in runs])]
+    if unequal:
+        said = ", ".join(unequal).lower()
+        notes.append(f"The trainings had different {said}: time and memory differ by that too.")
     for run, name in zip(runs, names, strict=True):
+        notes += [f"{name}: {text}." for text, _ in tables.problems(run.summary)]
         if not run.summary:
             notes.append(f"{name} has not been evaluated yet (--mode=evaluate).")
     return notes
 
 
-def _case_ids(run: _Run) -> list[str]:
-    return sorted(row["id"] for row in page.read_cases(run.folder / page.CASES))
+def _differ(found: Sequence[Any]) -> bool:
+    return any(value != found[0] for value in found)
+
+
+def _other_truths(runs: Sequence[Run]) -> list[str]:
+    """Cases that are called the same in two runs and are not."""
+    known: dict[str, str] = {}
+    others = []
+    for run in runs:
+        for case, truth in run.summary.get("truths", {}).items():
+            if known.setdefault(case, truth) != truth:
+                others.append(case)
+    return sorted(set(others))
 
 
 def _markdown(facts, scores, notes) -> str:

@@ -83,7 +83,7 @@ def facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         *((heading(metric), text) for metric, text in definitions.items()),
         ("Aggregation", AGGREGATION.get(summary["aggregation"], summary["aggregation"])),
         ("Cases", str(summary["n_cases"])),
-        *((_words(name), str(value)) for name, value in summary.get("provenance", {}).items()),
+        *((words(name), str(value)) for name, value in summary.get("provenance", {}).items()),
     ]
 
 
@@ -98,7 +98,8 @@ def plain(table: Mapping[str, Any]) -> list[list[str]]:
     return [list(table["columns"]), *([text(value) for value in row] for row in table["rows"])]
 
 
-def _words(name: str) -> str:
+def words(name: str) -> str:
+    """A field's name as a title."""
     words = name.replace("_", " ")
     return words[:1].upper() + words[1:]
 

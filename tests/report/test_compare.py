@@ -14,7 +14,7 @@ from crossdim_jax.report import compare
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def write_run(folder, name, dice, *, n_cases=4, definitions=None):
+def write_run(folder, name, dice, *, n_cases=4, definitions=None, config=None, **scores):
     """What the comparison reads of a run folder."""
     statistics = {
         "mean": dice, "median": dice + 0.01, "q25": dice - 0.1, "q75": dice + 0.1, "n": n_cases,
@@ -26,7 +26,9 @@ def write_run(folder, name, dice, *, n_cases=4, definitions=None):
         "aggregation": "clean",
         "n_cases": n_cases,
         "statistics": {"dice_WT": statistics},
-    }
+        "provenance": {"checkpoint_step": 12, "window_overlap": 0.5, "patch": [97, 64, 64]},
+        "truths": {"a": "0123", "b": "4567"},
+    } | scores
     metrics = [
         {"kind": "train", "step": s, "epoch": s / 4, "images_per_s": v, "seconds": 90.0}
         for s, v in ((4, 0.1), (8, 0.5), (12, 0.5))
@@ -35,9 +37,16 @@ def write_run(folder, name, dice, *, n_cases=4, definitions=None):
         "config.json": {
             "model": {"name": name, "variant": "paper", "encoder": "efficientnet_b0"},
             "data": {"patch": [97, 64, 64]},
-        },
+            "train": {"batch_size": 2, "accumulate": 1},
+        }
+        | (config or {}),
         "evaluation/summary.json": summary,
-        "run.json": {"parameters": 7226914, "peak_memory_mb": 2345.6, "device": "cpu"},
+        "run.json": {
+            "parameters": 7226914,
+            "peak_memory_mb": 2345.6,
+            "device": "cpu",
+            "devices": 4,
+        },
     }
     for path, content in files.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -47,8 +56,16 @@ def write_run(folder, name, dice, *, n_cases=4, definitions=None):
 
 
 def table(folder):
-    with (folder / compare.CSV).open() as file:
-        return {row[0]: row[1:] for row in csv.reader(file)}
+    """Rows of the Markdown by their first cell; of several the last."""
+    lines = (folder / compare.TABLE).read_text().splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
+    return {row[0]: row[1:] for row in rows}
+
+
+def notes(*runs):
+    compare.write(runs)
+    text = (runs[0].parent / compare.TABLE).read_text()
+    return [line for line in text.splitlines() if line.startswith("- ")]
 
 
 def test_two_runs_stand_in_one_table(tmp_path):
@@ -56,12 +73,12 @@ def test_two_runs_stand_in_one_table(tmp_path):
     page = compare.write(runs, tmp_path / "out")
     assert page == tmp_path / "out" / "comparison.html"
     found = table(tmp_path / "out")
-    assert found[""] == ["ds", "dx"]
     assert found["Network"] == [f"{n} paper efficientnet_b0" for n in ("dsnet", "dxnet")]
     assert found["Parameters"] == ["7,226,914"] * 2
     assert found["Training time per image (s, median)"] == ["2", "2"]
     assert found["Peak memory (MB)"] == ["2,346"] * 2
-    assert found["Steps"] == ["12"] * 2
+    assert found["Steps"] == ["12"] * 2 and found["Batch"] == ["2"] * 2
+    assert found["Devices"] == ["4 x cpu"] * 2 and found["Window overlap"] == ["0.5"] * 2
     assert found["WT, mean"] == ["90.00", "80.00"]
     assert found["WT, median"] == ["91.00", "81.00"]
     assert found["WT, 25th percentile"] == ["80.00", "70.00"]
@@ -70,7 +87,56 @@ def test_two_runs_stand_in_one_table(tmp_path):
     for cell in ("ds and dx", "90.00", "70.00", "7,226,914"):
         assert cell in html
     assert "| WT, mean | 90.00 | 80.00 |" in text
-    assert "do not compare" not in text
+    assert "do not compare" not in text and "differ by that" not in text
+
+
+def test_the_csv_has_every_number_as_it_is(tmp_path):
+    runs = [write_run(tmp_path / "ds", "dsnet", 0.9), write_run(tmp_path / "dx", "dxnet", 0.8)]
+    compare.write(runs)
+    with (tmp_path / compare.CSV).open(newline="") as file:
+        rows = {tuple(row.values())[:4]: row["value"] for row in csv.DictReader(file)}
+    assert float(rows["dx", "dice", "WT", "mean"]) == 0.8
+    assert float(rows["ds", "dice", "WT", "median"]) == 0.9 + 0.01
+    assert rows["ds", "parameters", "", ""] == "7226914"
+    assert float(rows["ds", "seconds_per_image", "", ""]) == 2.0
+    assert rows["dx", "window_overlap", "", ""] == "0.5"
+    assert len(rows) == (tmp_path / compare.CSV).read_text().count("\n") - 1  # no key comes twice
+
+
+def test_what_makes_scores_differ_is_said(tmp_path):
+    run = write_run(tmp_path / "a", "dsnet", 0.9)
+    other = write_run(tmp_path / "b", "dxnet", 0.8, truths={"a": "0123", "b": "other"})
+    assert "labels or sizes, such as b: the columns do not compare" in notes(run, other)[1]
+    way = {"checkpoint_step": 9, "window_overlap": 0.5, "test_time_flips": True, "patch": [32] * 3}
+    other = write_run(tmp_path / "b", "dxnet", 0.8, provenance=way, failed=[["c", "unreadable"]])
+    assert [note[:60] for note in notes(run, other)[1:]] == [
+        "- Predictions were made with different test time flips: scor",
+        "- b: 1 of the cases not scored, because of an error.",
+    ]
+
+
+def test_what_makes_costs_differ_is_said(tmp_path):
+    config = {"model": {"name": "dxnet", "dtype": "bfloat16"}, "data": {"patch": [97, 64, 64]}}
+    config["train"] = {"batch_size": 8, "accumulate": 2}
+    other = write_run(tmp_path / "b", "dxnet", 0.8, config=config)
+    found = notes(write_run(tmp_path / "a", "dsnet", 0.9), other)[1:]
+    assert found == [
+        "- The trainings had different batch, compute type: time and memory differ by that too."
+    ]
+    assert table(tmp_path)["Batch"] == ["2", "8 in 2 parts"]
+
+
+def test_a_cross_validation_is_one_run(tmp_path):
+    whole = write_run(tmp_path / "cv", "dsnet", 0.9)
+    for name in ("run.json", "metrics.jsonl"):
+        (whole / name).unlink()
+    for fold in range(3):
+        write_run(whole / f"fold_{fold}", "dsnet", 0.1)
+    compare.write([whole, write_run(tmp_path / "dx", "dxnet", 0.8)])
+    found = table(tmp_path)
+    assert found["Trainings (folds)"] == ["3", "1"]
+    assert found["Steps"] == ["36", "12"] and found["Training time"] == ["4 min 30 s", "1 min 30 s"]
+    assert found["Parameters"] == ["7,226,914"] * 2 and found["WT, mean"] == ["90.00", "80.00"]
 
 
 def test_what_cannot_be_compared_is_said(tmp_path):
@@ -87,7 +153,7 @@ def test_what_cannot_be_compared_is_said(tmp_path):
         assert what in text
     assert "aggregated differently" not in text  # of a run without scores nothing is known
     found = table(tmp_path)
-    assert found[""] == [str(run) for run in runs]  # two are called the same
+    assert found["Dice (%)"] == [str(run) for run in runs]  # two are called the same
     assert found["WT, mean"][2] == found["Parameters"][2] == "–"
 
 

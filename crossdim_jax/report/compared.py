@@ -1,0 +1,121 @@
+"""A run as a column of a comparison: what its folder holds, and what the training cost."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crossdim_jax.errors import DataError
+from crossdim_jax.files import duration
+from crossdim_jax.metric_writer import FILE as METRICS
+from crossdim_jax.report import page
+from crossdim_jax.report.run_folder import read_json, read_metrics
+from crossdim_jax.run_folder import CONFIG, RUN
+
+
+class Run:
+    """What is known of one run folder, or of a cross-validation's with a run for each fold."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.config = folder, read_json(folder / CONFIG)
+        if not self.config:
+            raise DataError(
+                f"{folder / CONFIG}: not found; a comparison is of run folders, such as "
+                "--workdir=runs/dsnet,runs/dxnet"
+            )
+        self.summary: dict[str, Any] = read_json(folder / page.SUMMARY) or {}
+        folds = sorted(folder.glob("fold_*"), key=lambda path: (len(path.name), path.name))
+        self.trained = folds or [folder]
+        self.measured = [found for path in self.trained if (found := read_json(path / RUN))]
+        self.logs = [log for path in self.trained if (log := read_metrics(path / METRICS)[0])]
+        self.definitions: dict[str, str] = self.summary.get("definitions", {})
+        self.regions: list[str] = self.summary.get("regions", [])
+        self.provenance: dict[str, Any] = self.summary.get("provenance", {})
+
+    def statistic(self, metric: str, region: str, kind: str) -> float | None:
+        """Of the scores; None if there is none."""
+        return self.summary.get("statistics", {}).get(f"{metric}_{region}", {}).get(kind)
+
+    def field(self, name: str) -> Any:
+        """Of the config, by its dotted name; None if there is none."""
+        found = self.config
+        for part in name.split("."):
+            found = found.get(part) if isinstance(found, dict) else None
+        return found
+
+    def cost(self, name: str) -> list[Any]:
+        """What `run_cost` recorded, of each training that has it."""
+        return [found[name] for found in self.measured if name in found]
+
+    def last(self, name: str) -> list[Any]:
+        """Of the last line that each training logged."""
+        return [log[-1][name] for log in self.logs if log[-1].get(name) is not None]
+
+    def case_ids(self) -> list[str]:
+        """Of the cases scored."""
+        return sorted(row["id"] for row in page.read_cases(self.folder / page.CASES))
+
+
+def _network(run: Run) -> str | None:
+    parts = (run.field(f"model.{name}") for name in ("name", "variant", "encoder"))
+    return " ".join(str(part) for part in parts if part) or None
+
+
+def _batch(run: Run) -> str | None:
+    size, parts = run.field("train.batch_size"), run.field("train.accumulate") or 1
+    return None if size is None else f"{size}" + (f" in {parts} parts" if parts > 1 else "")
+
+
+def _device(run: Run) -> str | None:
+    kinds, numbers = run.cost("device"), run.cost("devices")
+    return f"{max(numbers, default=1)} x {kinds[0]}" if kinds else None
+
+
+def _seconds_per_image(run: Run) -> float | None:
+    speeds = [row["images_per_s"] for log in run.logs for row in log if row.get("images_per_s")]
+    return float(1 / np.median(speeds)) if speeds else None
+
+
+def _patch(run: Run) -> str | None:
+    return " x ".join(map(str, run.field("data.patch") or ())) or None
+
+
+def _largest(name: str) -> Callable[[Run], Any]:
+    return lambda run: max(run.cost(name), default=None)
+
+
+def _sum(name: str) -> Callable[[Run], Any]:
+    return lambda run: sum(run.last(name)) or None
+
+
+# Column of the CSV -> title, value of a run (None if unknown), and how it is printed. Of a
+# cross-validation steps and seconds are those of all folds together.
+FACTS: dict[str, tuple[str, Callable[[Run], Any], Callable[[Any], str]]] = {
+    "network": ("Network", _network, str),
+    "trainings": ("Trainings (folds)", lambda run: len(run.trained), str),
+    "parameters": (
+        "Parameters",
+        _largest("parameters"),
+        "{:,}".format,
+    ),
+    "patch": ("Patch", _patch, str),
+    "batch": ("Batch", _batch, str),
+    "dtype": ("Compute type", lambda run: run.field("model.dtype"), str),
+    "device": ("Devices", _device, str),
+    "steps": ("Steps", _sum("step"), "{:,}".format),
+    "seconds": ("Training time", _sum("seconds"), duration),
+    "seconds_per_image": (
+        "Training time per image (s, median)",
+        _seconds_per_image,
+        "{:.3g}".format,
+    ),
+    "peak_memory_mb": (
+        "Peak memory (MB)",
+        _largest("peak_memory_mb"),
+        "{:,.0f}".format,
+    ),
+    "cases": ("Cases evaluated", lambda run: run.summary.get("n_cases"), str),
+}
+# Those without which time and memory do not compare.
+CONDITIONS = ("patch", "batch", "dtype", "device")
