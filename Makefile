@@ -13,7 +13,7 @@ help:
 	@echo "make demo      environment, then DX-Net on generated phantoms, ending in a report"
 	@echo "make test      environment with torch and timm, then every test"
 	@echo "make test-all  and the tests that take long"
-	@echo "make bench     side by side with the same network in PyTorch (SIZE=64; on a GPU 128)"
+	@echo "make bench     side by side with the same network in PyTorch (SIZE=64; on a GPU 128, its input 64)"
 	@echo "make lint      ruff"
 	@echo "make format    ruff, changing files"
 	@echo "make clean     removes the environment; data, weights and runs stay"

@@ -154,7 +154,7 @@ def main() -> None:
                 limit_s=options.compile_limit_s,
             )
         except Exception as error:  # hours of other rows must not be lost with this one
-            failed.append([case.name, case.dtype, f"{type(error).__name__}: {error}"])
+            failed.append([case.name, case.dtype, timing.reason(error)])
             _say(f"{case.name}, {case.dtype}: failed")
             return None
         _say(f"{row['name']}, {row['dtype']}: {row['ratio']:.2f}")
@@ -169,7 +169,13 @@ def main() -> None:
         "rounds": options.rounds,
         "float32 on a GPU": "TF32 off on both sides" if gpu else "",
     }
-    result = {"machine": machine.describe(), "settings": settings, "rows": [], "memory": []}
+    result = {
+        "machine": machine.describe(),
+        "settings": settings,
+        "rows": [],
+        "memory": [],
+        "scale": [],
+    }
     result["judged"] = not gpu and options.size == 64 and options.ops == "auto"
     result["rows"] += network_rows(options, dtypes, measure)
     result["rows"] += operation_rows(options, dtypes, measure)
@@ -180,7 +186,10 @@ def main() -> None:
             f"--only={options.only!r} is found in no row's name; names are like 'dxnet forward', "
             "'dsnet training step', 'dense k3 s1 16->16 at 64x64x64' and 'memory'"
         )
-    result["scale"] = scale.dynunet(options) if gpu else []
+    try:
+        result["scale"] = scale.dynunet(options) if gpu else []
+    except Exception as error:
+        failed.append(["MONAI's DynUNet", "bfloat16", timing.reason(error)])
     out = Path(options.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     text = report.render(result)

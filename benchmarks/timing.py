@@ -64,8 +64,8 @@ class Case:
       ours: ops mode -> contestant.
       theirs: variant -> a function that makes its contestant.
       detail: shapes, in words.
-      exact: makes what the peer computes in float64, for what float32 cannot tell to the tolerance,
-        such as gradients through many norms; None where it can.
+      exact: makes what the peer computes in float64, for what the dtype cannot tell to the
+        tolerance, such as gradients through many norms; None where it can.
       compiling: the variants that compile when they are made or first run.
     """
 
@@ -217,7 +217,8 @@ def time_limit(seconds: float, what: str):
         signal.signal(signal.SIGALRM, before)
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
+    """An error in one line."""
     first = (str(error).strip() or repr(error)).splitlines()[0]
     return f"{type(error).__name__}: {first[:200]}"
 
@@ -247,7 +248,7 @@ def heats(
                 once(contestant)
             worst = max(worst, compare(expected, found, case.dtype, exact))
         except Exception as error:  # a missing compiler, memory, a wrong operator
-            table[variant] = _reason(error)
+            table[variant] = reason(error)
             continue
         del found
         took = min(race([contestant], 3, sample_s)[0][0].seconds)
@@ -308,5 +309,5 @@ def measure(
             samples = within(other, rounds, sample_s, budget_s)
             row["other"] = samples.summary() | other.notes | {"mode": against}
         except Exception as problem:  # a column beside must not stop the benchmark
-            row["other"] = {"mode": against, "failed": _reason(problem)}
+            row["other"] = {"mode": against, "failed": reason(problem)}
     return row

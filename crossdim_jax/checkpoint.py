@@ -260,13 +260,17 @@ def load_variables(
             manager = _manager(folder, None, read_only=True)
             try:
                 for step in sorted(manager.all_steps(), reverse=True):
-                    wrong = checksums.damage(folder / str(step))
+                    wrong = _damaged(folder, [step]).get(step)
                     try:
                         if not wrong:
                             return _load(manager, folder, step, abstract)
                     except DataError:
                         raise
-                    except Exception as error:  # whatever a torn file makes Orbax raise
+                    except (KeyError, TypeError, ValueError, FileNotFoundError) as error:
+                        # What Orbax makes of a part that is not there. Of many processes each
+                        # would have to know what the others saw.
+                        if jax.process_count() > 1:
+                            raise
                         wrong = f"{type(error).__name__}: {error}"
                     damaged.append(f"{folder / str(step)}: damaged, not used: {wrong}")
                     if jax.process_index() == 0:
@@ -286,7 +290,10 @@ def load_variables(
 def _load(
     manager: ocp.CheckpointManager, folder: Path, step: int, abstract: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    target = _placed(manager.item_metadata(step)["variables"], abstract, folder / str(step))
+    metadata = manager.item_metadata(step)["variables"]
+    if not jax.tree.leaves(getattr(metadata, "tree", metadata)):
+        raise ValueError("it does not say which variables there are")
+    target = _placed(metadata, abstract, folder / str(step))
     restored = manager.restore(
         step,
         args=ocp.args.Composite(

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import platform
+import re
 import zlib
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import jax
 
 # A process that is killed can leave its last program torn: so many of the newest are looked at.
 NEWEST = 4
+ENTRY = re.compile(r".+-[0-9a-f]{64}-cache")  # as jax calls them
 
 
 def cache_compiled_programs() -> None:
@@ -27,8 +29,9 @@ def cache_compiled_programs() -> None:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         folder = root / "crossdim_jax" / f"compiled-{_cpu()}"
         jax.config.update("jax_compilation_cache_dir", str(folder))
-    with contextlib.suppress(OSError):
-        _remove_torn(Path(jax.config.jax_compilation_cache_dir))
+    if folder := jax.config.jax_compilation_cache_dir:
+        with contextlib.suppress(OSError):
+            _remove_torn(Path(folder))
 
 
 def _cpu() -> str:
@@ -42,7 +45,8 @@ def _cpu() -> str:
 
 
 def _remove_torn(folder: Path) -> None:
-    entries = sorted(folder.glob("*-cache"), key=lambda path: path.stat().st_mtime)
+    entries = [path for path in folder.glob("*-cache") if ENTRY.fullmatch(path.name)]
+    entries.sort(key=lambda path: path.stat().st_mtime)
     for path in entries[-NEWEST:]:
         if not _is_whole(path.read_bytes()):
             path.unlink(missing_ok=True)
@@ -52,7 +56,7 @@ def _is_whole(compressed: bytes) -> bool:
     """Whether a stream has its end; True for one of an unknown kind."""
     if not compressed:
         return False
-    if compressed[:1] == b"\x78":
+    if compressed[:1] == b"\x78" and int.from_bytes(compressed[:2], "big") % 31 == 0:
         decompressor = zlib.decompressobj()
     elif compressed[:4] == b"\x28\xb5\x2f\xfd" and (zstd := _zstd()) is not None:
         decompressor = zstd()

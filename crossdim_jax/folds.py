@@ -19,6 +19,7 @@ from crossdim_jax.errors import ConfigError, DataError
 from crossdim_jax.experiment import Experiment
 from crossdim_jax.files import write_text
 from crossdim_jax.report import page
+from crossdim_jax.stop import repeatable
 
 
 def run(experiment: Experiment) -> Path:
@@ -80,19 +81,21 @@ def _combine(experiment: Experiment, folds: list[Experiment]) -> Path:
     files.sort(key=lambda case: case.id)
     # Every case was held out once: so evaluation and report know which cases are meant.
     splits.Split([], [case.id for case in files]).write(experiment.workdir / run_folder.SPLITS)
-    evaluate.evaluate_cases(
-        experiment.challenge,
-        files,
-        folder,
-        experiment.workdir / run_folder.EVALUATION,
-        provenance={
-            "cross_validation": f"{len(folds)} folds, each case by the fold that held it out",
-            "patch": list(config.data.patch),
-            "window_overlap": config.inference.overlap,
-            "test_time_flips": config.inference.flips,
-            **experiment.challenge.provenance(),
-        },
-    )
+    with repeatable("evaluating"):
+        evaluate.evaluate_cases(
+            experiment.challenge,
+            files,
+            folder,
+            experiment.workdir / run_folder.EVALUATION,
+            provenance={
+                "cross_validation": f"{len(folds)} folds, each case by the fold that held it out",
+                "patch": list(config.data.patch),
+                "inference": config.inference.get("mode", "window"),
+                "window_overlap": config.inference.overlap,
+                "test_time_flips": config.inference.flips,
+                **experiment.challenge.provenance(),
+            },
+        )
     table = experiment.workdir / run_folder.EVALUATION / "table.md"
     say(table.read_text(encoding="utf-8"))
     return page.write(experiment.workdir, experiment.challenge, files)

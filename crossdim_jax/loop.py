@@ -109,8 +109,7 @@ def fit(
                 record.best_score = record.best_step = None
             batches.set_state(meta["data"])
         first = jax.process_index() == 0
-        redo = record.validation_pending
-        writer = MetricWriter(workdir, step=record.step, redo_validation=redo, enabled=first)
+        writer = MetricWriter(workdir, step=record.step, redo=record.unwritten(), enabled=first)
         stack.callback(writer.close)
         shown = Progress(total_steps, record.step, enabled=progress and first)
         stack.callback(shown.close)
@@ -139,6 +138,8 @@ def _train(run: "_Run", state: TrainState, step: Step, batches, mesh, every: int
         run.validate(state)
         if record.validation_pending:  # stopped again; the checkpoint it came from still holds
             raise Interrupted(record.step)
+        if run.exhausted():
+            run.end()
     exhausted = run.exhausted()
     while record.step < run.total_steps and not exhausted:
         batch = dict(next(batches))
@@ -149,9 +150,9 @@ def _train(run: "_Run", state: TrainState, step: Step, batches, mesh, every: int
         if end or record.step % record.steps_per_epoch == 0:
             run.end_epoch(state)
             exhausted = run.exhausted()
-            end = end or exhausted
-        if end:
-            run.end()
+            if exhausted:
+                end = True
+                run.end()
         stopping = run.stop.requested()
         if end or stopping or record.step % every == 0:
             run.save(state, batches.get_state())
@@ -175,6 +176,7 @@ class _Record:
         self.best_score: float | None = None
         self.best_step: int | None = None
         self.skipped_steps = 0
+        self.learning_rate: float | None = None
         self.seconds = 0.0
 
     def restore(self, meta: Mapping[str, Any]) -> None:
@@ -184,8 +186,13 @@ class _Record:
 
     _PLAIN = (
         *("step", "gate_open", "validation_pending", "best_score", "best_step"),
-        *("skipped_steps", "seconds"),
+        *("skipped_steps", "seconds", "learning_rate"),
     )
+
+    def unwritten(self) -> list[str]:
+        """The kinds of lines of the metrics file that are still to come for the last step."""
+        kinds = {"validation": self.validation_pending, "train": bool(self.interval.names)}
+        return [kind for kind, to_come in kinds.items() if to_come]
 
     def meta(self) -> dict[str, Any]:
         return {
@@ -221,7 +228,7 @@ class _Run:
         self._in_flight: tuple | None = None
         self._clock = time.monotonic()
         self._images, self._images_since = 0, None
-        self._rate = self._learning_rate = math.nan
+        self._rate = math.nan
 
     def dispatched(self, metrics, batch: Mapping[str, Any]) -> None:
         """Notes a step that has been dispatched; takes in the one before it."""
@@ -239,15 +246,14 @@ class _Run:
         self._in_flight = None
         metrics = jax.device_get(metrics)
         loss, norm = float(metrics["loss"][0]), float(metrics["grad_norm"][0])
-        learning_rate = float(metrics.pop("learning_rate")[0])
+        self.record.learning_rate = float(metrics.pop("learning_rate")[0])
         if math.isfinite(loss) and math.isfinite(norm):
             self.record.interval.add(metrics)
             self.record.epoch.add({"dice": metrics["dice"]})
         else:
             self._not_finite(step, loss, norm, batch)
         self._images += len(batch["image"]) * jax.process_count()
-        self._learning_rate = learning_rate
-        if step % self.log_every_steps == 0:
+        if step % self.log_every_steps == 0 or step == self.total_steps:
             self._log(step)
         now = Totals(metrics)
         self.shown.update(
@@ -277,14 +283,14 @@ class _Run:
         self.shown.say(f"{found} The step is left out.")
 
     def end(self) -> None:
-        """Logs the steps since the last line, if there are any: the training is over."""
-        self.receive()
-        if self.record.step % self.log_every_steps:
+        """Logs the steps since the last line, if there are any: the training ends early."""
+        if self.record.interval.names:
             self._log(self.record.step)
 
     def _log(self, step: int) -> None:
         totals, now = self.record.interval, time.monotonic()
-        self._rate = self._images / max(now - self._images_since, 1e-9)
+        if self._images_since is not None:  # else this process has made no step
+            self._rate = self._images / max(now - self._images_since, 1e-9)
         self._images, self._images_since = 0, now
         scalars = ["loss", *(name for name in totals.names if name not in ("loss", "dice"))]
         skipped = {"skipped_steps": self.record.skipped_steps} if self.skip_nonfinite else {}
@@ -294,7 +300,7 @@ class _Run:
                 **self._place(step),
                 **{name: float(totals.mean(name)) for name in scalars},
                 **self._dice(totals.mean("dice")),
-                "learning_rate": self._learning_rate,
+                "learning_rate": self.record.learning_rate,
                 **skipped,
                 "images_per_s": self._rate,
                 "seconds": self._seconds(),
@@ -355,7 +361,9 @@ class _Run:
     def exhausted(self) -> bool:
         """Whether the last epochs have brought no better validation; as true after a resume."""
         record, epochs = self.record, self.early_stop_epochs
-        if epochs is None or record.best_step is None or record.step % record.steps_per_epoch:
+        if epochs is None or record.best_step is None or record.validation_pending:
+            return False
+        if record.step % record.steps_per_epoch:
             return False
         found = record.step - record.best_step >= epochs * record.steps_per_epoch
         if found:

@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -26,7 +26,7 @@ class MetricWriter:
       workdir: the run folder; exists.
       step: the step that training resumes after, 0 for a fresh start. Lines of later steps are
         dropped, because those steps will be made again, and so is a torn last line.
-      redo_validation: whether the validation at `step` itself will be made again.
+      redo: kinds of lines that are dropped at `step` itself, because they will be written again.
       enabled: False writes nothing: on all processes but the first.
 
     Raises DataError, naming the file, if it cannot be written.
@@ -37,7 +37,7 @@ class MetricWriter:
         workdir: str | os.PathLike,
         *,
         step: int = 0,
-        redo_validation: bool = False,
+        redo: Collection[str] = (),
         enabled: bool = True,
     ):
         self.path = Path(workdir) / FILE
@@ -46,15 +46,15 @@ class MetricWriter:
             return
         with _naming(self.path):
             if self.path.exists():
-                self._keep_until(step, redo_validation)
+                self._keep_until(step, redo)
             self._file = self.path.open("a", encoding="utf-8")
 
-    def _keep_until(self, step: int, redo_validation: bool) -> None:
+    def _keep_until(self, step: int, redo: Collection[str]) -> None:
         kept = []
         for line in self.path.read_text(encoding="utf-8").splitlines():
             try:
                 record = json.loads(line)
-                redone = redo_validation and record["kind"] == "validation"
+                redone = record["kind"] in redo
                 keep = record["step"] < step or (record["step"] == step and not redone)
             except (ValueError, KeyError, TypeError):
                 continue  # torn by a crash while it was written; its step is made again

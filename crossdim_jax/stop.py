@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import os
 import signal
 import sys
 import threading
@@ -84,9 +85,12 @@ def repeatable(what: str) -> Iterator[Callable[[], None]]:
       there, together. A process on its own stops at once.
     """
 
+    came = threading.Event()
+
     def leave(*_) -> None:
-        if jax.process_index() == 0:
-            print(f"SIGTERM: stopped {what}; run the same command again", file=sys.stderr)
+        if jax.process_index() == 0 and not came.is_set():  # a handler may not use a buffer
+            os.write(2, f"SIGTERM: stopped {what}; run the same command again\n".encode())
+        came.set()
         raise Interrupted
 
     if jax.process_count() > 1:
@@ -95,7 +99,8 @@ def repeatable(what: str) -> Iterator[Callable[[], None]]:
         return
     before = signal.signal(signal.SIGTERM, leave) if _in_main_thread() else None
     try:
-        yield lambda: None
+        # What a handler raises is lost where Python cannot pass it on, as within a `__del__`.
+        yield lambda: leave() if came.is_set() else None
     finally:
         if before is not None:
             signal.signal(signal.SIGTERM, before)

@@ -243,9 +243,10 @@ def test_a_damaged_best_is_reported_and_not_evaluated(tmp_path, first, capsys):
         checkpoint.load_variables(tmp_path)
 
 
+@pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize("gone", ["variables", "variables/_METADATA", "meta"])
 def test_a_best_that_was_copied_in_part_is_reported_and_not_evaluated(
-    tmp_path, first, capsys, gone
+    tmp_path, first, capsys, gone, known
 ):
     with Checkpointer(tmp_path) as checkpoints:
         for step in (1, 2):
@@ -254,7 +255,8 @@ def test_a_best_that_was_copied_in_part_is_reported_and_not_evaluated(
     (folder / checksums.FILE).unlink()
     path = folder / gone
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assert checkpoint.load_variables(tmp_path)[1] == {"step": 1}
+    abstract = checkpoint.variables(first) if known else None
+    assert checkpoint.load_variables(tmp_path, abstract=abstract)[1] == {"step": 1}
     assert "best/2: damaged, not used" in capsys.readouterr().err
 
 

@@ -108,6 +108,39 @@ def test_training_ends_when_validation_no_longer_improves(
     assert int(run(start, tmp_path, **options).state.step) == 10  # and it stays ended
 
 
+@pytest.mark.parametrize(("last", "logged"), [(0.1, [4, 8, 10]), (0.9, [4, 8, 12])])
+def test_a_stop_in_the_validation_that_decides_changes_nothing(
+    start, cases, tmp_path, monkeypatch, last, logged
+):
+    scores = {4: 0.7, 10: last}
+    options = {"validation": checking(cases, from_dice=0.0), "total_steps": 12}
+    options["early_stop_epochs"] = 3
+
+    def going(first=2, stop_at=None):
+        steps = iter(range(first, 14, 2))
+
+        def validate(*_):
+            step = next(steps)
+            if step == stop_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return None
+            return np.full(2, scores.get(step, 0.5))
+
+        return validate
+
+    monkeypatch.setattr(loop, "validate", going())
+    straight = run(start, tmp_path / "straight", **options)
+    monkeypatch.setattr(loop, "validate", going(stop_at=10))
+    with pytest.raises(Interrupted):
+        run(start, tmp_path / "stopped", **options)
+    for _ in range(2):  # and once more
+        monkeypatch.setattr(loop, "validate", going(first=10))
+        result = run(start, tmp_path / "stopped", **options)
+    assert_equal(result.state, straight.state)
+    assert lines(tmp_path / "straight") == lines(tmp_path / "stopped")
+    assert [record["step"] for record in lines(tmp_path / "stopped", "train")] == logged
+
+
 # 2: in the middle of an epoch and of a logging interval. 3: at the end of an epoch.
 @pytest.mark.parametrize("position", [2, 3])
 def test_a_stopped_and_resumed_run_is_the_uninterrupted_one(start, cases, tmp_path, position):

@@ -32,7 +32,7 @@ def test_a_resume_drops_the_lines_of_steps_to_be_made_again(tmp_path):
 
 def test_a_validation_to_be_made_again_is_dropped_too(tmp_path):
     write(tmp_path, ("train", 4), ("validation", 4))
-    write(tmp_path, step=4, redo_validation=True)
+    write(tmp_path, step=4, redo=["validation"])
     assert lines(tmp_path) == [("train", 4)]
 
 

@@ -100,7 +100,7 @@ def test_all_stop_within_a_validation(folder):
     two[0].send_signal(signal.SIGTERM)
     codes, told = end_all(two)
     assert codes == [75, 75], told
-    assert [path.name for path in (many / "checkpoints").glob("[0-9]*")][-1:] == ["6"]
+    assert max(int(path.name) for path in (many / "checkpoints").glob("[0-9]*")) == 6
     assert [record["kind"] for record in small_run.lines(many)] == ["train", "train"]
 
     codes, told = end_all(begin_all(folder, 2, case_seconds=0.0))

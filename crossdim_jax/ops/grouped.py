@@ -27,9 +27,7 @@ def grouped_conv(
     Args:
       x: `(b, *spatial, c_in)`.
       kernel: `(*window, c_in / groups, c_out)`.
-      strides: one per spatial axis.
-      padding: `((low, high), ...)`, one pair per spatial axis.
-      mode: see `choose`.
+      strides, padding, mode: as those of `conv`.
 
     Returns:
       `(b, *spatial_out, c_out)`.

@@ -127,7 +127,8 @@ def _notes(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
     ways = [
         tables.words(name).lower()
         for name in _provenance(scored)
-        if name != "checkpoint_step" and _differ([r.provenance.get(name) for r in scored])
+        if name != "checkpoint_step" and all(name in r.provenance for r in scored)
+        if _differ([r.provenance[name] for r in scored])
     ]
     if ways:
         said = ", ".join(ways)

@@ -107,10 +107,10 @@ def test_what_makes_scores_differ_is_said(tmp_path):
     run = write_run(tmp_path / "a", "dsnet", 0.9)
     other = write_run(tmp_path / "b", "dxnet", 0.8, truths={"a": "0123", "b": "other"})
     assert "labels or sizes, such as b: the columns do not compare" in notes(run, other)[1]
-    way = {"checkpoint_step": 9, "window_overlap": 0.5, "test_time_flips": True, "patch": [32] * 3}
+    way = {"checkpoint_step": 9, "window_overlap": 0.25, "patch": [32] * 3, "new_field": 1}
     other = write_run(tmp_path / "b", "dxnet", 0.8, provenance=way, failed=[["c", "unreadable"]])
     assert [note[:60] for note in notes(run, other)[1:]] == [
-        "- Predictions were made with different test time flips: scor",
+        "- Predictions were made with different window overlap: score",
         "- b: 1 of the cases not scored, because of an error.",
     ]
 
@@ -132,7 +132,10 @@ def test_a_cross_validation_is_one_run(tmp_path):
         (whole / name).unlink()
     for fold in range(3):
         write_run(whole / f"fold_{fold}", "dsnet", 0.1)
-    compare.write([whole, write_run(tmp_path / "dx", "dxnet", 0.8)])
+    summary = json.loads((whole / "evaluation/summary.json").read_text())
+    summary["provenance"] = {"cross_validation": "3 folds", "window_overlap": 0.5}
+    (whole / "evaluation/summary.json").write_text(json.dumps(summary))
+    assert len(notes(whole, write_run(tmp_path / "dx", "dxnet", 0.8))) == 1  # nothing differs
     found = table(tmp_path)
     assert found["Trainings (folds)"] == ["3", "1"]
     assert found["Steps"] == ["36", "12"] and found["Training time"] == ["4 min 30 s", "1 min 30 s"]
