@@ -28,7 +28,7 @@ def choose(mode: str = "auto", *, backend: str | None = None, depth_shards: int 
 
     This is the one place where it is decided. "lax" is XLA's own convolutions; "fast" the forms of
     this package; "unfolded" the same for volumes whose depth devices share, where XLA would gather
-    some forms: the folded one of `up_concat_conv`, on a grid of n + 1 positions, and pairs of
+    some forms: the folded one of `up_concat_conv`, on a grid of n + 1 positions, and groups of
     slices. Within "fast", forms differ by shape; each says where (`dense`, `depthwise`, `fold`).
     How "lax" aligns channels is said by `channel_multiple`.
 

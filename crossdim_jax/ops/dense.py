@@ -1,12 +1,12 @@
 """Dense 3D convolution for CPUs: 2D convolutions with depth folded into the batch.
 
 XLA sends a 3D convolution down a slow path on CPUs. Here it is a few 2D ones, in the form that
-suits its shape: two slices at a time with a third of the products saved (`_paired`, many channels);
-all depth taps' inputs side by side (`_gathered`, large grids, fewer input than output channels);
-all depth taps' outputs at once, which are then shifted and added (`_stacked`, other large grids); a
-convolution for each tap (`_summed`, small grids); or one matrix product (`_patches`, very small
-ones). Stride 2 is taken away first (`_halved`). The gradients are of the same making, that of the
-input by the same code and that of the kernel in `kernel_gradient`.
+suits its shape: groups of slices with up to half of the products saved (`_filtered`, many
+channels); all depth taps' inputs side by side (`_gathered`, large grids, fewer input than output
+channels); all depth taps' outputs at once, which are then shifted and added (`_stacked`, other
+large grids); a convolution for each tap (`_summed`, small grids); or one matrix product
+(`_patches`, very small ones). Stride 2 is taken away first (`_halved`). The gradients are of the
+same making, that of the input by the same code and that of the kernel in `kernel_gradient`.
 """
 
 import functools
@@ -16,15 +16,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from crossdim_jax.ops import winograd
 from crossdim_jax.ops.blocks import space_to_depth
 from crossdim_jax.ops.kernel_gradient import kernel_gradient
-from crossdim_jax.ops.windows import Padding, mixed_slices, pad_or_cut, turned_padding
+from crossdim_jax.ops.windows import Padding, pad_or_cut, turned_padding
 
 # On grids of so many voxels or fewer the kernel outweighs the image: it should stay as it lies.
 SMALL_GRID = 8**3
 
-# With fewer channels on either side, pairs of slices take longer to make than they save.
-PAIRED_CHANNELS = 32
+# With fewer channels on either side, mixing slices takes longer than it saves.
+FILTERED_CHANNELS = 32
 
 
 def conv3d_folded(
@@ -36,7 +37,7 @@ def conv3d_folded(
 ) -> jax.Array:
     """Dense 3D convolution; arguments as those of `conv`.
 
-    depth_shared: whether devices may share the depth of x; slices then form no pairs, as a pair
+    depth_shared: whether devices may share the depth of x; slices then form no groups, as a group
       would lie on two of them.
     """
     if strides == (1, 1, 1):
@@ -51,8 +52,8 @@ def _unit_stride(x, kernel, padding, depth_shared):
     voxels = math.prod(x.shape[:4])
     if voxels <= kernel.shape[-1]:
         return _patches(x, kernel, padding)
-    if not depth_shared and _worth_pairs(x, kernel):
-        return _paired(x, kernel, padding)
+    if not depth_shared and _is_filtered(x, kernel):
+        return _filtered(x, kernel, padding)
     if voxels <= SMALL_GRID:
         return _summed(x, kernel, (1, 1, 1), padding)
     if kernel.shape[-2] < kernel.shape[-1]:
@@ -74,8 +75,8 @@ def _backward(padding, depth_shared, residuals, g):
     # The input's gradient is the same operation with the kernel turned round.
     turned = jnp.swapaxes(kernel[::-1, ::-1, ::-1], -1, -2)
     dx = _unit_stride(g, turned, turned_padding(kernel.shape[:3], padding), depth_shared)
-    paired = not depth_shared and _worth_pairs(x, kernel)
-    dkernel = kernel_gradient(x, g, kernel.shape[:3], padding, paired)
+    filtered = not depth_shared and _is_filtered(x, kernel)
+    dkernel = kernel_gradient(x, g, kernel.shape[:3], padding, filtered)
     return dx, dkernel.astype(kernel.dtype)
 
 
@@ -110,35 +111,29 @@ def _conv2d(x, kernel, strides, padding):
     return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=numbers)
 
 
-def _worth_pairs(x: jax.Array, kernel: jax.Array) -> bool:
-    """Whether pairs of slices are good at this: in a short type, their sums would lose too much."""
+def _is_filtered(x: jax.Array, kernel: jax.Array) -> bool:
+    """Whether minimal filtering is good at this: in a short type, its sums would lose too much."""
     channels = min(kernel.shape[-2:])
     precise = jnp.finfo(x.dtype).bits >= 32
-    return kernel.shape[0] == 3 and x.shape[1] > 1 and channels >= PAIRED_CHANNELS and precise
+    return kernel.shape[0] == 3 and x.shape[1] > 1 and channels >= FILTERED_CHANNELS and precise
 
 
-def _paired(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
-    """Two output slices from four 2D convolutions where there would be six.
-
-    Winograd's minimal filtering F(2, 3) along depth: of the four slices a, b, c, d that a pair
-    sees, a - c, b + c, c - b and b - d are convolved with the planes k, (k + l + m) / 2,
-    (k - l + m) / 2 and m of the kernel (k, l, m).
-
-    Source: Lavin and Gray 2016, Fast algorithms for convolutional neural networks, Sect. 4.1.
-    """
+def _filtered(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
+    """Groups of output slices from fewer 2D convolutions than one for each of their taps."""
     batch, depth, height, width, _ = x.shape
     size = depth + sum(padding[0]) - 2
-    pairs = -(-size // 2)
-    first, middle, last = kernel
-    outer = (first + last) / 2
-    planes = first, outer + middle / 2, outer - middle / 2, last
-    p, q, r, s = (
-        _conv2d(slices.reshape(batch * pairs, height, width, -1), plane, (1, 1), padding[1:])
-        for slices, plane in zip(mixed_slices(x, padding[0][0], pairs), planes, strict=True)
-    )
-    y = jnp.stack([p + q + r, q - r - s], 1)
-    y = y.reshape(batch, 2 * pairs, *y.shape[2:])
-    return y if size == 2 * pairs else y[:, :size]
+    filtering = winograd.filtering_for(size)
+    parts = [
+        _conv2d(slices.reshape(-1, height, width, x.shape[-1]), plane, (1, 1), padding[1:])
+        for slices, plane in zip(
+            winograd.mixed_slices(x, padding[0][0], size, filtering),
+            winograd.combined(filtering.planes, tuple(kernel)),
+            strict=True,
+        )
+    ]
+    y = jnp.stack(winograd.combined(filtering.outputs, parts), 1)
+    y = y.reshape(batch, -1, *y.shape[2:])
+    return y if y.shape[1] == size else y[:, :size]
 
 
 def _stacked(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:

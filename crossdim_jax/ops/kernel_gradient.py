@@ -10,14 +10,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from crossdim_jax.ops.windows import Padding, mixed_slices, pad_or_cut, turned_padding
+from crossdim_jax.ops import winograd
+from crossdim_jax.ops.windows import Padding, pad_or_cut, turned_padding
 
 # Voxels of one block of the kernel's gradient: its operands then fit a core's cache.
 BLOCK_VOXELS = 2048
 
 
 def kernel_gradient(
-    x: jax.Array, g: jax.Array, window: tuple[int, ...], padding: Padding, paired: bool = False
+    x: jax.Array, g: jax.Array, window: tuple[int, ...], padding: Padding, filtered: bool = False
 ) -> jax.Array:
     """The kernel's gradient of a 3D convolution with stride 1, as matrix products.
 
@@ -31,18 +32,18 @@ def kernel_gradient(
       g: `(b, d_out, h_out, w_out, c_out)`.
       window: (kd, kh, kw).
       padding: of the convolution, `((low, high), ...)`.
-      paired: takes slices in pairs as `dense` does, of which this is the transpose: four products
-        of half as many voxels, without copies shifted along the first axis. Needs kd = 3.
+      filtered: by minimal filtering, see `winograd`: the transpose of what `dense` does then, with
+        fewer products, and no copies shifted along the first axis. Needs kd = 3.
 
     Returns:
       `(kd, kh, kw, c_in, c_out)`, float32 at least.
     """
     if x.shape[-1] < g.shape[-1]:
         # Shift the one with fewer channels: the same sum with the roles exchanged.
-        swapped = kernel_gradient(g, x, window, turned_padding(window, padding), paired)
+        swapped = kernel_gradient(g, x, window, turned_padding(window, padding), filtered)
         return jnp.swapaxes(swapped[::-1, ::-1, ::-1], -1, -2)
     batch, depth, _, width, c_in = x.shape
-    h_out, w_out, c_out = g.shape[2:]
+    d_out, h_out, w_out, c_out = g.shape[1:]
     kd, kh, kw = window
     (d_low, _), (h_low, h_high), (w_low, _) = padding
     rows = _rows_per_block(h_out, batch * depth * width)
@@ -55,7 +56,7 @@ def kernel_gradient(
         part = lax.dynamic_slice_in_dim(g, n * rows, rows, 2)
         part = pad_or_cut(part, 3, kw - 1 - w_low, width + w_low - w_out)
         seen = lax.dynamic_slice_in_dim(x, n * rows, rows + kh - 1, 2)
-        return (_of_pairs if paired else _of_slices)(seen, part, window, d_low)
+        return (_of_groups if filtered else _of_slices)(seen, part, window, d_low)
 
     if blocks == 1:
         total = block(0)
@@ -63,10 +64,10 @@ def kernel_gradient(
         like = jax.eval_shape(block, 0)
         zeros = jnp.zeros(like.shape, like.dtype)
         total = lax.fori_loop(0, blocks, lambda n, total: total + block(n), zeros)
-    if paired:
-        p, q, r, s = total
-        middle = (q + r) / 2
-        total = jnp.stack([p + middle, (q - r) / 2, middle + s], 1)
+    if filtered:
+        total = jnp.stack(
+            winograd.combined(winograd.filtering_for(d_out).planes.T, tuple(total)), 1
+        )
     return total.reshape(kh, c_in, kd, kw, c_out).transpose(2, 0, 3, 1, 4)
 
 
@@ -78,14 +79,15 @@ def _of_slices(x, g, window, low):
     return _product(x, _shifted(g, 1, taps, depth), window)
 
 
-def _of_pairs(x, g, window, low):
-    """Of a block, the four products that pairs of slices need: `(4, kh c_in, kw c_out)`."""
-    pairs = -(-g.shape[1] // 2)
-    g = pad_or_cut(g, 1, 0, 2 * pairs - g.shape[1])
-    first, second = g[:, ::2], g[:, 1::2]
-    sides = first, first + second, first - second, -second
-    mixed = mixed_slices(x, low, pairs)
-    return jnp.stack([_product(m, [side], window) for m, side in zip(mixed, sides, strict=True)])
+def _of_groups(x, g, window, low):
+    """Of a block, the products of minimal filtering: `(m + 2, kh c_in, kw c_out)`."""
+    depth = g.shape[1]
+    filtering = winograd.filtering_for(depth)
+    m = filtering.size
+    g = pad_or_cut(g, 1, 0, m * filtering.groups(depth) - depth)
+    sides = winograd.combined(filtering.outputs.T, [g[:, i::m] for i in range(m)])
+    mixed = winograd.mixed_slices(x, low, depth, filtering)
+    return jnp.stack([_product(a, [b], window) for a, b in zip(mixed, sides, strict=True)])
 
 
 def _product(x, parts, window):

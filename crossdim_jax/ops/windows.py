@@ -1,4 +1,4 @@
-"""What the window of a convolution sees: padding, and slices for pairs of outputs."""
+"""Padding of what a convolution's window sees."""
 
 import jax
 import jax.numpy as jnp
@@ -19,20 +19,3 @@ def turned_padding(window: tuple[int, ...], padding: Padding) -> Padding:
     return tuple(
         (k - 1 - low, k - 1 - high) for k, (low, high) in zip(window, padding, strict=True)
     )
-
-
-def mixed_slices(x: jax.Array, low: int, pairs: int) -> tuple[jax.Array, ...]:
-    """What Winograd's F(2, 3) along depth makes of the slices that pairs of outputs see.
-
-    Args:
-      x: `(b, d, h, w, c)`.
-      low: padding before the first slice; as many follow the last as the pairs need.
-      pairs: how many pairs of output slices there are.
-
-    Returns:
-      a - c, b + c, c - b, b - d of each pair's four slices a, b, c, d: `(b, pairs, h, w, c)`.
-    """
-    x = pad_or_cut(x, 1, low, 2 * pairs + 2 - x.shape[1] - low)
-    x = x.reshape(x.shape[0], pairs + 1, 2, *x.shape[2:])
-    a, b, c, d = x[:, :-1, 0], x[:, :-1, 1], x[:, 1:, 0], x[:, 1:, 1]
-    return a - c, b + c, c - b, b - d

@@ -35,8 +35,12 @@ def x64():
 DENSE = {
     "scattered taps": ((1, 9, 10, 11, 3), (3, 3, 3, 3, 4), (1, 1, 1), ((1, 1),) * 3),
     "gathered taps": ((2, 9, 10, 11, 2), (3, 3, 3, 2, 8), (1, 1, 1), ((1, 1),) * 3),
-    "pairs of slices": ((1, 8, 5, 6, 32), (3, 3, 3, 32, 32), (1, 1, 1), ((1, 1),) * 3),
-    "pairs, one left": ((2, 7, 5, 6, 33), (3, 2, 3, 33, 32), (1, 1, 1), ((1, 1), (1, 0), (1, 1))),
+    "four slices": ((1, 8, 5, 6, 32), (3, 3, 3, 32, 32), (1, 1, 1), ((1, 1),) * 3),
+    "fours, one left": ((2, 13, 3, 4, 33), (3, 2, 3, 33, 32), (1, 1, 1), ((1, 1), (1, 0), (1, 1))),
+    "fours, cropped": ((1, 11, 5, 4, 32), (3, 3, 3, 32, 32), (1, 1, 1), ((-1, 0), (1, 1), (1, 1))),
+    "fours, blocks": ((1, 7, 11, 84, 32), (3, 3, 3, 32, 33), (1, 1, 1), ((1, 1),) * 3),
+    "pairs of slices": ((1, 6, 5, 6, 32), (3, 3, 3, 32, 32), (1, 1, 1), ((1, 1),) * 3),
+    "pairs, one left": ((2, 5, 5, 6, 33), (3, 2, 3, 33, 32), (1, 1, 1), ((1, 1), (1, 0), (1, 1))),
     "pairs, uneven": ((1, 6, 5, 6, 32), (3, 3, 3, 32, 34), (1, 1, 1), ((3, 2), (0, 1), (1, 1))),
     "pairs, cropped": ((1, 9, 7, 6, 32), (3, 3, 3, 32, 32), (1, 1, 1), ((-1, -2), (1, 1), (1, 1))),
     "pairs, one in all": ((1, 3, 9, 8, 32), (3, 3, 3, 32, 32), (1, 1, 1), ((0, 0), (1, 1), (1, 1))),
@@ -185,7 +189,7 @@ def test_auto_is_fast_on_cpu_only_and_does_not_fold_a_shared_volume():
     assert ops.choose("lax", backend="cpu") == "lax"
 
 
-def test_no_pairs_of_slices_where_devices_share_the_depth():
+def test_no_groups_of_slices_where_devices_share_the_depth():
     """And none in a short type."""
 
     def products(mode, dtype):
@@ -195,6 +199,6 @@ def test_no_pairs_of_slices_where_devices_share_the_depth():
         text = str(jax.make_jaxpr(step)(kernel, x))
         return text.count("conv_general_dilated["), text.count("dot_general[")
 
-    assert products("fast", jnp.float32) == (8, 4)
+    assert products("fast", jnp.float32) == (12, 6)
     assert products("unfolded", jnp.float32) == products("fast", jnp.bfloat16)
     assert products("unfolded", jnp.float32)[1] == 1
