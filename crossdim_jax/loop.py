@@ -153,13 +153,13 @@ def _train(run: "_Run", state: TrainState, step: Step, batches, mesh, every: int
             if exhausted:
                 end = True
                 run.end()
-        stopping = run.stop.requested()
+        stopping = run.stop.requested(record.step)
         if end or stopping or record.step % every == 0:
             run.save(state, batches.get_state())
         if stopping:
             run.leave()
     run.checkpoints.wait()
-    if run.stop.requested():
+    if run.stop.noticed:
         run.leave()
     return state
 
@@ -330,7 +330,7 @@ class _Run:
 
     def _validate(self, state: TrainState) -> None:
         record = self.record
-        dice = validate(variables(state), self.validation, self.stop.requested)
+        dice = validate(variables(state), self.validation, lambda: self.stop.requested(record.step))
         record.validation_pending = dice is None
         if dice is None:
             return

@@ -1,7 +1,6 @@
 """Stopping a run from outside without losing work."""
 
 import contextlib
-import itertools
 import os
 import signal
 import sys
@@ -30,16 +29,12 @@ class Interrupted(SystemExit):
         super().__init__(self.STATUS)
 
 
-# How often this process has asked whether to stop, over all its `StopSignal`s.
-_asked = itertools.count(1)
-
-
 class StopSignal:
     """Notices SIGTERM and SIGINT, so that the loop can save before it goes.
 
     A second SIGINT interrupts at once. Outside the main thread signals cannot be caught, and
     nothing is noticed. With many processes the runtime's own preemption notice is asked instead:
-    it makes all of them stop at the same place.
+    it makes all of them stop after the same step.
     """
 
     def __init__(self):
@@ -63,14 +58,16 @@ class StopSignal:
         self._name = signal.Signals(number).name
         print(f"{self._name}: finishing the step, then saving", file=sys.stderr, flush=True)
 
-    def requested(self) -> bool:
-        """Whether to stop here. All processes ask equally often, and get the same answer."""
-        # The runtime lets all go on until the one that is furthest has asked once more: a number
-        # that stood still, such as the step during a validation, would never get there.
-        if jax.process_count() > 1 and self._name is None:
-            if multihost_utils.reached_preemption_sync_point(next(_asked)):
-                self._name = "SIGTERM"
+    @property
+    def noticed(self) -> bool:
+        """Whether a signal has come to this process."""
         return self._name is not None
+
+    def requested(self, step: int) -> bool:
+        """Whether to stop after `step`."""
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self.noticed
 
 
 @contextlib.contextmanager
@@ -81,23 +78,20 @@ def repeatable(what: str) -> Iterator[Callable[[], None]]:
       what: what is being done, for the message.
 
     Yields:
-      a function for all processes to call between two pieces of the work: of several, they stop
-      there, together. A process on its own stops at once.
+      a function to call between two pieces of the work. Of many processes, none stops: they would
+      have to stop together.
     """
 
     came = threading.Event()
 
     def leave(*_) -> None:
-        if jax.process_index() == 0 and not came.is_set():  # a handler may not use a buffer
+        if not came.is_set():  # a handler may not use a buffer
             os.write(2, f"SIGTERM: stopped {what}; run the same command again\n".encode())
         came.set()
         raise Interrupted
 
-    if jax.process_count() > 1:
-        stop = StopSignal()
-        yield lambda: leave() if stop.requested() else None
-        return
-    before = signal.signal(signal.SIGTERM, leave) if _in_main_thread() else None
+    alone = jax.process_count() == 1 and _in_main_thread()
+    before = signal.signal(signal.SIGTERM, leave) if alone else None
     try:
         # What a handler raises is lost where Python cannot pass it on, as within a `__del__`.
         yield lambda: leave() if came.is_set() else None

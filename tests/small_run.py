@@ -49,9 +49,7 @@ class Watched:
         return batch
 
 
-def main(
-    workdir, cases, cache_root, total_steps, *, seconds=0.0, devices=1, depth=1, case_seconds=None
-):
+def main(workdir, cases, cache_root, total_steps, *, seconds=0.0, devices=1, depth=1):
     workdir, challenge = Path(workdir), challenges.get("phantom")
     here, count = jax.process_index(), jax.process_count()
     cached = cache.build(
@@ -72,16 +70,7 @@ def main(
     )  # fmt: skip
     window = SlidingWindow(model.apply, PATCH, window_batch=8, sharding=sharding.batched(mesh))
     workdir.mkdir(parents=True, exist_ok=True)
-    held_out, predict = cached[4:], window
-    if case_seconds is not None:  # so many that they take a while
-        held_out = held_out * 10
-
-        def predict(variables, image):
-            (workdir / f"validating_{here}").touch()
-            time.sleep(case_seconds)
-            return window(variables, image)
-
-    validation = Validation(held_out, predict, challenge.encode, from_dice=0.0, every_epochs=3)
+    validation = Validation(cached[4:], window, challenge.encode, from_dice=0.0, every_epochs=3)
     batches = Watched(data, seconds, workdir / f"seen_{here}_of_{count}.jsonl")
     print("ready", flush=True)
     result = fit(
