@@ -74,6 +74,17 @@ class Experiment:
             check_size=self.model.check_size,
         )
 
+    def provenance(self) -> dict[str, Any]:
+        """How this experiment predicts, for whoever reads its scores."""
+        options = self.config.inference
+        return {
+            "patch": list(self.config.data.patch),
+            "inference": options.get("mode", "window"),
+            "window_overlap": options.overlap,
+            "test_time_flips": options.flips,
+            **self.challenge.provenance(),
+        }
+
     def predictor(self, *, flips: Any) -> inference.SlidingWindow | whole_volume.WholeVolume:
         """Whole images as `inference.mode` says: `(variables, image) -> probabilities`."""
         options, patch = self.config.inference, tuple(self.config.data.patch)

@@ -89,11 +89,7 @@ def _combine(experiment: Experiment, folds: list[Experiment]) -> Path:
             experiment.workdir / run_folder.EVALUATION,
             provenance={
                 "cross_validation": f"{len(folds)} folds, each case by the fold that held it out",
-                "patch": list(config.data.patch),
-                "inference": config.inference.get("mode", "window"),
-                "window_overlap": config.inference.overlap,
-                "test_time_flips": config.inference.flips,
-                **experiment.challenge.provenance(),
+                **experiment.provenance(),
             },
         )
     table = experiment.workdir / run_folder.EVALUATION / "table.md"

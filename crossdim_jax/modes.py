@@ -190,11 +190,7 @@ def _evaluate(experiment: Experiment, between: Callable[[], None]) -> Path:
             failed=result.failed,
             provenance={
                 "checkpoint_step": record["step"],
-                "patch": list(config.data.patch),
-                "inference": config.inference.get("mode", "window"),
-                "window_overlap": config.inference.overlap,
-                "test_time_flips": config.inference.flips,
-                **experiment.challenge.provenance(),
+                **experiment.provenance(),
             },
         )
         table = experiment.workdir / run_folder.EVALUATION / "table.md"

@@ -81,7 +81,6 @@ def repeatable(what: str) -> Iterator[Callable[[], None]]:
       a function to call between two pieces of the work. Of many processes, none stops: they would
       have to stop together.
     """
-
     came = threading.Event()
 
     def leave(*_) -> None:

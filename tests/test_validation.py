@@ -1,0 +1,42 @@
+"""Dice over whole cases. When the loop validates: test_loop.py."""
+
+import numpy as np
+import pytest
+
+from crossdim_jax.validation import Validation, validate
+from tests import toy
+
+
+@pytest.fixture(scope="module")
+def cases():
+    return toy.make_cases()
+
+
+def test_validation_dice_counts_voxels_and_leaves_unlabelled_regions_out(cases):
+    def predict(variables, image):
+        return np.stack([image[..., 0] > 0.5, image[..., 0] > 9], -1).astype(np.float32)
+
+    expected = [
+        2 * ((c.image[..., 0] > 0.5) & (c.label > 0)).sum()
+        / ((c.image[..., 0] > 0.5).sum() + (c.label > 0).sum())
+        for c in cases
+    ]  # fmt: skip
+    dice = validate(None, Validation(cases, predict, toy.encode))
+    np.testing.assert_allclose(dice, [np.mean(expected), 0.0])
+
+    def half_labelled(label, kind):
+        return toy.encode(label)[0], np.array([1.0, 0.0])
+
+    dice = validate(None, Validation(cases, predict, half_labelled))
+    assert dice[0] == np.mean(expected) and np.isnan(dice[1])
+    nothing = [toy.Case("empty", cases[0].image, np.zeros_like(cases[0].label))]
+    assert validate(None, Validation(nothing, predict, toy.encode)).tolist() == [0.0, 1.0]
+
+
+def test_a_failing_validation_case_is_named(cases):
+    def predict(variables, image):
+        return np.zeros((1, 1, 1, 2))
+
+    with pytest.raises(ValueError, match="predicted") as caught:
+        validate(None, Validation(cases, predict, toy.encode))
+    assert caught.value.__notes__ == ["while validating case val_0"]
