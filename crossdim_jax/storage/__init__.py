@@ -1,0 +1,1 @@
+"""Files as bytes: read within limits, written whole or not at all."""
