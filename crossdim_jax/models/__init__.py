@@ -3,11 +3,11 @@
 from typing import Any
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 
 from crossdim_jax.errors import ConfigError
-from crossdim_jax.models import dsnet, dxnet, omnianet
+from crossdim_jax.models import dsnet, dxnet, initial, omnianet
+
+init = initial.variables
 
 NETWORKS = {"dxnet": dxnet.build, "dsnet": dsnet.build, "omnianet": omnianet.build}
 
@@ -28,18 +28,3 @@ def build(name: str, **kwargs: Any) -> nn.Module:
         return NETWORKS[name](**kwargs)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"model {name}: {error}") from error
-
-
-def init(model: nn.Module, seed: int, shape: tuple[int, ...]) -> dict[str, Any]:
-    """The model's initial variables, without computing its output.
-
-    The parameters are drawn one by one, outside of `jit`: a program that draws them all takes XLA
-    minutes to compile.
-
-    Args:
-      model: a network.
-      seed: of the parameters.
-      shape: `(b, *spatial, c)` of an input; only its rank and channels matter.
-    """
-    image = jax.ShapeDtypeStruct(shape, jnp.float32)
-    return model.lazy_init({"params": jax.random.key(seed)}, image)

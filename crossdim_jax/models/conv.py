@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from crossdim_jax import ops
+from crossdim_jax.models.initial import scaled_normal, zeros
 
 # jnp.pad's word for each way of padding the depth axis.
 DEPTH_PADDINGS = {"zero": "constant", "edge": "edge", "reflect": "reflect"}
@@ -88,29 +89,6 @@ def pad_depth(
         return x, pads
     width = ((0, 0), pads[0], *((0, 0),) * (x.ndim - 2))
     return jnp.pad(x, width, DEPTH_PADDINGS[depth_padding]), ((0, 0), *pads[1:])
-
-
-def scaled_normal(scale: float, *, leading: int = 0):
-    """An initialiser: normal with variance `scale / fan_in`, fan_in counting the window's taps.
-
-    Draws are padded to a power of two, so that initialising outside of `jit` compiles a dozen
-    small programs instead of one per kernel shape: seconds instead of minutes for a whole network.
-    Inside of `jit` the numbers are the same.
-
-    Args:
-      scale: see above.
-      leading: axes before the window, which are not part of the fan-in.
-    """
-
-    def draw(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-        size = math.prod(shape)
-        values = jax.random.normal(key, (1 << (size - 1).bit_length(),), dtype)
-        if not isinstance(values, jax.core.Tracer):
-            values = np.asarray(values)
-        values = values[:size].reshape(shape)
-        return jnp.asarray(values * math.sqrt(scale / math.prod(shape[leading:-1])), dtype)
-
-    return draw
 
 
 class Conv(nn.Module):
@@ -188,7 +166,7 @@ class Conv(nn.Module):
         else:
             x = self._convolve(x, kernel, strides, routing)
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (features,))
+            bias = self.param("bias", zeros, (features,))
             x = x + bias.astype(self.dtype).reshape((1,) * (nd + 1) + (-1,))
         return x
 
@@ -254,7 +232,7 @@ class UpConv(nn.Module):
         window = self.factors or (2,) * nd
         # Windows do not overlap: each output voxel sums c inputs, not as many as flax counts.
         kernel = self.param("kernel", scaled_normal(math.prod(window)), (*window, c, c))
-        bias = self.param("bias", nn.initializers.zeros, (c,))
+        bias = self.param("bias", zeros, (c,))
         return Upsampled(*(a.astype(self.dtype) for a in (x, kernel, bias)))
 
 
@@ -279,7 +257,7 @@ class DepthUpConv(nn.Module):
         c = x.shape[-1]
         # Each output slice sums so many windows on average.
         kernel = self.param("kernel", scaled_normal(float(self.stride)), (self.window, 1, 1, c, c))
-        bias = self.param("bias", nn.initializers.zeros, (c,))
+        bias = self.param("bias", zeros, (c,))
         x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
         y = bias.reshape(1, 1, 1, 1, -1)
         for tap in range(self.window):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from crossdim_jax import ops
 from crossdim_jax.models.conv import IN_PLANE, Conv, Depth, Upsampled
+from crossdim_jax.models.initial import ones, zeros
 
 NORMS = ("batch", "instance", "group", "frozen")
 
@@ -45,8 +46,8 @@ class Norm(nn.Module):
         check_norm(self.kind)
         scale, bias = jnp.ones((c,)), jnp.zeros((c,))
         if self.affine:
-            scale = self.param("scale", nn.initializers.ones, (c,))
-            bias = self.param("bias", nn.initializers.zeros, (c,))
+            scale = self.param("scale", ones, (c,))
+            bias = self.param("bias", zeros, (c,))
         if self.kind == "instance":
             return ops.instance_norm(x, scale, bias, eps=self.eps, activation=self.activation)
         if self.kind == "batch" and train:
@@ -65,8 +66,8 @@ class Norm(nn.Module):
     def _running(self, c):
         """The running mean and variance, made if there are none."""
         return (
-            self.variable("batch_stats", "mean", jnp.zeros, (c,)),
-            self.variable("batch_stats", "var", jnp.ones, (c,)),
+            self.variable("batch_stats", "mean", zeros, None, (c,)),
+            self.variable("batch_stats", "var", ones, None, (c,)),
         )
 
     def _batch(self, x, scale, bias):
