@@ -17,6 +17,7 @@ from crossdim_jax.data.geometry import PLACE, Geometry
 from crossdim_jax.errors import ConfigError, DataError
 
 OF_A_VOXEL = 0.05
+_FORMS_OF_A_VOXEL = 0.5  # a qform is rounded: 1e-3 rad in the worst case, near half a turn
 OPTION = "config.data.grid_tolerance_mm"
 MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 1e-3}  # NIfTI's unknown, metre, millimetre, micrometre
 _SIZES_MM = (1e-6, 1e6)  # of voxels
@@ -130,7 +131,8 @@ def contradictions(geometry: Geometry) -> list[str]:
         )
     elif header["sform_code"] > 0 and header["qform_code"] > 0:
         apart = displacement_mm(geometry.affine, _qform(header), geometry.shape)
-        if not apart <= tolerance_mm(geometry) and geometry.oriented:
+        small = _FORMS_OF_A_VOXEL * nib.affines.voxel_sizes(geometry.affine).min()
+        if not apart <= small and geometry.oriented:
             found.append(
                 f"its qform puts the farthest voxel {apart:.3g} mm from where its sform has it; "
                 "the sform is used, other programs may take the qform"
@@ -142,18 +144,22 @@ def placing(geometry: Geometry) -> Mapping[str, np.ndarray]:
     """The header fields with which a NIfTI file on that grid is written.
 
     Those of its source, so that every program shows both at one place; made anew where the source
-    contradicts itself about the size of its voxels. A sheared sform gets a qform beside it, the
-    nearest with right angles: ITK opens nothing else.
+    contradicts itself about the size of its voxels, or holds what is no number in float32. A
+    sheared sform gets a qform beside it, the nearest with right angles: ITK opens nothing else.
     """
-    agree, header = _sizes_agree(geometry), geometry.header
+    header = geometry.header
+    with np.errstate(over="ignore"):
+        numbers = all(np.isfinite(np.float32(value)).all() for value in header.values())
+    agree = numbers and _sizes_agree(geometry)
     axes = geometry.affine[:3, :3] / nib.affines.voxel_sizes(geometry.affine)
     skewed = np.abs(axes.T @ axes - np.eye(3)).max() > _SKEW
     if agree and not (skewed and header["qform_code"] == 0):
         return header
+    code = int(header["sform_code"]) or int(header["qform_code"])
     made = nib.Nifti1Header()
     made.set_data_shape(geometry.shape)
-    made.set_sform(geometry.affine, code=int(header["sform_code"]))
-    made.set_qform(orthogonal(geometry.affine, geometry.shape), code=int(header["sform_code"]))
+    made.set_sform(geometry.affine, code=code)
+    made.set_qform(orthogonal(geometry.affine, geometry.shape), code=code)
     made.set_xyzt_units("mm")
     return {name: np.array(made[name]) for name in PLACE}
 

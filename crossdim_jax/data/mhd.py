@@ -157,7 +157,7 @@ def _format(geometry: Geometry, element: str, raw: str, compressed_bytes: int | 
         # One axis after the other: the transpose of a matrix whose columns are the axes.
         "TransformMatrix": _numbers((matrix / spacing).T.ravel()),
         "Offset": _numbers(offset),
-        "ElementSpacing": _numbers(spacing),
+        "ElementSpacing": " ".join(f"{size:.7g}" for size in spacing),  # of float32
         "DimSize": " ".join(map(str, geometry.shape)),
         "ElementType": element,
         "ElementDataFile": raw,

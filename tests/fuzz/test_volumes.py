@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from crossdim_jax.data import images, mhd
+from crossdim_jax.data import grid, images, mhd
 from tests.fuzz import harness
 from tests.fuzz.harness import Format
 
@@ -45,6 +45,14 @@ def metaimage(folder: Path) -> list[bytes]:
     return [text + b"ElementDataFile = LOCAL\n" + bytes(70), text + b"ElementDataFile = a.raw\n"]
 
 
+def written_on(path: Path) -> None:
+    """What is written on the grid of a file that can be read lies where the file does."""
+    volume, geometry = images.read_nifti(path)
+    label = np.zeros(volume.shape, np.uint8)
+    back = images.write_nifti(path.with_name("back.nii"), label, geometry)
+    grid.check_same(geometry, images.read_nifti(back)[1])
+
+
 FORMATS = (
     Format("nifti", ".nii", nifti, images.read_nifti),
     Format("nifti label", ".nii", nifti, images.read_label),
@@ -52,6 +60,7 @@ FORMATS = (
     Format(
         "damaged gz", ".nii.gz", lambda f: [gzip.compress(c) for c in nifti(f)], images.read_nifti
     ),
+    Format("written on", ".nii", nifti, written_on, folder=True),
     Format("metaimage", ".mhd", metaimage, mhd.read_mhd),
 )
 NAMES = [row.name for row in FORMATS]
