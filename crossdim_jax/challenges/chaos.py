@@ -124,7 +124,7 @@ class Chaos(SliceChallenge):
         A series of one slice has the thickness that its header gives, see `dicom.Series`.
         """
         series, label = None, None
-        if files.images[0].name.endswith(chaos_layouts.NIFTI):
+        if chaos_layouts.is_nifti(files.images[0]):
             volume, geometry = images.read_nifti(files.images[0])
         else:
             volume, series = dicom.read_series(files.images)

@@ -184,7 +184,7 @@ def test_damaged_masks_are_named(tmp_path, rng):
     with pytest.raises(DataError, match="a.png: cannot be read, the file is truncated"):
         read(path, size=(90, 90))
     path.write_text("text")
-    with pytest.raises(DataError, match="a.png: is not an image"):
+    with pytest.raises(DataError, match="a.png: is not a PNG file, whatever its name says"):
         read(path)
 
 
