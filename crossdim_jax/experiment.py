@@ -157,6 +157,7 @@ def build(
             raise ConfigError(f"config.model.{error}") from error
     model = models.build(attributes.pop("name"), out_channels=len(challenge.classes), **attributes)
     check_patch(patch, model)
+    check_flips(config, challenge)
     if "phantoms" in config:
         if jax.process_index() == 0:
             challenge.make_phantoms(config.data.root, **config.phantoms.to_dict())
@@ -187,6 +188,22 @@ def check_patch(patch: tuple[int, ...], model: Any) -> None:
         model.check_size(patch)
     except ValueError as error:
         raise ConfigError(f"config.data.patch={patch}: {error}") from error
+
+
+def check_flips(config: ConfigDict, challenge: Challenge) -> None:
+    """Raises ConfigError for flips that exchange right and left, see `Challenge.check_flips`."""
+    nd = len(config.data.patch)
+    flips = config.get("inference", {}).get("flips", False)
+    if flips is True:  # of slices only the two axes in them, in windows of one slice
+        flips = range(3 - nd, 3)
+    for field, axes, ndim in (
+        ("inference.flips", flips, 3),
+        ("augment.flip", config.get("augment", {}).get("flip", ()), nd),
+    ):
+        if isinstance(
+            axes, tuple | list | range
+        ):  # what it is otherwise is refused where it is used
+            challenge.check_flips(axes, ndim, field)
 
 
 def make_mesh(config: ConfigDict) -> jax.sharding.Mesh:

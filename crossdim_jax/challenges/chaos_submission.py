@@ -104,11 +104,19 @@ def evaluate(challenge: Challenge, files: Sequence[CaseFiles], submission: Path)
     return chaos_tables.of_tasks(found, challenge.regions, challenge.t1dual)
 
 
-def write_seg(path: Path, files: CaseFiles, label: np.ndarray, segments: Sequence[Segment]) -> Path:
+def write_seg(
+    path: Path,
+    files: CaseFiles,
+    label: np.ndarray,
+    segments: Sequence[Segment],
+    *,
+    deidentify: bool = False,
+) -> Path:
     """Writes a DICOM segmentation of the slices of a series, see `dicom_seg.write`."""
     if chaos_layouts.is_nifti(files.images[0]):
         raise DataError(
             f"{files.images[0]}: a DICOM segmentation refers to DICOM slices, and this is NIfTI; "
             "leave 'seg' out of config.challenge.formats"
         )
-    return dicom_seg.write(path, dicom.read_header(files.images), label, segments)
+    series = dicom.read_header(files.images)
+    return dicom_seg.write(path, series, label, segments, deidentify=deidentify)

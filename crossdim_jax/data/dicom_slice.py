@@ -19,7 +19,7 @@ import pydicom
 from pydicom.encaps import get_frame
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_dataset, read_preamble
-from pydicom.pixels import get_decoder
+from pydicom.pixels import get_decoder, pixel_array
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, RLELossless
 
 from crossdim_jax.errors import DataError
@@ -36,6 +36,7 @@ _RLE_RATIO = 64  # two bytes make 128 at the most
 _RATIO, _FREE = 1000, 1 << 26
 _MM = (1e-3, 1e3)  # sizes of a pixel, distances of slices
 _FAR_MM = 1e5
+_MOST = 32767  # rows or columns that a NIfTI file can have
 _NEEDED = (
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns"),
     *("PhotometricInterpretation", "BitsAllocated", "BitsStored", "PixelRepresentation"),
@@ -133,7 +134,7 @@ def read(path: Path, data: pydicom.Dataset) -> Slice:
         return Slice(
             path=path,
             file_bytes=path.stat().st_size,
-            shape=(header.whole("Rows", 1, 65535), header.whole("Columns", 1, 65535)),
+            shape=(header.whole("Rows", 1, _MOST), header.whole("Columns", 1, _MOST)),
             position=np.array(
                 header.numbers("ImagePositionPatient", 3, low=-_FAR_MM, high=_FAR_MM)
             ),
@@ -169,13 +170,14 @@ def pixels(record: Slice, data: pydicom.Dataset) -> tuple[np.ndarray, int]:
             _check_compressed(record, content, promised, syntax)
         else:
             _check_native(path, content, promised)
-        stored = data.pixel_array
+        # Bits that do not count are looked at below, not dropped.
+        stored = pixel_array(data, correct_unused_bits=False)
         if stored.shape != record.shape:
             raise DataError(
                 f"{path}: decodes to {stored.shape} pixels, expected {record.shape} (rows, "
                 "columns); the file is damaged"
             )
-        padded = _check_range(record, stored)
+        stored, padded = _values(record, stored)
         image = stored.astype(np.float32)
         if record.slope is not None:
             image *= np.float32(record.slope)
@@ -420,15 +422,21 @@ def _decodable(syntax: pydicom.uid.UID) -> bool:
         return False
 
 
-def _check_range(record: Slice, stored: np.ndarray) -> int:
-    """How many pixels are padding. Raises DataError if others lie outside of the stored bits."""
+def _values(record: Slice, stored: np.ndarray) -> tuple[np.ndarray, int]:
+    """The values that the stored bits mean, and how many are padding.
+
+    Unused bits may repeat the sign or be 0 (PS3.5, 8.1.1). Raises DataError where they are neither:
+    they hold something else then, or the header is wrong, and to drop them would wrap values.
+    """
     _, bits, signed, padding = record.stored
-    inside = stored if padding is None else stored[stored != padding]
+    inside = np.ones(stored.shape, bool) if padding is None else stored != padding
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-    if inside.size and (inside.min() < low or inside.max() > high):
+    if signed and (unextended := inside & (stored > high)).any():
+        stored = np.where(unextended, stored - 2**bits, stored)
+    if (wrong := stored[inside & ((stored < low) | (stored > high))]).size:
         raise DataError(
-            f"{record.path}: holds values from {inside.min()} to {inside.max()}, but {bits} bits "
+            f"{record.path}: {wrong.size} pixels have values such as {wrong[0]}, but {bits} bits "
             f"{'with' if signed else 'without'} a sign hold {low} to {high}. The header is wrong, "
             "or other bits hold an overlay: export the series again without overlays"
         )
-    return stored.size - inside.size
+    return stored, int(stored.size - np.count_nonzero(inside))

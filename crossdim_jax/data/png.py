@@ -1,4 +1,4 @@
-"""Read grey PNG files of unknown origin: nothing but PNG is decoded, and no more than it promises."""
+"""Read grey PNG files of unknown origin: only PNG is decoded, and no more than it promises."""
 
 import io
 import struct
