@@ -194,16 +194,16 @@ def check_flips(config: ConfigDict, challenge: Challenge) -> None:
     """Raises ConfigError for flips that exchange right and left, see `Challenge.check_flips`."""
     nd = len(config.data.patch)
     flips = config.get("inference", {}).get("flips", False)
-    if flips is True:  # of slices only the two axes in them, in windows of one slice
-        flips = range(3 - nd, 3)
-    for field, axes, ndim in (
-        ("inference.flips", flips, 3),
-        ("augment.flip", config.get("augment", {}).get("flip", ()), nd),
-    ):
-        if isinstance(
-            axes, tuple | list | range
-        ):  # what it is otherwise is refused where it is used
-            challenge.check_flips(axes, ndim, field)
+    axes = flips
+    if isinstance(flips, bool):  # of slices only the two axes in them, in windows of one slice
+        axes = range(3 - nd, 3) if flips else ()
+    if not isinstance(axes, tuple | list | range) or any(axis not in (0, 1, 2) for axis in axes):
+        raise ConfigError(
+            f"config.inference.flips={flips!r} must be True, False or the axes to mirror, "
+            "(z, y, x) being 0, 1 and 2, such as (0, 1)"
+        )
+    challenge.check_flips(axes, 3, "inference.flips")
+    challenge.check_flips(config.get("augment", {}).get("flip", ()), nd, "augment.flip")
 
 
 def make_mesh(config: ConfigDict) -> jax.sharding.Mesh:

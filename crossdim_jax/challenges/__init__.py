@@ -156,11 +156,10 @@ class Challenge(abc.ABC):
             return
         pairs = "; ".join(" and ".join(pair) for pair in self.sides)
         names = dict(zip(range(x, -1, -1), ("x", "y", "z"), strict=False))
-        others = [axis for axis in axes if axis != x]
-        free = f'"({", ".join(map(str, others))},)" ' if others else "() "
+        others = tuple(axis for axis in axes if axis != x)
         raise ConfigError(
             f"config.{field} flips along axis {x} (x, from the patient's right to the left), which "
-            f"makes one of the other of these classes: {pairs}. Use --config.{field}={free}"
+            f'makes one of the other of these classes: {pairs}. Use "--config.{field}={others}" '
             f"(axes here: {', '.join(f'{axis} {name}' for axis, name in sorted(names.items()))})"
         )
 
