@@ -66,8 +66,7 @@ class Case:
         lie in a patient: (frame, row, column, c), a single image has one frame.
       label: (z, y, x) uint8 in the label convention of the files, or None.
       spacing_mm: (z, y, x).
-      geometry: of the first image file, with the dtype of the label file if one was read; to
-        write a result onto the case's own grid.
+      geometry: of the first image file; to write a result onto the case's own grid.
     """
 
     id: str
@@ -132,6 +131,8 @@ class Challenge(abc.ABC):
       outline: whether figures draw contours rather than filled areas.
       sides: pairs of classes that are the right and the left one of an organ. Mirrored along the
         last axis (x) one looks like the other, so such flips are refused, see `check_flips`.
+      grid_tolerance_mm: how far a voxel of one file may lie from the same voxel of another file of
+        the case, see `data.grid`; None for a twentieth of a voxel. Set by `experiment.build`.
     """
 
     name: str
@@ -142,6 +143,7 @@ class Challenge(abc.ABC):
     profile: str
     aggregate: str
     outline: bool = False
+    grid_tolerance_mm: float | None = None
     sides: tuple[tuple[str, str], ...] = ()
 
     def check_flips(self, axes: Sequence[int], ndim: int, field: str) -> None:
@@ -265,7 +267,8 @@ class Challenge(abc.ABC):
     def write(self, path: str | os.PathLike, label: np.ndarray, geometry: Geometry) -> Path:
         """Writes a label (z, y, x) on the grid of `geometry` as the challenge stores labels.
 
-        In the case's own integer type (`geometry.label_dtype`), without intensity scaling.
+        In the smallest unsigned integer type that holds the challenge's label values, without
+        intensity scaling.
         """
 
     def provenance(self) -> dict[str, object]:
@@ -304,6 +307,11 @@ class Challenge(abc.ABC):
     def make_phantoms(cls, root: str | os.PathLike, n: int, **recipe: object) -> Path:
         """Sees to it that `root` holds n phantoms of this challenge's kind; for demos."""
         raise ConfigError(f"challenge {cls.name!r} has no phantoms; remove config.phantoms")
+
+    def grid_fingerprint(self) -> dict[str, object]:
+        """The part of `fingerprint` that says which grids are one; nothing by default."""
+        given = self.grid_tolerance_mm
+        return {} if given is None else {"grid_tolerance_mm": given}
 
     @abc.abstractmethod
     def fingerprint(self) -> dict[str, object]:

@@ -6,7 +6,6 @@ header says, and z may well fall while file numbers rise. `Series` goes from one
 """
 
 import dataclasses
-import itertools
 import logging
 import os
 import re
@@ -17,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 
-from crossdim_jax.data import dicom_slice
+from crossdim_jax.data import dicom_slice, grid
 from crossdim_jax.data.dicom_slice import Slice
 from crossdim_jax.data.images import Geometry
 from crossdim_jax.errors import DataError
@@ -140,23 +139,6 @@ def datasets(series: Series) -> list[pydicom.Dataset]:
     return [dicom_slice.open_dataset(path, pixels=True) for path in series.files]
 
 
-def displacement_mm(affine: np.ndarray, shape: Sequence[int]) -> float:
-    """How far a voxel lies at most from the nearest grid with right angles, in mm.
-
-    That grid has the same centre, the same voxel size, and the axes of the nearest rotation (the
-    polar factor of the axes' directions).
-
-    Args:
-      affine: (4, 4), voxel index -> mm. shape: of the grid, in the order of the affine's columns.
-    """
-    steps = affine[:3, :3]
-    sizes = np.linalg.norm(steps, axis=0)
-    left, _, right = np.linalg.svd(steps / sizes)
-    apart = steps - left @ right * sizes
-    corners = np.array(list(itertools.product((-0.5, 0.5), repeat=3))) * (np.array(shape) - 1)
-    return float(np.linalg.norm(corners @ apart.T, axis=1).max())
-
-
 def _series(
     files: Sequence[str | os.PathLike], pixels: bool
 ) -> tuple[Series, list[Slice], list[pydicom.Dataset]]:
@@ -195,14 +177,17 @@ def _check_one_series(slices: Sequence[Slice]) -> None:
                 f"{first.shape[0]} x {first.shape[1]}; all slices of a series have one size, "
                 f"{_MIXED}"
             )
+        apart = float(np.linalg.norm(_far_corner(one) - _far_corner(first)))
         for name, mine, others in (
             ("ImageOrientationPatient", one.cosines, first.cosines),
             ("PixelSpacing", one.spacing, first.spacing),
         ):
-            if not np.allclose(mine, others, atol=_COSINES_ATOL):
+            differ = not np.array_equal(mine, others)
+            if not np.allclose(mine, others, atol=_COSINES_ATOL) or differ and apart > TOLERANCE_MM:
                 found, expected = np.ravel(mine).tolist(), np.ravel(others).tolist()
                 raise DataError(
-                    f"{one.path}: {name} is {found}, but {expected} in {first.path}; {_MIXED}"
+                    f"{one.path}: {name} is {found}, but {expected} in {first.path}, which moves a "
+                    f"corner by {apart:.3g} mm; {_MIXED}"
                 )
         if one.modality != first.modality:
             raise DataError(
@@ -235,6 +220,12 @@ def _check_one_series(slices: Sequence[Slice]) -> None:
             )
 
 
+def _far_corner(one: Slice) -> np.ndarray:
+    """The last pixel of a slice from its first, in mm."""
+    (rows, columns), (down, across) = one.shape, one.spacing
+    return (columns - 1) * across * one.cosines[0] + (rows - 1) * down * one.cosines[1]
+
+
 def _check_memory(slices: Sequence[Slice]) -> None:
     """Raises DataError if all slices together cannot come of the bytes of their files."""
     rows, columns = slices[0].shape
@@ -250,9 +241,10 @@ def _check_right_angles(folder: Path, affine: np.ndarray, shape: Sequence[int]) 
     """Raises DataError for a tilted gantry and any other shear that moves voxels.
 
     Arrays and file formats used here have axes at right angles; whoever takes such a stack for one
-    sees it up to `displacement_mm` beside its place.
+    sees it up to that far beside its place.
     """
-    if (apart := displacement_mm(affine, shape)) <= TOLERANCE_MM:
+    apart = grid.displacement_mm(affine, grid.orthogonal(affine, shape), shape)
+    if apart <= TOLERANCE_MM:
         return
     normal, step = np.cross(affine[:3, 0], affine[:3, 1]), affine[:3, 2]
     cosine = abs(normal @ step) / np.linalg.norm(normal) / np.linalg.norm(step)
