@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 
-from crossdim_jax.data import dicom_slice, grid
+from crossdim_jax.data import dicom_pixels, dicom_slice, grid
 from crossdim_jax.data.dicom_slice import Slice
 from crossdim_jax.data.images import Geometry
 from crossdim_jax.errors import DataError
@@ -110,7 +110,7 @@ def read_series(files: Sequence[str | os.PathLike]) -> tuple[np.ndarray, Series]
     volume = np.empty((len(slices), *slices[0].shape), np.float32)
     padded = 0
     for index, (one, data) in enumerate(zip(slices, datasets, strict=True)):
-        volume[index], count = dicom_slice.pixels(one, data)
+        volume[index], count = dicom_pixels.read(one, data)
         padded += count
     if padded:
         logger.warning(

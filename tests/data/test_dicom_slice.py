@@ -13,7 +13,7 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
-from crossdim_jax.data import dicom, dicom_slice
+from crossdim_jax.data import dicom, dicom_pixels
 from crossdim_jax.errors import DataError
 from tests import dicom_files
 
@@ -221,8 +221,8 @@ def jpeg(kind, shape):
 
 @pytest.mark.parametrize("kind", ["JPEG", "JPEG2000"])
 def test_the_size_of_a_compressed_image_is_its_own(kind):
-    assert dicom_slice.codestream_size(jpeg(kind, (30, 20))) == (30, 20)
-    assert dicom_slice.codestream_size(b"neither") is None
+    assert dicom_pixels.codestream_size(jpeg(kind, (30, 20))) == (30, 20)
+    assert dicom_pixels.codestream_size(b"neither") is None
 
 
 def test_run_lengths_that_cannot_make_the_pixels_are_refused(tmp_path, volume):
