@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pydicom
 from pydicom.errors import InvalidDicomError
-from pydicom.filereader import read_dataset, read_preamble
+from pydicom.filereader import read_dataset, read_partial, read_preamble
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from crossdim_jax.errors import DataError
@@ -28,6 +28,7 @@ pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 LARGEST = 1 << 30  # bytes of a file that holds one slice
 _HEAD = 1 << 24  # bytes before the pixels of a deflated file
 _TAIL = 1 << 20  # and behind them
+_ATTRIBUTES = 20_000  # of a file; real ones have hundreds
 _MM = (1e-3, 1e3)  # sizes of a pixel, distances of slices
 _FAR_MM = 1e5
 _MOST = 32767  # rows or columns that a NIfTI file can have
@@ -102,7 +103,7 @@ def open_dataset(path: Path, *, pixels: bool) -> pydicom.Dataset:
         if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
             return _deflated(path, memoryview(content)[file.tell() :], preamble, meta, pixels)
         file.seek(0)
-        return pydicom.dcmread(file, stop_before_pixels=not pixels)
+        return read_partial(file, _Until(path, pixels=pixels))
 
 
 def read(path: Path, data: pydicom.Dataset) -> Slice:
@@ -144,6 +145,24 @@ def read(path: Path, data: pydicom.Dataset) -> Slice:
             words=f"{header.text('ProtocolName')} {header.text('SeriesDescription')}".upper(),
             stored=_stored(path, header),
         )
+
+
+class _Until:
+    """Where to stop: before or behind the pixels, and in a file of endless small attributes."""
+
+    def __init__(self, path: Path, *, pixels: bool):
+        self.path, self.last, self.count = path, 0x7FE00010 if pixels else 0x7FE00007, 0
+        self.behind = False
+
+    def __call__(self, tag: int, vr: str | None, length: int) -> bool:
+        self.count += 1
+        if self.count > _ATTRIBUTES:
+            raise DataError(
+                f"{self.path}: has more than {_ATTRIBUTES} attributes; it is damaged, "
+                f"{reading.AGAIN}"
+            )
+        stop, self.behind = self.behind or tag > self.last, tag == self.last
+        return stop
 
 
 class _Header:
@@ -292,7 +311,7 @@ def _deflated(
     inflater = reading.Inflater(path, packed, "deflate")
     most = len(packed) * reading.DEFLATE_RATIO
     file = io.BytesIO(inflater.read(min(_HEAD, most)))
-    head = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag >= 0x7FE00008)
+    head = read_dataset(file, False, True, stop_when=_Until(path, pixels=False))
     if pixels:
         header = _Header(path, head)
         sizes = [header.whole(name, 1, 65535) for name in ("Rows", "Columns", "BitsAllocated")]
@@ -302,7 +321,8 @@ def _deflated(
         rest = inflater.read(missing) if missing > 0 else b""
         rest += inflater.read(min(_TAIL, most - inflater.done))  # padding, signatures
         inflater.finish()
-        head = read_dataset(io.BytesIO(file.getvalue() + rest), False, True)
+        until = _Until(path, pixels=True)
+        head = read_dataset(io.BytesIO(file.getvalue() + rest), False, True, stop_when=until)
     meta.TransferSyntaxUID = ExplicitVRLittleEndian  # as it is now
     found = pydicom.FileDataset(
         None, head, preamble, pydicom.dataset.FileMetaDataset(meta), False, True

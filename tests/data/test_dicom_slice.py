@@ -196,6 +196,17 @@ def test_no_more_is_inflated_than_the_header_promises(tmp_path, volume, where):
     assert peak < 60 << 20
 
 
+def test_endless_small_attributes_end(tmp_path, volume):
+    path = dicom_files.write(tmp_path, volume[:1])[0]
+    content = path.read_bytes()
+    at = content.index(b"\x10\x00\x10\x00PN")
+    path.write_bytes(content[:at] + b"\x09\x00\x10\x10LO\0\0" * 30_000 + content[at:])
+    with pytest.raises(DataError, match="slice0.dcm: has more than 20000 attributes"):
+        dicom.read_series([path])
+    path.write_bytes(content + bytes(8 << 20))  # behind the pixels nothing is looked at
+    np.testing.assert_array_equal(dicom.read_series([path])[0], volume[:1])
+
+
 def _inflates(content):
     try:
         return zlib.decompressobj(-15).decompress(content)
