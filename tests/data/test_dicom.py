@@ -261,7 +261,22 @@ def test_steps_that_grow_are_refused_though_each_is_near_the_usual_one(tmp_path,
 
 
 def test_any_names_have_one_order(tmp_path):
-    names = ["a10", "a2", "a\u00b2", "2", "10", "x", "\u0661", "a02", "A2", "", "a1b2", "a1b10"]
+    names = [
+        "a10",
+        "a2",
+        "a\u00b2",
+        "1\u00b22",
+        "\u00b2",
+        "2",
+        "10",
+        "x",
+        "\u0661",
+        "a02",
+        "A2",
+        "",
+        "a1b2",
+        "a1b10",
+    ]
     paths = [tmp_path / f"{name}.dcm" for name in names]
     ordered = sorted(paths, key=dicom.natural)
     for _ in range(5):
