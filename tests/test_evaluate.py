@@ -180,6 +180,23 @@ def test_a_disk_that_fills_up_stops_at_once(challenge, files, tmp_path, monkeypa
     assert len(tried) == 1
 
 
+def test_a_prediction_slightly_elsewhere_is_scored_where_that_is_accepted(
+    challenge, files, tmp_path
+):
+    folder = tmp_path / "predictions"
+    predict(challenge, files, folder)
+    path = folder / f"{files[1].id}.nii.gz"
+    label = np.asarray(nib.load(path).dataobj)
+    moved = AFFINE.copy()
+    moved[0, 3] += 0.3
+    path.unlink()
+    nib.save(nib.Nifti1Image(label, moved), path)
+    ((case, why),) = score(challenge, files, folder)["mismatched"]
+    assert case == files[1].id and f"{path}: its affine puts the farthest voxel 0.3 mm from" in why
+    challenge.grid_tolerance_mm = 0.5
+    assert score(challenge, files, folder)["mismatched"] == []
+
+
 @pytest.mark.parametrize("what", ["shape", "affine"])
 def test_a_prediction_on_another_grid_scores_as_a_mismatch(challenge, files, tmp_path, what):
     folder = tmp_path / "predictions"

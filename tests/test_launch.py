@@ -115,7 +115,7 @@ def test_prediction_goes_on_after_a_faulty_case_and_skips_what_is_there(run, tmp
         image = nib.load(cases / name / f"{name}_flair.nii.gz")
         label = nib.load(output / f"{name}.nii.gz")
         assert label.shape == image.shape
-        assert label.get_data_dtype() == image.get_data_dtype() == np.int16
+        assert label.get_data_dtype() == np.uint8 and image.get_data_dtype() == np.int16
         np.testing.assert_array_equal(label.affine, image.affine)
         assert set(np.unique(label.dataobj)) <= {0, 1, 2, 4}
 

@@ -142,6 +142,43 @@ def test_another_affine_is_refused_and_rounding_is_not(files, which):
         assert part in str(error.value)
 
 
+def test_sheared_axes_are_refused_unless_the_shift_is_accepted(files):
+    for path in (*files.images, files.label):
+        affine = nib.load(path).affine.copy()
+        affine[0, 1] = 0.1
+        image = nib.Nifti1Image(np.asanyarray(nib.load(path).dataobj), None)
+        image.header.set_sform(affine, 1)
+        nib.save(image, path)
+    challenge = plain()
+    with pytest.raises(DataError, match=f"^{files.images[0]}: its axes are sheared: ") as error:
+        challenge.load(files)
+    challenge.grid_tolerance_mm = float(str(error.value).rpartition("=")[2])
+    case = challenge.load(files)
+    np.testing.assert_allclose(case.geometry.affine, affine, atol=1e-6)
+
+
+def test_a_turned_label_is_refused_unless_the_difference_is_accepted(files):
+    affine = nib.load(files.label).affine
+    angle = 0.02
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    turned = affine.copy()
+    turned[:2, :2] = turn @ affine[:2, :2]
+    rewrite(files.label, affine=turned)
+    challenge = plain()
+    with pytest.raises(DataError, match="farthest voxel 0.156 mm from .*_tolerance_mm=0.16 accept"):
+        challenge.load(files)
+    challenge.grid_tolerance_mm = 0.16
+    assert challenge.load(files).label is not None
+
+
+def test_a_series_of_volumes_is_no_volume(files):
+    rewrite(files.images[1], np.ones((7, 6, 5, 3), np.int16))
+    with pytest.raises(
+        DataError, match=rf"^{files.images[1]}: has shape \(7, 6, 5, 3\), but one 3"
+    ):
+        plain().load(files)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
 def test_voxels_that_are_no_numbers_are_counted(files, value):
     volume = np.ones((7, 6, 5))

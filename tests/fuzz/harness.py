@@ -6,6 +6,7 @@ files are read in a child process, which may use little memory and time; what fa
 
 import dataclasses
 import importlib
+import importlib.util
 import json
 import os
 import random
@@ -18,6 +19,8 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
+import pytest
 
 from crossdim_jax.errors import CrossdimError
 
@@ -190,6 +193,22 @@ def run(module: str, name: str, folder: Path, *, count: int, seed: int = 0) -> N
     )
     said = done.stdout[-3000:] + done.stderr[-3000:]
     assert done.returncode == 0 and f"{count} files read" in done.stdout, said
+
+
+def run_guided(module: str, name: str, folder: Path, *, runs: int) -> None:
+    """As `run`, with files made by a coverage-guided fuzzer; skipped where there is none."""
+    if importlib.util.find_spec("atheris") is None:
+        pytest.skip("atheris, the coverage-guided fuzzer, is not installed")
+    command = [sys.executable, "-m", "tests.fuzz.guided", module, name, str(folder)]
+    done = subprocess.run(
+        [*command, f"-atheris_runs={runs}", "-seed=1"],
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        timeout=120 + 0.1 * runs,
+    )
+    said = done.stdout[-3000:] + done.stderr[-3000:]
+    assert done.returncode == 0 and f"Done {runs}" in said, said
 
 
 class TooSlow(BaseException):

@@ -73,3 +73,10 @@ def test_mutations_are_the_same_each_time_and_differ_from_one_another():
     first, again = (list(harness.mutations(seeds, 500, 3)) for _ in range(2))
     assert first == again != list(harness.mutations(seeds, 500, 4))
     assert len(set(first)) > 450 and not {*first[:100]} <= {*seeds}
+
+
+def test_the_guided_fuzzer_finds_it_too(tmp_path):
+    harness.run_guided(__name__, "good", tmp_path / "good", runs=20)
+    with pytest.raises(AssertionError, match="KeyError"):
+        harness.run_guided(__name__, "KeyError", tmp_path / "bad", runs=1000)
+    assert list((tmp_path / "bad").glob("fault_*"))

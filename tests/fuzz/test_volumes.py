@@ -75,3 +75,9 @@ def test_damaged_files_are_read_or_refused_by_name(name, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_thousands_of_damaged_files(name, tmp_path):
     harness.run(__name__, name, tmp_path, count=10_000, seed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_files_that_reach_every_branch(name, tmp_path):
+    harness.run_guided(__name__, name, tmp_path, runs=5000)
