@@ -40,6 +40,7 @@ def get_config(arg: str = "") -> ConfigDict:
     )  # of --mode=predict, beside NIfTI: png, seg (needs highdicom)
     config.challenge.kind = "auto"  # CT, T1DUAL or T2SPIR: of series and volumes outside the layout
     config.challenge.aggregate = "clean"
+    config.challenge.deidentify = False  # True: seg without what identifies the patient
 
     config.model.encoder = "efficientnet_b4"
     config.weights.source = "tf_efficientnet_b4.ns_jft_in1k"

@@ -128,6 +128,7 @@ def _inference() -> ConfigDict:
     inference = ConfigDict()
     inference.mode = "window"  # or whole: a volume in one piece, shared over mesh.depth
     inference.overlap = 0.5  # of neighbouring windows
-    inference.flips = False  # True: mean over the 8 mirrored predictions
+    # True: mean over the 8 mirrored predictions; or the axes to mirror, such as (0, 1)
+    inference.flips = config_dict.FieldReference(False, field_type=object)
     inference.window_batch = 1  # windows at a time on each of mesh.data
     return inference

@@ -159,6 +159,7 @@ def build(
             raise ConfigError(f"config.model.{error}") from error
     model = models.build(attributes.pop("name"), out_channels=len(challenge.classes), **attributes)
     check_patch(patch, model)
+    check_flips(config, challenge)
     if "phantoms" in config:
         if jax.process_index() == 0:
             challenge.make_phantoms(config.data.root, **config.phantoms.to_dict())
@@ -189,6 +190,22 @@ def check_patch(patch: tuple[int, ...], model: Any) -> None:
         model.check_size(patch)
     except ValueError as error:
         raise ConfigError(f"config.data.patch={patch}: {error}") from error
+
+
+def check_flips(config: ConfigDict, challenge: Challenge) -> None:
+    """Raises ConfigError for flips that exchange right and left, see `Challenge.check_flips`."""
+    nd = len(config.data.patch)
+    flips = config.get("inference", {}).get("flips", False)
+    axes = flips
+    if isinstance(flips, bool):  # of slices only the two axes in them, in windows of one slice
+        axes = range(3 - nd, 3) if flips else ()
+    if not isinstance(axes, tuple | list | range) or any(axis not in (0, 1, 2) for axis in axes):
+        raise ConfigError(
+            f"config.inference.flips={flips!r} must be True, False or the axes to mirror, "
+            "(z, y, x) being 0, 1 and 2, such as (0, 1)"
+        )
+    challenge.check_flips(axes, 3, "inference.flips")
+    challenge.check_flips(config.get("augment", {}).get("flip", ()), nd, "augment.flip")
 
 
 def make_mesh(config: ConfigDict) -> jax.sharding.Mesh:

@@ -129,6 +129,8 @@ class Challenge(abc.ABC):
       profile: a key of `metrics.PROFILES`: what `score` computes, and the row of a mismatch.
       aggregate: the mode of `metrics.aggregate` that `summarise` uses.
       outline: whether figures draw contours rather than filled areas.
+      sides: pairs of classes that are the right and the left one of an organ. Mirrored along the
+        last axis (x) one looks like the other, so such flips are refused, see `check_flips`.
       grid_tolerance_mm: how far a voxel of one file may lie from the same voxel of another file of
         the case, see `data.grid`; None for a twentieth of a voxel. Set by `experiment.build`.
     """
@@ -142,6 +144,26 @@ class Challenge(abc.ABC):
     aggregate: str
     outline: bool = False
     grid_tolerance_mm: float | None = None
+    sides: tuple[tuple[str, str], ...] = ()
+
+    def check_flips(self, axes: Sequence[int], ndim: int, field: str) -> None:
+        """Raises ConfigError if a flip would make an organ that of the other side.
+
+        Args:
+          axes: that are flipped, of `ndim` spatial ones; the last runs from right to left.
+          field: of the config that says so.
+        """
+        x = ndim - 1
+        if not self.sides or x not in axes:
+            return
+        pairs = "; ".join(" and ".join(pair) for pair in self.sides)
+        names = dict(zip(range(x, -1, -1), ("x", "y", "z"), strict=False))
+        others = tuple(axis for axis in axes if axis != x)
+        raise ConfigError(
+            f"config.{field} flips along axis {x} (x, from the patient's right to the left), which "
+            f'makes one of the other of these classes: {pairs}. Use "--config.{field}={others}" '
+            f"(axes here: {', '.join(f'{axis} {name}' for axis, name in sorted(names.items()))})"
+        )
 
     @property
     def foreground(self) -> tuple[str, ...]:

@@ -63,6 +63,8 @@ class Chaos(SliceChallenge):
         folders; "seg", a DICOM segmentation (needs highdicom).
       kind: of series and volumes outside the layout, see `chaos_layouts.find`.
       aggregate: see `metrics.aggregate`.
+      deidentify: DICOM segmentations are written without what the series says of patient and study,
+        see `dicom_seg.write`.
     """
 
     name = "chaos"
@@ -72,6 +74,7 @@ class Chaos(SliceChallenge):
     values = (0, 1, 2, 3, 4)
     contents = ((1,), (2,), (3,), (4,))
     profile = "chaos"
+    sides = (("right kidney", "left kidney"),)
 
     def __init__(
         self,
@@ -82,6 +85,7 @@ class Chaos(SliceChallenge):
         formats: Sequence[str] = ("png",),
         kind: str = "auto",
         aggregate: str = "clean",
+        deidentify: bool = False,
     ):
         super().__init__(size)
         formats = (formats,) if isinstance(formats, str) else tuple(formats)
@@ -98,6 +102,7 @@ class Chaos(SliceChallenge):
             )
         self.t1dual, self.statistics, self.keep_largest = t1dual, statistics, bool(keep_largest)
         self.formats, self.kind, self.aggregate = formats, kind, aggregate
+        self.deidentify = bool(deidentify)
 
     def annotated(self, kind: str) -> tuple[bool, ...]:
         """See `SliceChallenge.annotated`: background and liver in CT, everything elsewhere."""
@@ -124,7 +129,7 @@ class Chaos(SliceChallenge):
         A series of one slice has the thickness that its header gives, see `dicom.Series`.
         """
         series, label = None, None
-        if files.images[0].name.endswith(chaos_layouts.NIFTI):
+        if chaos_layouts.is_nifti(files.images[0]):
             volume, geometry = images.read_nifti(files.images[0])
             grid.check_orthogonal(geometry, self.grid_tolerance_mm)
         else:
@@ -223,7 +228,11 @@ class Chaos(SliceChallenge):
             written += chaos_submission.write(folder / "submission", files, label, self.t1dual)
         if "seg" in self.formats:
             path = folder / f"{files.id}.seg.dcm"
-            written.append(chaos_submission.write_seg(path, files, label, _SEGMENTS))
+            written.append(
+                chaos_submission.write_seg(
+                    path, files, label, _SEGMENTS, deidentify=self.deidentify
+                )
+            )
         return written
 
     def provenance(self) -> dict[str, object]:

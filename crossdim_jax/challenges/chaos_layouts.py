@@ -9,16 +9,19 @@ Any folder on the way down will do as the root. Outside this layout a series fol
 or a folder of them can be predicted.
 """
 
+import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pydicom
 
 from crossdim_jax.challenges import CaseFiles, chaos_masks
 from crossdim_jax.data import dicom
 from crossdim_jax.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 # kind -> the folders below Train_Sets: what sort of image, and what is annotated in it.
 KINDS = {"CT": "CT", "T1DUAL": "MR", "T2SPIR": "MR"}
@@ -103,19 +106,34 @@ def _series_folders(root: Path) -> list[Path]:
     """Every folder below `root`, or itself, that holds a series of the layout."""
     if root.is_file():
         return []
-    inside = [i for i, part in enumerate(root.parts) if part == DICOM]
-    starts = [root] if inside else []
-    if not inside:
-        for folder, below, _ in os.walk(root):
-            below[:] = sorted(name for name in below if not name.startswith("."))
-            if DICOM in below:
-                starts.append(Path(folder) / DICOM)
-                below.remove(DICOM)
+    if DICOM in root.parts:
+        starts = [root]
+    else:
+        starts = [Path(folder) / DICOM for folder, names in _folders(root) if DICOM in names]
     found = []
     for start in starts:
-        phases = [start / name for name in PHASES if (start / name).is_dir()]
+        # A link to nothing is a phase that cannot be listed, and no phase less.
+        phases = [p for p in (start / name for name in PHASES) if p.is_dir() or p.is_symlink()]
         found += phases or [start]
     return [folder for folder in found if _name(folder) is not None]
+
+
+def _folders(root: Path) -> list[tuple[str, set[str]]]:
+    """Each folder below `root` and itself, with the names in it; links are followed once."""
+    found, seen = [], set()
+    for folder, below, files in os.walk(root, followlinks=True):
+        place = os.stat(folder)
+        if (key := (place.st_dev, place.st_ino)) in seen:
+            below.clear()  # a link back to a folder above, or a second way to this one
+            logger.warning("%s: is a second way to a folder that was read; passed over", folder)
+            continue
+        seen.add(key)
+        for name in files:
+            if not os.path.exists(path := os.path.join(folder, name)):
+                logger.warning("%s: is a link to nothing; passed over", path)
+        found.append((folder, {*below, *files}))
+        below[:] = sorted(n for n in below if not n.startswith(".") and n != DICOM)
+    return found
 
 
 def _name(folder: Path) -> tuple[str, str, str] | None:
@@ -166,11 +184,9 @@ def _partner(images: Sequence[Path], masks: Sequence[Path]) -> tuple[Path, ...] 
 def _same_place(images: Sequence[Path], partner: Sequence[Path]) -> list[int | None]:
     """For each slice, the index of that of the other phase at the same place; None: none is."""
 
-    def depths(paths: Sequence[Path]) -> np.ndarray:
-        series = [dicom.read_header([path]).geometry.affine for path in paths]
-        return np.array([affine[:3, 3] for affine in series])
-
-    mine, theirs = depths(images), depths(partner)
+    mine, theirs = (
+        np.array([one.position for one in dicom.read_slices(paths)]) for paths in (images, partner)
+    )
     apart = np.linalg.norm(mine[:, None] - theirs[None], axis=-1)
     # Half the distance of neighbours: nearer than any other slice can be.
     limit = 0.5 * float(np.linalg.norm(theirs[1] - theirs[0])) if len(theirs) > 1 else 1.0
@@ -180,17 +196,25 @@ def _same_place(images: Sequence[Path], partner: Sequence[Path]) -> list[int | N
 
 def _loose(root: Path, kind: str) -> list[CaseFiles]:
     """What is not in the layout: a NIfTI file, a folder of them, or one series."""
-    if root.is_file() and root.name.endswith(NIFTI):
+    if root.is_file() and is_nifti(root):
         return [_volume(root, kind)]
-    if root.is_file():
+    if not root.is_dir():
         raise DataError(
             f"{root}: is neither a NIfTI file (.nii, .nii.gz) nor a folder; for DICOM give the "
             "folder of the series"
         )
-    volumes = sorted(p for p in root.iterdir() if p.name.endswith(NIFTI) and p.name[0] != ".")
-    if volumes:
-        return [_volume(path, kind) for path in volumes]
-    if not any(p.is_file() and not p.name.startswith(".") for p in root.iterdir()):
+    visible = [p for p in root.iterdir() if p.name[0] != "." and not p.is_dir()]
+    cases = [_volume(path, kind) for path in sorted(visible) if is_nifti(path)]
+    if cases:
+        for case, number in Counter(case.id for case in cases).items():
+            if number > 1:
+                paths = ", ".join(str(c.images[0]) for c in cases if c.id == case)
+                raise DataError(
+                    f"{root}: {number} files would be the case {case!r}: {paths}; one result "
+                    "would overwrite the other. Rename or remove one"
+                )
+        return cases
+    if not visible:
         raise DataError(
             f"{root}: holds no case of CHAOS, no NIfTI file and no DICOM series; found: "
             f"{_listing(root)}"
@@ -200,22 +224,27 @@ def _loose(root: Path, kind: str) -> list[CaseFiles]:
     return [CaseFiles(name, name, images, None, _kind(images[0]) if kind == "auto" else kind)]
 
 
+def is_nifti(path: Path) -> bool:
+    """Whether a file's name is that of a NIfTI volume, in small or capital letters."""
+    return path.name.lower().endswith(NIFTI)
+
+
 def _volume(path: Path, kind: str) -> CaseFiles:
-    name = next(path.name.removesuffix(s) for s in NIFTI if path.name.endswith(s))
+    suffix = next(suffix for suffix in NIFTI if path.name.lower().endswith(suffix))
+    name = path.name[: -len(suffix)]
     return CaseFiles(name, name, (path,), None, "" if kind == "auto" else kind)
 
 
 def _kind(path: Path) -> str:
     """From the headers of a series; "" if they do not say."""
     try:
-        header = pydicom.dcmread(path, stop_before_pixels=True)
-    except Exception:  # reading the case will say what is wrong with it
+        [header] = dicom.read_slices([path])
+    except DataError:  # reading the case will say what is wrong with it
         return ""
-    if header.get("Modality") == "CT":
+    if header.modality == "CT":
         return "CT"
-    words = f"{header.get('ProtocolName', '')} {header.get('SeriesDescription', '')}".upper()
-    found = [kind for kind, modality in KINDS.items() if modality == "MR" and kind in words]
-    return found[0] if header.get("Modality") == "MR" and len(found) == 1 else ""
+    found = [kind for kind, modality in KINDS.items() if modality == "MR" and kind in header.words]
+    return found[0] if header.modality == "MR" and len(found) == 1 else ""
 
 
 def _listing(folder: Path, most: int = 12) -> str:

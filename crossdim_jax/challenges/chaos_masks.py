@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from crossdim_jax.data import dicom
+from crossdim_jax.data import dicom, png
 from crossdim_jax.errors import DataError
 from crossdim_jax.files import write_bytes
 
@@ -49,18 +49,14 @@ def read(paths: Sequence[Path], *, size: tuple[int, int], any_is_liver: bool) ->
       any_is_liver: whatever is not 0 is liver, as in the truth of CT (1-bit files). Otherwise the
         ranges of grey values decide, and a value outside all of them is an error.
 
-    Raises DataError: a file cannot be read, is not grey, has another size, or holds other values.
+    Raises DataError: a file is no PNG or cannot be read, is not grey, has another size, or holds
+    other values.
     """
-    masks = np.empty((len(paths), *size), np.uint8)
-    for index, path in enumerate(paths):
-        grey = _grey(path)
-        if grey.shape != size:
-            raise DataError(
-                f"{path}: has {grey.shape[0]} x {grey.shape[1]} pixels, but its slice has "
-                f"{size[0]} x {size[1]}; the masks must be those of this series, unscaled"
-            )
-        masks[index] = grey > 0 if any_is_liver else _organs(path, grey)
-    return masks
+    masks = []  # each is as large as its file can hold; only then is memory asked for all
+    for path in paths:
+        grey = png.read_grey(path, size)
+        masks.append((grey > 0).astype(np.uint8) if any_is_liver else _organs(path, grey))
+    return np.stack(masks) if masks else np.empty((0, *size), np.uint8)
 
 
 def write(folder: Path, masks: np.ndarray) -> list[Path]:
@@ -83,27 +79,6 @@ def write(folder: Path, masks: np.ndarray) -> list[Path]:
     except OSError as error:
         raise DataError(f"{folder}: masks cannot be written ({error}); check the folder") from error
     return paths
-
-
-def _grey(path: Path) -> np.ndarray:
-    """(row, column), bool for 1-bit files, else uint8."""
-    try:
-        with Image.open(path) as image:
-            if image.mode not in ("1", "L"):
-                raise DataError(
-                    f"{path}: is a PNG of mode {image.mode!r}; a mask is 1-bit or 8-bit grey. Save "
-                    "it without colours or a palette"
-                )
-            return np.asarray(image)
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: there is no such file") from error
-    except UnidentifiedImageError as error:
-        raise DataError(f"{path}: is not an image; expected a PNG mask") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(
-            f"{path}: cannot be read, the file is truncated or damaged ({error}); "
-            "copy or download it again"
-        ) from error
 
 
 def _organs(path: Path, grey: np.ndarray) -> np.ndarray:

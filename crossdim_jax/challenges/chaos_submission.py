@@ -50,7 +50,7 @@ def write(submission: Path, files: CaseFiles, label: np.ndarray, t1dual: str) ->
     tasks = tasks_of(files, t1dual)
     if not tasks:
         return []
-    if files.images[0].name.endswith(chaos_layouts.NIFTI):
+    if chaos_layouts.is_nifti(files.images[0]):
         slices = label  # no files to be in the order of: from below upwards
     else:
         slices = dicom.read_header(files.images).to_slices(label)
@@ -104,11 +104,19 @@ def evaluate(challenge: Challenge, files: Sequence[CaseFiles], submission: Path)
     return chaos_tables.of_tasks(found, challenge.regions, challenge.t1dual)
 
 
-def write_seg(path: Path, files: CaseFiles, label: np.ndarray, segments: Sequence[Segment]) -> Path:
+def write_seg(
+    path: Path,
+    files: CaseFiles,
+    label: np.ndarray,
+    segments: Sequence[Segment],
+    *,
+    deidentify: bool = False,
+) -> Path:
     """Writes a DICOM segmentation of the slices of a series, see `dicom_seg.write`."""
-    if files.images[0].name.endswith(chaos_layouts.NIFTI):
+    if chaos_layouts.is_nifti(files.images[0]):
         raise DataError(
             f"{files.images[0]}: a DICOM segmentation refers to DICOM slices, and this is NIfTI; "
             "leave 'seg' out of config.challenge.formats"
         )
-    return dicom_seg.write(path, dicom.read_header(files.images), label, segments)
+    series = dicom.read_header(files.images)
+    return dicom_seg.write(path, series, label, segments, deidentify=deidentify)

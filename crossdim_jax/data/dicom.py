@@ -6,29 +6,31 @@ header says, and z may well fall while file numbers rise. `Series` goes from one
 """
 
 import dataclasses
+import logging
 import os
 import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pydicom
-from pydicom.errors import InvalidDicomError
-from pydicom.pixels import get_decoder
 
+from crossdim_jax.data import dicom_pixels, dicom_slice, grid
+from crossdim_jax.data.dicom_slice import Slice
 from crossdim_jax.data.images import Geometry
 from crossdim_jax.errors import DataError
 
-# Real files hold odd values in places that do not matter here; what matters is checked below.
-pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+logger = logging.getLogger(__name__)
 
 UNEVEN = 0.1  # a step may differ from the usual one by so much of it
+# By so much a voxel may lie beside the nearest grid with right angles: less than positions and
+# directions differ by that are written with four digits, and less than any pixel.
+TOLERANCE_MM = 0.2
 _COSINES_ATOL = 1e-3
-_UNREADABLE = (OSError, EOFError, ValueError, AttributeError, KeyError, TypeError, RuntimeError)
 _MIXED = "several series lie in one folder. Give each a folder of its own"
-_NEEDED = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns")
+# What a series may take in memory for each byte of its files, and in any case.
+_RATIO, _FREE = 1000, 1 << 28
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,24 +65,31 @@ class Series:
 
 
 def files_of(folder: str | os.PathLike) -> tuple[Path, ...]:
-    """The files of a series in natural order: those ending in .dcm, or all where none does.
+    """The files of a series in natural order: those ending in .dcm or .ima, or all where none does.
 
-    Raises DataError if the folder is missing or empty.
+    Raises DataError if the folder is missing or empty, or one of them is no regular file.
     """
     folder = Path(folder)
     try:
-        visible = [p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")]
+        visible = [p for p in folder.iterdir() if not p.name.startswith(".") and not p.is_dir()]
     except OSError as error:
         raise DataError(f"{folder}: cannot be listed ({error}); expected DICOM files") from error
     named = [path for path in visible if path.suffix.lower() in (".dcm", ".ima")]
     if not visible:
         raise DataError(f"{folder}: holds no file; expected one DICOM file for each slice")
-    return tuple(sorted(named or visible, key=natural))
+    files = tuple(sorted(named or visible, key=natural))
+    for path in files:
+        if not path.is_file():
+            what = "is a link to nothing" if path.is_symlink() else "is no regular file"
+            raise DataError(f"{path}: {what}; remove it, or copy the whole series again")
+    return files
 
 
-def natural(path: Path) -> tuple[object, ...]:
-    """A sort key under which slice2 comes before slice10."""
-    return tuple(int(p) if p.isdigit() else p.lower() for p in re.split(r"(\d+)", path.name))
+def natural(path: Path) -> tuple[tuple[object, ...], str]:
+    """A sort key under which slice2 comes before slice10; no two names have the same."""
+    parts = re.split(r"(\d+)", path.name)  # digits at the odd places, whatever the name
+    key = tuple(int(part) if at % 2 else part.lower() for at, part in enumerate(parts))
+    return key, path.name
 
 
 def read_series(files: Sequence[str | os.PathLike]) -> tuple[np.ndarray, Series]:
@@ -95,11 +104,23 @@ def read_series(files: Sequence[str | os.PathLike]) -> tuple[np.ndarray, Series]
 
     Raises:
       DataError: naming the file: not DICOM, truncated, compressed without a decoder, without a
-        position; or the files are no single evenly spaced series.
+        position, no plain grey values; or the files are no single, straight, evenly spaced series.
     """
-    series, headers = _series(files, pixels=True)
-    slices = np.stack([_pixels(p, d) for p, d in zip(series.files, headers, strict=True)])
-    return series.to_volume(slices), series
+    series, slices, datasets = _series(files, pixels=True)
+    volume = np.empty((len(slices), *slices[0].shape), np.float32)
+    padded = 0
+    for index, (one, data) in enumerate(zip(slices, datasets, strict=True)):
+        volume[index], count = dicom_pixels.read(one, data)
+        padded += count
+    if padded:
+        logger.warning(
+            "%s: %.3g %% of the pixels are padding by PixelPaddingValue %s, no measurements; they "
+            "keep that value",
+            series.geometry.path,
+            100 * padded / volume.size,
+            slices[0].stored.padding,
+        )
+    return series.to_volume(volume), series
 
 
 def read_header(files: Sequence[str | os.PathLike]) -> Series:
@@ -107,120 +128,147 @@ def read_header(files: Sequence[str | os.PathLike]) -> Series:
     return _series(files, pixels=False)[0]
 
 
+def read_slices(files: Sequence[str | os.PathLike]) -> list[Slice]:
+    """The headers of single files, whether or not they make a series."""
+    paths = [Path(path) for path in files]
+    return [dicom_slice.read(path, dicom_slice.open_dataset(path, pixels=False)) for path in paths]
+
+
 def datasets(series: Series) -> list[pydicom.Dataset]:
     """The files as pydicom reads them, in their order."""
-    return [_open(path, pixels=True) for path in series.files]
+    return [dicom_slice.open_dataset(path, pixels=True) for path in series.files]
 
 
-def _series(files: Sequence[str | os.PathLike], pixels: bool) -> tuple[Series, list[Any]]:
+def _series(
+    files: Sequence[str | os.PathLike], pixels: bool
+) -> tuple[Series, list[Slice], list[pydicom.Dataset]]:
     paths = tuple(Path(path) for path in files)
     if not paths:
         raise DataError("a series needs at least one file, found none")
-    headers = [_open(path, pixels) for path in paths]
-    for path, header in zip(paths, headers, strict=True):
-        _check_slice(path, header)
-    _check_one_series(paths, headers)
-    positions = np.array([[float(v) for v in d.ImagePositionPatient] for d in headers])
-    cosines = np.array([float(v) for v in headers[0].ImageOrientationPatient]).reshape(2, 3)
-    normal = np.cross(*cosines)
-    planes, step, spacing_from = _planes(paths, headers, positions, normal)
-    down, across = (float(v) for v in headers[0].PixelSpacing)  # between rows, between columns
+    slices, opened = [], []
+    for path in paths:
+        data = dicom_slice.open_dataset(path, pixels=pixels)
+        slices.append(dicom_slice.read(path, data))
+        if pixels:
+            opened.append(data)
+    _check_one_series(slices)
+    _check_memory(slices)
+    first = slices[0]
+    normal = np.cross(*first.cosines)
+    planes, step, spacing_from = _planes(slices, normal)
+    down, across = first.spacing
     affine = np.eye(4)
-    affine[:3, 0], affine[:3, 1], affine[:3, 2] = cosines[0] * across, cosines[1] * down, step
-    affine[:3, 3] = positions[planes.index(0)]
+    affine[:3, 0], affine[:3, 1] = first.cosines[0] * across, first.cosines[1] * down
+    affine[:3, 2], affine[:3, 3] = step, slices[planes.index(0)].position
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # DICOM's millimetres are LPS
-    shape = (int(headers[0].Columns), int(headers[0].Rows), len(paths))
+    shape = (first.shape[1], first.shape[0], len(paths))
+    _check_right_angles(paths[0].parent, affine, shape)
     geometry = Geometry.from_affine(paths[0].parent, shape, affine, np.int16)
-    modality = str(headers[0].get("Modality", ""))
-    return Series(paths, tuple(planes), geometry, modality, spacing_from), headers
+    return Series(paths, tuple(planes), geometry, first.modality, spacing_from), slices, opened
 
 
-def _open(path: Path, pixels: bool) -> pydicom.Dataset:
-    try:
-        return pydicom.dcmread(path, stop_before_pixels=not pixels)
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: there is no such file") from error
-    except InvalidDicomError as error:
-        raise DataError(
-            f"{path}: is not a DICOM file (no 'DICM' after 128 bytes); remove it from the series"
-        ) from error
-    except _UNREADABLE as error:
-        raise DataError(
-            f"{path}: cannot be read, the file is truncated or damaged ({error}); "
-            "copy or download it again"
-        ) from error
-
-
-def _check_slice(path: Path, header: pydicom.Dataset) -> None:
-    """One grey slice with a place in the patient."""
-    missing = [name for name in _NEEDED if header.get(name) in (None, "")]
-    if missing:
-        raise DataError(
-            f"{path}: has no {' and no '.join(missing)}, so where its pixels lie is not known. "
-            "Export the series again with its geometry (not a secondary capture)"
-        )
-    cosines = np.array([float(v) for v in header.ImageOrientationPatient]).reshape(-1, 3)
-    if cosines.shape != (2, 3) or not np.allclose(cosines @ cosines.T, np.eye(2), atol=0.01):
-        raise DataError(
-            f"{path}: ImageOrientationPatient is {list(header.ImageOrientationPatient)}; two unit "
-            "vectors at right angles are expected"
-        )
-    frames, samples = int(header.get("NumberOfFrames") or 1), int(header.get("SamplesPerPixel", 1))
-    if frames != 1 or samples != 1:
-        raise DataError(
-            f"{path}: holds {frames} frames of {samples} colours; one grey slice in each file is "
-            "expected. Convert an enhanced (multi-frame) file to NIfTI and give that instead"
-        )
-
-
-def _check_one_series(paths: Sequence[Path], headers: Sequence[pydicom.Dataset]) -> None:
+def _check_one_series(slices: Sequence[Slice]) -> None:
     """All files share size, orientation, spacing and modality, and the series' identifiers."""
-    first = headers[0]
-
-    def numbers(header: pydicom.Dataset, name: str) -> list[float]:
-        return [float(v) for v in header.get(name)]
-
-    for path, header in zip(paths, headers, strict=True):
-        size, expected = (header.Rows, header.Columns), (first.Rows, first.Columns)
-        if size != expected:
+    first = slices[0]
+    for one in slices:
+        if one.shape != first.shape:
             raise DataError(
-                f"{path}: has {size[0]} x {size[1]} pixels, but {paths[0]} has {expected[0]} x "
-                f"{expected[1]}; all slices of a series have one size, {_MIXED}"
+                f"{one.path}: has {one.shape[0]} x {one.shape[1]} pixels, but {first.path} has "
+                f"{first.shape[0]} x {first.shape[1]}; all slices of a series have one size, "
+                f"{_MIXED}"
             )
-        for name in ("ImageOrientationPatient", "PixelSpacing"):
-            mine, others = numbers(header, name), numbers(first, name)
-            if not np.allclose(mine, others, atol=_COSINES_ATOL):
-                raise DataError(f"{path}: {name} is {mine}, but {others} in {paths[0]}; {_MIXED}")
-        if header.get("Modality") != first.get("Modality"):
+        apart = float(np.linalg.norm(_far_corner(one) - _far_corner(first)))
+        for name, mine, others in (
+            ("ImageOrientationPatient", one.cosines, first.cosines),
+            ("PixelSpacing", one.spacing, first.spacing),
+        ):
+            differ = not np.array_equal(mine, others)
+            if not np.allclose(mine, others, atol=_COSINES_ATOL) or differ and apart > TOLERANCE_MM:
+                found, expected = np.ravel(mine).tolist(), np.ravel(others).tolist()
+                raise DataError(
+                    f"{one.path}: {name} is {found}, but {expected} in {first.path}, which moves a "
+                    f"corner by {apart:.3g} mm; {_MIXED}"
+                )
+        if one.modality != first.modality:
             raise DataError(
-                f"{path}: Modality is {header.get('Modality')}, but {first.get('Modality')} in "
-                f"{paths[0]}; {_MIXED}"
+                f"{one.path}: Modality is {one.modality}, but {first.modality} in {first.path}; "
+                f"{_MIXED}"
             )
+        for name, value, expected in (
+            ("RescaleSlope", one.slope, first.slope),
+            ("RescaleIntercept", one.intercept, first.intercept),
+        ):
+            if (value is None) != (expected is None):
+                has, lacks = (first, one) if value is None else (one, first)
+                raise DataError(
+                    f"{lacks.path}: has no {name}, but {has.path} has; the values of the two "
+                    "cannot be compared. Copy the whole series again"
+                )
+    scouts = [one for one in slices if "LOCALIZER" in one.image_type]
+    if scouts and len(scouts) < len(slices):
+        raise DataError(
+            f"{scouts[0].path}: is a localizer by its ImageType, the others are not; {_MIXED}"
+        )
     for name in ("SeriesInstanceUID", "FrameOfReferenceUID"):
-        found = Counter(str(header.get(name, "")) for header in headers)
+        found = Counter(one.series if name[0] == "S" else one.frame for one in slices)
         # Anonymised series may have one identifier for each file; that says nothing of mixture.
-        if len(found) not in (1, len(headers)):
+        if len(found) not in (1, len(slices)):
             counts = ", ".join(f"{uid} ({n} files)" for uid, n in found.most_common(3))
             raise DataError(
-                f"{paths[0].parent}: the files have {len(found)} different {name}: {counts}; "
+                f"{first.path.parent}: the files have {len(found)} different {name}: {counts}; "
                 f"{_MIXED}"
             )
 
 
-def _planes(
-    paths: Sequence[Path],
-    headers: Sequence[pydicom.Dataset],
-    positions: np.ndarray,
-    normal: np.ndarray,
-) -> tuple[list[int], np.ndarray, str]:
+def _far_corner(one: Slice) -> np.ndarray:
+    """The last pixel of a slice from its first, in mm."""
+    (rows, columns), (down, across) = one.shape, one.spacing
+    return (columns - 1) * across * one.cosines[0] + (rows - 1) * down * one.cosines[1]
+
+
+def _check_memory(slices: Sequence[Slice]) -> None:
+    """Raises DataError if all slices together cannot come of the bytes of their files."""
+    rows, columns = slices[0].shape
+    size, there = 4 * rows * columns * len(slices), sum(one.file_bytes for one in slices)
+    if size > _RATIO * there + _FREE:
+        raise DataError(
+            f"{slices[0].path.parent}: {len(slices)} slices of {rows} x {columns} pixels take "
+            f"{size} bytes, but their files have {there}; they are truncated or damaged"
+        )
+
+
+def _check_right_angles(folder: Path, affine: np.ndarray, shape: Sequence[int]) -> None:
+    """Raises DataError for a tilted gantry and any other shear that moves voxels.
+
+    Arrays and file formats used here have axes at right angles; whoever takes such a stack for one
+    sees it up to that far beside its place.
+    """
+    apart = grid.displacement_mm(affine, grid.orthogonal(affine, shape), shape)
+    if apart <= TOLERANCE_MM:
+        return
+    normal, step = np.cross(affine[:3, 0], affine[:3, 1]), affine[:3, 2]
+    cosine = abs(normal @ step) / np.linalg.norm(normal) / np.linalg.norm(step)
+    degrees = np.degrees(np.arccos(min(1.0, cosine)))
+    raise DataError(
+        f"{folder}: the axes of the volume are not at right angles: from slice to slice positions "
+        f"move {degrees:.3g} degrees away from the normal of the slices (a tilted gantry?), so "
+        f"voxels lie up to {apart:.3g} mm beside any grid with right angles; {TOLERANCE_MM} mm are "
+        "accepted. Resample the series, as dcm2niix does for a tilted gantry, and give the NIfTI "
+        "file instead"
+    )
+
+
+def _planes(slices: Sequence[Slice], normal: np.ndarray) -> tuple[list[int], np.ndarray, str]:
     """Each file's plane, the step from one plane to the next in mm, and what says so."""
-    if len(paths) == 1:
-        return [0], *_single(paths[0], headers[0], normal)
+    if len(slices) == 1:
+        return [0], *_single(slices[0], normal)
+    paths, n = [one.path for one in slices], len(slices)
+    positions = np.array([one.position for one in slices])
     depth = (positions - positions[0]) @ normal
     order = np.argsort(depth, kind="stable")
     if depth[-1] < 0:  # planes are numbered as the files are, where these are in any order
         order = order[::-1]
-    ordered, n = positions[order], len(paths)
+    ordered = positions[order]
     step = (ordered[-1] - ordered[0]) / (n - 1)
     usual = float(np.median(np.abs(np.diff(depth[order]))))
     gaps = np.abs(np.diff(depth[order]))
@@ -241,60 +289,27 @@ def _planes(
             f"apart: {what} ({len(wrong)} such gaps). Copy the whole series again; a volume with "
             "gaps would be scored and measured wrongly"
         )
-    straight = ordered[0] + step * np.arange(n)[:, None]
-    aside = np.abs(ordered - straight).max(axis=1)
-    if aside.max() > max(1.0, 0.5 * usual):
-        raise DataError(
-            f"{paths[order[int(aside.argmax())]]}: lies {aside.max():.4g} mm beside the line on "
-            f"which the other slices lie; {_MIXED}"
-        )
+    beside = ordered - (ordered[0] + step * np.arange(n)[:, None])
+    along = np.abs(beside @ normal)
+    aside = np.linalg.norm(beside - np.outer(beside @ normal, normal), axis=1)
+    for distance, most in ((along, max(TOLERANCE_MM, UNEVEN * usual)), (aside, TOLERANCE_MM)):
+        if distance.max() > most:
+            raise DataError(
+                f"{paths[order[int(distance.argmax())]]}: lies {distance.max():.4g} mm beside the "
+                f"line of evenly spaced slices on which the others lie, {most:.2g} mm are "
+                f"accepted; slices are missing, or {_MIXED}"
+            )
     planes = np.empty(n, int)
     planes[order] = np.arange(n)
     return planes.tolist(), step, "ImagePositionPatient"
 
 
-def _single(path: Path, header: pydicom.Dataset, normal: np.ndarray) -> tuple[np.ndarray, str]:
+def _single(one: Slice, normal: np.ndarray) -> tuple[np.ndarray, str]:
     """The step of a series of one slice, whose positions say nothing."""
-    for name in ("SpacingBetweenSlices", "SliceThickness"):
-        value = header.get(name)
-        if value not in (None, "") and float(value) > 0:
-            return normal * float(value), name
-    raise DataError(
-        f"{path}: is the only slice and has neither SpacingBetweenSlices nor SliceThickness, so "
-        "its thickness is not known; add one of them"
-    )
-
-
-def _pixels(path: Path, data: pydicom.Dataset) -> np.ndarray:
-    """(row, column) float32, with slope and intercept."""
-    syntax = data.file_meta.TransferSyntaxUID if "TransferSyntaxUID" in data.file_meta else None
-    if "PixelData" not in data:
-        raise DataError(f"{path}: holds no pixels; the file is truncated or no image")
-    try:
-        stored = data.pixel_array
-    except _UNREADABLE as error:
-        if syntax is not None and syntax.is_compressed and not _decodable(syntax):
-            raise DataError(
-                f"{path}: is compressed ({syntax.name}) and no decoder for that is installed. "
-                "Install one (pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg), or "
-                "decompress the series (gdcmconv --raw IN OUT, or dcmdjpeg IN OUT)"
-            ) from error
+    if one.thickness is None:
         raise DataError(
-            f"{path}: the pixels cannot be read, the file is truncated or damaged ({error}); "
-            "copy or download it again"
-        ) from error
-    slope, intercept = data.get("RescaleSlope"), data.get("RescaleIntercept")
-    image = stored.astype(np.float32)
-    if slope not in (None, ""):
-        image *= np.float32(slope)
-    if intercept not in (None, ""):
-        image += np.float32(intercept)
-    return image
-
-
-def _decodable(syntax: pydicom.uid.UID) -> bool:
-    """Whether a decoder for a compressed transfer syntax is installed."""
-    try:
-        return get_decoder(syntax).is_available
-    except NotImplementedError:
-        return False
+            f"{one.path}: is the only slice and has neither SpacingBetweenSlices nor "
+            "SliceThickness, so its thickness is not known; add one of them"
+        )
+    thickness, name = one.thickness
+    return normal * thickness, name

@@ -20,6 +20,21 @@ from crossdim_jax.data import dicom
 from crossdim_jax.data.dicom import Series
 from crossdim_jax.errors import DataError
 
+# Of the source, what a segmentation without patient keeps: what it refers to, and where that lies.
+_REFERENCES = (
+    *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"),
+    *("FrameOfReferenceUID", "Modality", "InstanceNumber", "ImageType", "Rows", "Columns"),
+    *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"),
+    *("SpacingBetweenSlices", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated"),
+    *("BitsStored", "HighBit", "PixelRepresentation", "LossyImageCompression"),
+    *("LossyImageCompressionRatio", "LossyImageCompressionMethod"),
+)
+# There but empty: a file without them is no DICOM (type 2).
+_EMPTY = (
+    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID"),
+    *("StudyDate", "StudyTime", "ReferringPhysicianName", "Manufacturer"),
+)
+
 
 class Segment(NamedTuple):
     """One value of a label, counted from 1.
@@ -34,7 +49,14 @@ class Segment(NamedTuple):
     side: str = ""
 
 
-def write(path: Path, series: Series, label: np.ndarray, segments: Sequence[Segment]) -> Path:
+def write(
+    path: Path,
+    series: Series,
+    label: np.ndarray,
+    segments: Sequence[Segment],
+    *,
+    deidentify: bool = False,
+) -> Path:
     """Writes a label as binary segments that refer to the slices of a series.
 
     The object belongs to the study of the series and lies on its frames; slices without any
@@ -45,6 +67,11 @@ def write(path: Path, series: Series, label: np.ndarray, segments: Sequence[Segm
       series: of DICOM files.
       label: (z, y, x), values 0 to `len(segments)`, on the grid of the series.
       segments: of the values 1, 2, ...
+      deidentify: False copies the patient's and the study's attributes and the scanner's name and
+        number, as viewers file a segmentation by them. True leaves all of them out, by the basic
+        profile of DICOM PS3.15 Annex E, but for the UIDs of study, series, frame of reference and
+        slices: without these it could not be laid over its slices, and by these whoever has the
+        slices knows whose it is.
 
     Raises:
       DataError: the series lacks what a segmentation must refer to, or the file cannot be written.
@@ -61,6 +88,8 @@ def write(path: Path, series: Series, label: np.ndarray, segments: Sequence[Segm
         _describe(number, segment, made_by) for number, segment in enumerate(segments, 1)
     ]
     sources, own = dicom.datasets(series), []
+    if deidentify:
+        sources = [_without_patient(source) for source in sources]
     for source in sources:
         # Anonymised series may have an identifier for each file, and the library asks for
         # one of all. The references below name the files' own.
@@ -86,11 +115,17 @@ def write(path: Path, series: Series, label: np.ndarray, segments: Sequence[Segm
                 content_label="SEGMENTATION",
                 series_description="Segmentation by crossdim_jax",
             )
-    except (AttributeError, ValueError, TypeError, KeyError) as error:
+    except Exception as error:  # whatever a library says of headers it does not understand
         raise DataError(
             f"{series.geometry.path}: no DICOM segmentation can refer to this series ({error}); "
             "leave it out, or repair the headers"
         ) from error
+    if deidentify:
+        found.PatientIdentityRemoved = "YES"
+        found.DeidentificationMethod = "Patient, study, equipment left out; UIDs are the source's"
+        found.ContributingEquipmentSequence = [
+            item for item in found.ContributingEquipmentSequence if item.get("Manufacturer")
+        ]
     found.ReferencedSeriesSequence = _references(found.ReferencedSeriesSequence[0], sources, own)
     temporary = path.with_name(f".{uuid.uuid4().hex}.dcm")
     try:
@@ -102,6 +137,18 @@ def write(path: Path, series: Series, label: np.ndarray, segments: Sequence[Segm
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def _without_patient(source: Dataset) -> Dataset:
+    """What a segmentation needs of a slice and no more; nothing else can then be copied."""
+    kept = Dataset()
+    for name in _EMPTY:
+        setattr(kept, name, "")
+    for name in _REFERENCES:
+        if name in source:
+            kept[name] = source[name]
+    kept.file_meta = source.file_meta
+    return kept
 
 
 def _references(item: Any, sources: Sequence[Any], own: Sequence[str]) -> list[Any]:

@@ -12,7 +12,8 @@ import pydicom
 import pytest
 from PIL import Image
 
-from crossdim_jax import challenges, losses
+from configs import brats_dxnet, camus_omnianet, chaos_omnianet
+from crossdim_jax import challenges, experiment, losses
 from crossdim_jax.challenges import Evaluated, chaos_phantom, chaos_submission, chaos_tables
 from crossdim_jax.challenges.chaos import Chaos, largest_pieces
 from crossdim_jax.data import dicom, images
@@ -322,3 +323,61 @@ def test_the_fingerprint_changes_with_what_the_network_sees():
     assert Chaos((64, 64)).fingerprint() != base
     assert Chaos((48, 48), statistics="volume").fingerprint() != base
     assert Chaos((48, 48), keep_largest=True).fingerprint() == base
+
+
+def flipped(get_config, **fields):
+    config = get_config()
+    with config.unlocked():
+        config.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
+    return config
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "instead"),
+    [
+        ("inference__flips", True, (1,)),
+        ("inference__flips", (1, 2), (1,)),
+        ("inference__flips", (2,), ()),
+        ("inference__flips", [2], ()),
+        ("augment__flip", (0, 1), (0,)),
+        ("augment__flip", (1,), ()),
+    ],
+)
+def test_flips_that_exchange_the_kidneys_are_refused(field, value, instead, tmp_path):
+    name = field.replace("__", ".")
+    config = flipped(chaos_omnianet.get_config, **{field: value})
+    with pytest.raises(ConfigError, match="right kidney and left kidney") as error:
+        experiment.build(config, tmp_path)
+    assert f"config.{name} flips along axis" in str(error.value)
+    assert f'Use "--config.{name}={instead}"' in str(error.value)
+    experiment.check_flips(flipped(chaos_omnianet.get_config, **{field: instead}), Chaos())
+
+
+def test_flips_that_exchange_no_sides_are_as_before():
+    for name, module in (("brats", brats_dxnet), ("camus", camus_omnianet)):
+        challenge = challenges.get(name)
+        axes = tuple(range(len(module.get_config().data.patch)))
+        config = flipped(module.get_config, inference__flips=True, augment__flip=axes)
+        experiment.check_flips(config, challenge)
+        assert challenge.sides == ()
+
+
+@pytest.mark.parametrize("value", [2, 1, "yes", (3,), (-1,), ("x",)])
+def test_flips_of_no_axis_are_refused(value):
+    with pytest.raises(ConfigError, match=r"config.inference.flips=.* must be True, False or the"):
+        experiment.check_flips(flipped(brats_dxnet.get_config, inference__flips=value), Chaos())
+
+
+def test_a_patch_of_volumes_has_x_last():
+    config = flipped(chaos_omnianet.get_config, data__patch=(8, 32, 32), augment__flip=(0, 1))
+    experiment.check_flips(config, Chaos())
+    config = flipped(chaos_omnianet.get_config, data__patch=(8, 32, 32), inference__flips=True)
+    with pytest.raises(ConfigError, match=r"flips along axis 2 .*Use .*flips=\(0, 1\)"):
+        experiment.check_flips(config, Chaos())
+
+
+def test_classes_that_are_sides_are_classes():
+    for name in challenges.CHALLENGES:
+        kind = challenges.find(name)
+        for pair in kind.sides:
+            assert len(set(pair)) == 2 and set(pair) <= set(kind.classes)

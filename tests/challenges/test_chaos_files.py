@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from crossdim_jax.challenges import chaos_layouts, chaos_masks, chaos_phantom
+from crossdim_jax.challenges.chaos import Chaos
 from crossdim_jax.data import dicom
 from crossdim_jax.errors import ConfigError, DataError
 
@@ -184,7 +185,7 @@ def test_damaged_masks_are_named(tmp_path, rng):
     with pytest.raises(DataError, match="a.png: cannot be read, the file is truncated"):
         read(path, size=(90, 90))
     path.write_text("text")
-    with pytest.raises(DataError, match="a.png: is not an image"):
+    with pytest.raises(DataError, match="a.png: is not a PNG file, whatever its name says"):
         read(path)
 
 
@@ -202,3 +203,52 @@ def test_phantoms_are_kept_replaced_or_refused(tmp_path):
         chaos_phantom.ensure(tmp_path / "mine", 1)
     with pytest.raises(ConfigError, match="size 50"):
         chaos_phantom.ensure(tmp_path / "p", 1, size=50)
+
+
+def test_links_to_folders_are_followed_once(root, tmp_path, caplog):
+    store = shutil.move(root / "Train_Sets" / "CT" / "2", tmp_path / "store")
+    (root / "Train_Sets" / "CT" / "2").symlink_to(store)
+    (root / "Train_Sets" / "CT" / "7").symlink_to(root / "Train_Sets" / "CT" / "1")
+    (root / "Train_Sets" / "CT" / "8").symlink_to(tmp_path / "nowhere")
+    (root / "Train_Sets" / "MR" / "up").symlink_to(root)
+    good, bad = find(root)
+    assert len(good) == 12 and not bad and "CT_2" in [case.id for case in good]
+    assert "CT/7: is a second way" in caplog.text and "CT/8: is a link to nothing" in caplog.text
+
+
+def test_links_to_nothing_in_a_case_are_named(root, tmp_path):
+    train = root / "Train_Sets"
+    for folder in (train / "CT" / "1", train / "MR" / "1" / "T2SPIR"):
+        shutil.rmtree(folder / "DICOM_anon")
+        (folder / "DICOM_anon").symlink_to(tmp_path / "nowhere")
+    shutil.rmtree(train / "MR" / "2" / "T1DUAL" / "DICOM_anon" / "OutPhase")
+    (train / "MR" / "2" / "T1DUAL" / "DICOM_anon" / "OutPhase").symlink_to(tmp_path / "nowhere")
+    slice_ = next((train / "CT" / "3" / "DICOM_anon").iterdir())
+    slice_.unlink()
+    slice_.symlink_to(tmp_path / "nowhere")
+    good, bad = find(root)
+    assert set(bad) == {"CT_1", "CT_3", "MR_1_T2SPIR", "MR_2_T1DUAL_OutPhase"} and len(good) == 8
+    assert f"{slice_.name}: is a link to nothing" in bad["CT_3"]
+
+
+def test_other_files_beside_masks_and_slices_are_passed_over(root):
+    folder = root / "Train_Sets" / "CT" / "1"
+    for name in ("Ground/Thumbs.db", "Ground/notes.txt", "DICOM_anon/README", "Ground/.a.png"):
+        (folder / name).write_text("x")
+    (folder / "Ground" / "liver_GT_000.png").rename(folder / "Ground" / "liver_GT_000.PNG")
+    good, bad = find(root)
+    assert len(good) == 12 and not bad
+
+
+def test_volumes_are_told_by_their_suffix_in_any_case_and_have_one_name(tmp_path):
+    image = nib.Nifti1Image(np.zeros((4, 4, 4), np.int16), np.eye(4))
+    for name in ("a.nii.gz", "b.nii"):
+        nib.save(image, tmp_path / name)
+    (tmp_path / "a.nii.gz").rename(tmp_path / "a.NII.GZ")
+    (tmp_path / "c.nii").mkdir()
+    good, _ = find(tmp_path, labelled=False)
+    assert [case.id for case in good] == ["a", "b"]
+    assert Chaos((4, 4)).load(good[0]).image.shape == (4, 4, 4, 1)
+    nib.save(image, tmp_path / "a.nii")
+    with pytest.raises(DataError, match="2 files would be the case 'a': .*a.NII.GZ.*a.nii"):
+        find(tmp_path, labelled=False)

@@ -211,3 +211,76 @@ def test_the_real_series_reads_in_hounsfield_units(shared_data):
     assert array.shape == (3, 512, 512) and array.min() == -1000
     assert series.planes == (0, 1, 2) and series.geometry.axcodes == "LPI"
     assert dicom.read_header(files).geometry.spacing_mm == (2.0, 0.726562, 0.726562)
+
+
+@pytest.mark.parametrize("degrees", [15.0, 1.0])
+def test_a_tilted_gantry_is_refused_in_degrees_and_millimetres(tmp_path, rng, degrees):
+    """Rows are tilted, but positions move along z alone."""
+    angle = np.radians(degrees)
+
+    def change(data, index):
+        data.ImageOrientationPatient = [1, 0, 0, 0, np.cos(angle), -np.sin(angle)]
+
+    dicom_files.write(tmp_path, rng.integers(0, 9, (20, 64, 8)), change=change)
+    with pytest.raises(DataError, match=rf"{degrees:g} degrees away .* up to \d+(\.\d+)? mm"):
+        read(tmp_path)
+
+
+def test_slices_a_little_aside_are_read_and_others_named(tmp_path, volume):
+    def aside(mm):
+        def change(data, index):
+            data.ImagePositionPatient = [-20.0 + mm * (index == 2), -30.0, 10 + 4 * index]
+
+        return change
+
+    dicom_files.write(tmp_path / "little", volume, change=aside(0.15))
+    np.testing.assert_array_equal(read(tmp_path / "little")[0], volume)
+    dicom_files.write(tmp_path / "more", volume, change=aside(0.3))
+    with pytest.raises(DataError, match=r"slice2.dcm: lies 0.3 mm beside the line"):
+        read(tmp_path / "more")
+
+
+def test_slices_a_little_turned_are_refused_by_millimetres(tmp_path, rng):
+    """Less than a thousandth, and half a millimetre at the far corner."""
+
+    def change(data, index):
+        data.PixelSpacing = [2.0 + 0.0009 * (index == 1), 1.5]
+
+    dicom_files.write(tmp_path, rng.integers(0, 9, (3, 500, 4)), change=change)
+    with pytest.raises(DataError, match=r"slice1.dcm: PixelSpacing .* corner by 0.449 mm"):
+        read(tmp_path)
+
+
+def test_steps_that_grow_are_refused_though_each_is_near_the_usual_one(tmp_path, rng):
+    def change(data, index):
+        data.ImagePositionPatient = [-20.0, -30.0, 4 * index + 0.04 * max(0, index - 5) * index]
+
+    dicom_files.write(tmp_path, rng.integers(0, 9, (12, 4, 4)), change=change)
+    with pytest.raises(DataError, match=r"mm beside the line|mm apart"):
+        read(tmp_path)
+
+
+def test_any_names_have_one_order(tmp_path):
+    names = [
+        "a10",
+        "a2",
+        "a\u00b2",
+        "1\u00b22",
+        "\u00b2",
+        "2",
+        "10",
+        "x",
+        "\u0661",
+        "a02",
+        "A2",
+        "",
+        "a1b2",
+        "a1b10",
+    ]
+    paths = [tmp_path / f"{name}.dcm" for name in names]
+    ordered = sorted(paths, key=dicom.natural)
+    for _ in range(5):
+        paths = [*paths[3:], *reversed(paths[:3])]
+        assert sorted(paths, key=dicom.natural) == ordered
+    at = {path.stem: place for place, path in enumerate(ordered)}
+    assert at["2"] < at["10"] and at["a2"] < at["a10"] and at["a1b2"] < at["a1b10"]
