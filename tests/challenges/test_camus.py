@@ -260,7 +260,9 @@ def test_masks_of_another_size_and_unknown_values(phantoms, challenge, tmp_path)
     coarser = copied(
         files.label, tmp_path, pixdim=[1, 1.5, 1, 1, 1, 1, 1, 1], sform_code=0, qform_code=1
     )
-    with pytest.raises(DataError, match=r"has a spacing of .*1.5\) mm, but its image"):
+    with pytest.raises(
+        DataError, match=r"voxels of 1.5 x 1 x 1 mm instead of 1 x 1 x 1\); at most 0.05 mm"
+    ):
         challenge.load(dataclasses.replace(files, label=coarser))
     five = images.write_nifti(tmp_path / "five.nii.gz", case.label + 2, case.geometry)
     with pytest.raises(DataError, match=r"five.nii.gz: holds the values \[4, 5\]; labels of CAMUS"):

@@ -112,10 +112,10 @@ def test_a_nifti_grid_written_as_mhd_and_back(tmp_path, rng):
 @pytest.mark.parametrize(
     ("raw", "changes", "says"),
     [
-        (None, {}, "a.raw: there is no such file, and .*a.mhd says that its voxels are there"),
-        (RAW[:-3], {}, "a.raw: holds 67 bytes of voxels, but a.mhd says 70"),
+        (None, {}, "a.raw: there is no such file; .*a.mhd says that its voxels are there"),
+        (RAW[:-3], {}, "a.raw: holds 67 bytes of voxels, but .*a.mhd says 70"),
         (RAW + b"x", {}, "holds 71 bytes"),
-        (b"x", {"CompressedData": "True"}, "a.raw: the compressed voxels are truncated"),
+        (b"x", {"CompressedData": "True"}, "a.raw: the compressed data are truncated.*a.mhd says"),
         (b"", {"ElementType": "MET_HALF"}, "'MET_HALF' is unknown; known: MET_CHAR, MET_UCHAR"),
         (b"", {"ElementSpacing": None}, "a.mhd: has no ElementSpacing"),
         (b"", {"ElementSpacing": "0.3 0 1"}, "spacing is .0.3, 0.0, 1.0.; positive"),
