@@ -29,6 +29,7 @@ MOST_VOXELS = 2**34
 CHOICES: dict[str, Collection[str | None]] = {
     "challenge.name": challenges.CHALLENGES,
     "data.cache_dtype": cache.DTYPES,
+    "data.changed_cases": ("refuse", "accept"),
     "data.split.kind": ("holdout", "kfold", "fixed", "official", "all"),
     "inference.mode": ("window", "whole"),
     "model.name": models.NETWORKS,

@@ -84,16 +84,18 @@ class Sequence:
       item: a row for each.
       lengths: how many there may be; () for any number.
       alone: whether one value may stand for all.
+      flag: whether it may be True or False instead.
     """
 
     item: Any
     lengths: tuple[int, ...] = ()
     none: bool = False
     alone: bool = False
+    flag: bool = False
 
     def problems(self, value: Any) -> Iterator[str]:
         """What is expected, if the value is something else."""
-        if value is None and self.none:
+        if (value is None and self.none) or (isinstance(value, bool) and self.flag):
             return
         if isinstance(value, list | tuple):
             if self.lengths and len(value) not in self.lengths:
@@ -108,7 +110,8 @@ class Sequence:
     def expected(self) -> str:
         """In words."""
         many = f" of {' or '.join(map(str, self.lengths))} values" if self.lengths else ""
-        return f"a sequence{many}{', or one value for all' * self.alone}{', or None' * self.none}"
+        others = f"{', or one value for all' * self.alone}{', or None' * self.none}"
+        return f"a sequence{many}{others}{', or True or False' * self.flag}"
 
 
 class Text:
@@ -189,7 +192,7 @@ RANGES: dict[str, Any] = {
     "data.foreground": real("[0, 1]", "a probability"),
     "data.num_threads": whole("[0, 1024]"),
     "data.num_processes": whole("[0, 1024]"),
-    "data.grid_tolerance_mm": real("[0, 1000]", "mm"),
+    "data.grid_tolerance_mm": real("[0, 1000]", "mm", none=True),
     "data.split.fraction": real("[0, 1)", "of the patients"),
     "data.split.folds": whole(f"[2, {COUNT}]"),
     "data.split.fold": whole(f"[0, {COUNT}]"),
@@ -262,6 +265,7 @@ RANGES: dict[str, Any] = {
     "mesh.data": whole(_COUNT, "devices", also=(-1,)),
     "mesh.depth": whole(_COUNT, "devices"),
     "inference.overlap": real("[0, 1)", "of a window"),
+    "inference.flips": each(whole("[0, 2]", "an axis"), flag=True),
     "inference.window_batch": whole(_COUNT, "windows"),
 }
 
