@@ -3,7 +3,17 @@
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from crossdim_jax import compile_cache, config, distributed, experiment, folds, memory, modes, plan
+from crossdim_jax import (
+    compile_cache,
+    config,
+    distributed,
+    experiment,
+    files,
+    folds,
+    memory,
+    modes,
+    plan,
+)
 from crossdim_jax.errors import ConfigError, CrossdimError
 from crossdim_jax.report import compare
 
@@ -66,7 +76,8 @@ def parse(argv: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    try:
-        app.run(main, flags_parser=parse)
-    except CrossdimError as error:
-        distributed.give_up(f"error: {error}")
+    with files.output():
+        try:
+            app.run(main, flags_parser=parse)
+        except CrossdimError as error:
+            distributed.give_up(f"error: {error}")

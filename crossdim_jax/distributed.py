@@ -133,6 +133,10 @@ def find(
             return cluster if cluster.processes != 1 else None
     if coordinator:
         raise ConfigError("--coordinator needs --processes and --process as well")
+    if processes not in (None, 1) or process not in (None, 0):  # each would train by itself
+        raise ConfigError(
+            f"--processes={processes} and --process={process} need --coordinator=HOST:PORT as well"
+        )
     return None
 
 

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from crossdim_jax import (
     challenges,
     checkpoint,
+    config_gate,
     distributed,
     inference,
     models,
@@ -144,7 +145,9 @@ def build(
     """
     if not str(workdir):
         raise ConfigError("--workdir is empty: say where the run's files go, --workdir=runs/NAME")
-    check_values(config)
+    config_gate.check_path("--workdir", str(workdir))
+    config_gate.check(config.to_dict())
+    _check_workdir(workdir, config.data.get("root"))
     settings, patch = config.challenge.to_dict(), tuple(config.data.patch)
     if len(patch) == 2:  # the size that the challenge brings every slice to
         settings["size"] = patch
@@ -162,24 +165,21 @@ def build(
     check_flips(config, challenge)
     if "phantoms" in config:
         if jax.process_index() == 0:
-            challenge.make_phantoms(config.data.root, **config.phantoms.to_dict())
+            try:
+                challenge.make_phantoms(config.data.root, **config.phantoms.to_dict())
+            except TypeError as error:
+                raise ConfigError(f"config.phantoms: {error}") from error
         distributed.wait_for_all("phantoms")
     mesh = make_mesh(config)
     return Experiment(config, Path(workdir), challenge, model, mesh, dict(defaults or {}))
 
 
-def check_values(config: ConfigDict) -> None:
-    """Raises ConfigError for sections that are missing and numbers that no mode can work with."""
-    if absent := [name for name in ("challenge", "model", "data", "train") if name not in config]:
-        raise ConfigError(f"the config has no {', '.join(absent)}; is it an experiment's?")
-    for name in ("batch_size", "accumulate", "validate_every_epochs", "log_every_steps"):
-        if config.train[name] < 1:
-            raise ConfigError(f"config.train.{name}={config.train[name]} must be at least 1")
-    if config.train.get("skip_nonfinite", 0) < 0:
-        raise ConfigError(f"config.train.skip_nonfinite={config.train.skip_nonfinite} must be >= 0")
-    for name in ("epochs", "checkpoint_every_steps", "keep", "early_stop_epochs"):
-        if config.train[name] is not None and config.train[name] < 1:
-            raise ConfigError(f"config.train.{name}={config.train[name]} must be at least 1")
+def _check_workdir(workdir: str | os.PathLike, root: str | None) -> None:
+    if root and Path(workdir).resolve() == Path(root).resolve():
+        raise ConfigError(
+            f"--workdir={workdir}: is config.data.root itself, and predictions would lie among the "
+            "cases; choose another folder"
+        )
 
 
 def check_patch(patch: tuple[int, ...], model: Any) -> None:
@@ -270,8 +270,6 @@ def make_optimizer(config: ConfigDict, steps_per_epoch: int) -> optim.Optimizer:
         ),
         "exponential": lambda: optim.exponential(lr, lr_end, decay_per_epoch=decay, **length),
     }
-    if kind not in schedules:
-        raise ConfigError(f"config.optim.schedule={kind!r} is unknown; known: {list(schedules)}")
     frozen = settings.pop("freeze_epochs", None)  # older configs have no such field
     settings["freeze_steps"] = None if frozen is None else round(frozen * steps_per_epoch)
     return optim.make(settings.pop("name"), schedules[kind](), **settings)

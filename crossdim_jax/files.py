@@ -1,7 +1,11 @@
 """Files written whole or not at all, and durations for people to read."""
 
+import contextlib
 import os
+import select
+import sys
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -25,6 +29,32 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def output() -> Iterator[None]:
+    """Context manager around a command: where the reader of its output is gone, as in
+    `... | head`, it ends silently with status 141, as commands do.
+    """
+    try:
+        try:
+            yield
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        # What is still to be written would be complained of at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+def _nobody_reads() -> bool:
+    """Whether it is the output that is broken, and not the pipe to a worker."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def duration(seconds: float) -> str:

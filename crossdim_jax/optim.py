@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from crossdim_jax import config_ranges
 from crossdim_jax import params as params_lib
 from crossdim_jax.errors import ConfigError, WeightsError
 
@@ -120,7 +121,7 @@ def constant_then_cosine(
     Returns:
       step -> learning rate.
     """
-    if not 0 <= lr_end <= lr or lr <= 0:
+    if not (0 <= lr_end <= lr < math.inf and lr > 0):
         raise ConfigError(f"learning rate {lr} to {lr_end}: expected 0 <= end <= start, start > 0")
     flat = round(constant_epochs * steps_per_epoch)
     decay = round(epochs * steps_per_epoch) - flat
@@ -157,7 +158,7 @@ def epochs_until(lr: float, lr_end: float, decay_per_epoch: float) -> int:
 
     Raises ConfigError if it never does.
     """
-    if not (0 < decay_per_epoch < 1 and 0 < lr_end <= lr):
+    if not (0 < decay_per_epoch < 1 and 0 < lr_end <= lr < math.inf):
         raise ConfigError(
             f"learning rate {lr} to {lr_end}, times {decay_per_epoch} an epoch: expected "
             "0 < end <= start and a factor between 0 and 1"
@@ -290,9 +291,24 @@ def make(
 
     Returns:
       `Optimizer`; its `init` raises ConfigError for a pattern that matches no parameter.
+
+    Raises ConfigError for a number outside its range, see `config_ranges.RANGES`.
     """
     if name not in RULES:
         raise ConfigError(f"optimiser {name!r} is unknown; known: {', '.join(sorted(RULES))}")
+    config_ranges.check(
+        "optim",
+        **{} if callable(learning_rate) else {"learning_rate": learning_rate},
+        b1=b1,
+        b2=b2,
+        eps=eps,
+        schedule_decay=schedule_decay,
+        sync_period=sync_period,
+        slow_step_size=slow_step_size,
+        clip_norm=clip_norm,
+        weight_decay=weight_decay,
+        rates=tuple(rates),
+    )
     schedule = learning_rate if callable(learning_rate) else optax.constant_schedule(learning_rate)
     parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
     parts.append(RULES[name](b1, b2, eps, schedule_decay))
@@ -365,15 +381,6 @@ def _frozen_for(tx: optax.GradientTransformation, patterns: tuple[str, ...], ste
 
 def _scaled(rates: Sequence[tuple[str, float]]) -> optax.GradientTransformation:
     """Updates times the factor of the last pattern that matches."""
-    try:
-        rates = tuple((str(pattern), float(factor)) for pattern, factor in rates)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"the optimiser's rates {rates!r}: expected pairs of a pattern and a factor, such as "
-            "(('net2d/.*', 0.1),)"
-        ) from error
-    if wrong := [rate for rate in rates if not 0 <= rate[1] < float("inf")]:
-        raise ConfigError(f"the optimiser's rates {wrong}: a factor must be 0 or more")
 
     def scaled(tree):
         for i, (pattern, factor) in enumerate(rates):

@@ -76,6 +76,10 @@ def run(experiment: Experiment, *, budget_gib: float | None = None) -> str:
     config, options = experiment.config, experiment.config.train
     patch = tuple(config.data.patch)
     experiment.check_batch()
+    if budget_gib is not None and not 0 < budget_gib < 2**30:
+        raise ConfigError(
+            f"--budget_gib={budget_gib}: expected the GiB of memory of a device, a number above 0"
+        )
     budget = memory_of_device() if budget_gib is None else int(budget_gib * GIB)
     loss = modes.loss_of(experiment)
     cases = run_cases.prepare_cases(experiment)[1] if config.data.root else []

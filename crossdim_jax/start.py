@@ -24,8 +24,6 @@ def load_weights(experiment: Experiment) -> params.Weights | None:
     """
     options = experiment.config.weights
     patches = options.get("reestimate") or 0  # older configs have no such field
-    if patches < 0:
-        raise ConfigError(f"config.weights.reestimate={patches} must be 0 or more")
     if not options.file:
         if patches:
             raise ConfigError(

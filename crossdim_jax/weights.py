@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_safetensors
 
-from crossdim_jax.errors import WeightsError
+from crossdim_jax.errors import DataError, WeightsError
+from crossdim_jax.storage.tensors import read_safetensors
+from crossdim_jax.weight_gate import check_numbers, check_record, is_number
 
 FORMAT = "crossdim_jax weights 1"  # raise the number when an older reader would misread a file
 COLLECTIONS = ("params", "batch_stats")
@@ -88,20 +89,15 @@ def load_weights(path: str | os.PathLike) -> Weights:
             f"{path}: a PyTorch checkpoint, expected a .safetensors file written by weight_port. "
             f"Convert it first: python -m weight_port NAME --checkpoint={path}"
         )
-    if not path.is_file():
+    if not path.exists():
         raise WeightsError(
             f"{path}: no such weight file. Make it with: python -m weight_port "
             "--config=CONFIG (or see python -m weight_port --help)."
         )
     try:
-        with safe_open(path, framework="numpy") as file:
-            header = file.metadata() or {}
-            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(
-            f"{path}: not a readable safetensors file ({error}); it is damaged, cut short, or of "
-            "another kind. Make or copy it again."
-        ) from error
+        arrays, header = read_safetensors(path)
+    except DataError as error:
+        raise WeightsError(str(error)) from error
     if header.get("format") != FORMAT:
         raise WeightsError(
             f"{path}: found format {header.get('format')!r}, expected {FORMAT!r}. If this is a "
@@ -109,7 +105,7 @@ def load_weights(path: str | os.PathLike) -> Weights:
         )
     try:
         record = json.loads(header["record"])
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise WeightsError(
             f"{path}: the record in its header is missing or not JSON. Make the file again with "
             "python -m weight_port."
@@ -119,7 +115,10 @@ def load_weights(path: str | os.PathLike) -> Weights:
             f"{path}: the record in its header is {record!r}, expected names and values. Make the "
             "file again with python -m weight_port."
         )
-    return Weights(arrays, record, path, checked=_check_hashes(path, header, arrays))
+    checked = _check_hashes(path, header, arrays)
+    check_numbers(arrays, str(path))
+    check_record(record, str(path))
+    return Weights(arrays, record, path, checked=checked)
 
 
 def _check_hashes(path: Path, header: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> bool:
@@ -205,7 +204,7 @@ def describe(metadata: Mapping[str, Any]) -> str:
 
     def get(field: str) -> str:
         value = metadata.get(field)
-        return "unknown" if value is None else f"{value:g}" if _is_number(value) else str(value)
+        return "unknown" if value is None else f"{value:g}" if is_number(value) else str(value)
 
     inflation = f" by {get('inflate')}" if metadata.get("inflate") else ""
     return (
@@ -332,7 +331,7 @@ def _norms_agree(metadata: Mapping[str, Any], wanted: str) -> bool:
 
 def _eps_agree(metadata: Mapping[str, Any], wanted: float) -> bool:
     found = metadata.get("eps")
-    return _is_number(found) and math.isclose(found, wanted, rel_tol=1e-6)
+    return is_number(found) and math.isclose(found, wanted, rel_tol=1e-6)
 
 
 def _sources_agree(metadata: Mapping[str, Any], wanted: str) -> bool:
@@ -386,7 +385,3 @@ _AGREE: dict[str, Callable[[Mapping[str, Any], Any], bool]] = {
     "factorised": _forms_agree,
     "stem": _stems_agree,
 }
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

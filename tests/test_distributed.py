@@ -94,6 +94,9 @@ def test_flags_count_more_than_the_environment():
         (({}, "a:1"), "needs --processes and --process"),
         (({}, "a:1", 2, 2), "process 2 of 2; expected 0 to 1"),
         (({}, "a", 2, 1), "HOST:PORT"),
+        (({}, "a:1", -2, 0), "process 0 of -2"),
+        (({}, "", 4, 1), "--processes=4 and --process=1 need --coordinator"),
+        (({}, "", None, -1), "need --coordinator"),
         (({"JOB_COMPLETION_INDEX": "1"},), "JAX_COORDINATOR_ADDRESS"),
     ],
 )

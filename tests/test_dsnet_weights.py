@@ -9,8 +9,8 @@ import optax
 import pytest
 
 from configs import brats_dsnet
-from crossdim_jax import checkpoint, experiment, models, params, run_folder, start
-from crossdim_jax.errors import ConfigError, WeightsError
+from crossdim_jax import checkpoint, experiment, models, params, run_folder, run_weights, start
+from crossdim_jax.errors import ConfigError, CrossdimError, WeightsError
 from crossdim_jax.train_state import TrainState
 from tests.weight_record import CLAIMS
 from weight_port import plan
@@ -70,7 +70,7 @@ def test_a_2d_file_fills_the_encoder_inside_and_nothing_else(ported, tmp_path):
     assert all(isinstance(found[path], jax.ShapeDtypeStruct) for path in found.keys() - inside)
 
 
-def write_run(folder, **attributes):
+def write_run(folder, value=1.0, **attributes):
     """The folder of an Omnia-Net that was trained, as far as that matters: config, checkpoint."""
     settings = {"name": "omnianet", "variant": "paper"} | attributes
     model = models.build(**settings)
@@ -79,7 +79,8 @@ def write_run(folder, **attributes):
     rng = np.random.default_rng(5)
 
     def drawn(tree):
-        return jax.tree.map(lambda v: rng.normal(size=v.shape).astype(np.float32), tree)
+        # None below 0: some are variances.
+        return jax.tree.map(lambda v: (value * rng.uniform(size=v.shape)).astype("f4"), tree)
 
     slow, fast = drawn(tree["params"]), drawn(tree["params"])  # the fast ones are not to be taken
     state = TrainState(
@@ -101,7 +102,7 @@ def test_a_runs_slow_encoder_is_taken_with_its_provenance(tmp_path):
     for path, value in slow.items():
         np.testing.assert_array_equal(weights.arrays[f"params/encoder/{path}"], value)
     record = weights.metadata
-    assert (record["source"], record["run"], record["step"]) == ("run", str(tmp_path / "omnia"), 3)
+    assert (record["source"], record["run"], record["step"]) == ("run", "omnia", 3)
     assert (record["ndim"], record["in_channels"], record["norm"]) == (2, 3, "batch")
 
 
@@ -125,6 +126,46 @@ def test_a_runs_stem_for_other_channels_is_refused_or_left_out(tmp_path):
 def test_a_folder_that_is_no_run_is_named(tmp_path):
     with pytest.raises(WeightsError, match=f"{tmp_path}.*should be that of a run"):
         start.load_weights(experiment.build(config(weights__file=str(tmp_path)), tmp_path / "new"))
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        (run_folder.CONFIG, "{"),
+        (run_folder.CONFIG, "[1]"),
+        (run_folder.CONFIG, '{"model": 3}'),
+        (run_folder.CONFIG, '{"model": {"name": "nosuch"}}'),
+        (run_folder.CONFIG, '{"model": {"name": ["omnianet"]}}'),
+        (run_folder.CONFIG, '{"model": ' * 100_000),
+        (run_folder.CONFIG, b"\xff\xfe"),
+    ],
+)
+def test_a_damaged_config_of_a_run_is_named(name, content, tmp_path):
+    content = content.encode() if isinstance(content, str) else content
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(WeightsError, match=f"{tmp_path}.*its config.json cannot be used"):
+        run_weights.load(tmp_path)
+
+
+def test_a_run_that_diverged_or_lost_its_records_is_no_start(tmp_path):
+    write_run(tmp_path / "omnia", stem_width=0)
+    start_of = tmp_path / "omnia" / run_folder.WEIGHTS
+    older = {"id": "x", "run": "/home/somebody/runs/b", "started_from": {"run": "/data/a"}}
+    start_of.write_text(json.dumps(older))
+    record = run_weights.load(tmp_path / "omnia").metadata
+    assert record["started_from"] == {"id": "x", "run": "b", "started_from": {"run": "a"}}
+    for damaged in ("{", "3", '{"id": 3}'):
+        start_of.write_text(damaged)
+        with pytest.raises(CrossdimError, match=f"{start_of}: "):
+            run_weights.load(tmp_path / "omnia")
+    start_of.unlink()
+    config_of = tmp_path / "omnia" / run_folder.CONFIG
+    config_of.write_text(json.dumps({"model": {"name": "dsnet"}}))
+    with pytest.raises(WeightsError, match="holds no encoder efficientnet_b0"):
+        run_weights.load(tmp_path / "omnia")
+    write_run(tmp_path / "nan", stem_width=0, value=np.nan)
+    with pytest.raises(WeightsError, match="nan: .* tensors cannot be weights"):
+        run_weights.load(tmp_path / "nan")
 
 
 def test_depths_that_do_not_end_at_three_are_refused_before_anything_is_read(tmp_path):

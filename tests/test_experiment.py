@@ -31,14 +31,6 @@ def test_depth_takes_its_devices_first():
         experiment.make_mesh(config(mesh__depth=5))
 
 
-@pytest.mark.parametrize(
-    "field,value", [("epochs", 0), ("batch_size", 0), ("keep", 0), ("checkpoint_every_steps", 0)]
-)
-def test_numbers_no_training_can_have_are_refused(field, value):
-    with pytest.raises(ConfigError, match=f"config.train.{field}=0"):
-        experiment.check_values(config(**{f"train__{field}": value}))
-
-
 def test_an_unknown_formulation_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="config.model.ops='fats' is unknown; known: auto, lax"):
         experiment.build(config(model__ops="fats"), tmp_path)

@@ -247,8 +247,8 @@ def test_rates_scale_updates_and_the_last_pattern_counts(freeze):
     [
         ({"rates": (("decoder/.*", 0.1),)}, "decoder/.*"),
         ({"rates": (("head/.*", -1.0),)}, "0 or more"),
-        ({"rates": ("head/.*", 0.1)}, "expected pairs of a pattern and a factor"),
-        ({"rates": (("head/.*", "slow"),)}, "expected pairs of a pattern and a factor"),
+        ({"rates": ("head/.*", 0.1)}, "a pair of a pattern and a factor"),
+        ({"rates": (("head/.*", "slow"),)}, "each factor a finite number"),
         ({"freeze": ("decoder/.*",), "freeze_steps": 2}, "decoder/.*"),
         ({"freeze_steps": 2}, "a pattern or more"),
         ({"freeze": ("head/.*",), "freeze_steps": 0}, "a length above 0"),

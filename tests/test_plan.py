@@ -43,6 +43,12 @@ def make(tmp_path):
     return make
 
 
+@pytest.mark.parametrize("budget", [float("nan"), float("inf"), 0.0, -1.0])
+def test_a_budget_that_is_none_is_refused(make, budget):
+    with pytest.raises(ConfigError, match="--budget_gib=.*above 0"):
+        plan.run(make(), budget_gib=budget)
+
+
 def test_the_account_has_all_that_was_asked_and_what_is_said_to_fit_does(make, tmp_path, capsys):
     job, budget = make(data=1), 0.05
     text = plan.run(job, budget_gib=budget)

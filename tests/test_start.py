@@ -78,7 +78,6 @@ def test_statistics_are_measured_on_the_patches_training_sees_first(monkeypatch,
 @pytest.mark.parametrize(
     "fields,match",
     [
-        ({"weights__reestimate": -1}, "reestimate=-1 must be 0 or more"),
         ({"weights__reestimate": 8, "weights__file": ""}, "config.weights.file is empty"),
         ({"weights__reestimate": 8}, "norm 'instance' the network keeps no running statistics"),
     ],

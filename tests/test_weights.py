@@ -182,3 +182,65 @@ def test_files_from_before_hashes_are_loaded_unchecked(file, arrays):
     assert not weights.checked and weights.metadata == RECORD
     params.save_weights(file, weights.arrays, weights.metadata)
     assert params.load_weights(file).checked
+
+
+# ------------------------------------------------------------------ what cannot be weights
+
+
+@pytest.mark.parametrize(
+    "path, array, says",
+    [
+        ("params/encoder/b/kernel", [1.0, np.nan], "NaN or infinite"),
+        ("params/encoder/b/kernel", [1.0, -np.inf], "NaN or infinite"),
+        ("params/encoder/b/kernel", np.array([1e300]), "NaN or infinite"),  # in float32
+        ("params/encoder/b/kernel", np.array([1, 2]), "int64; expected floating"),
+        ("params/encoder/b/kernel", np.array([True]), "bool; expected floating"),
+        ("batch_stats/encoder/a/var", [1.0, -1e-3], "negative variances"),
+    ],
+)
+def test_numbers_that_cannot_be_weights_are_refused_by_name(path, array, says, tmp_path, arrays):
+    if isinstance(array, list):
+        array = np.array(array, np.float32)
+    file = params.save_weights(tmp_path / "w.safetensors", arrays | {path: array}, RECORD)
+    with pytest.raises(WeightsError, match=rf"w.safetensors: 1 tensors[^:]*:\n  {path} .*{says}"):
+        params.load_weights(file)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ndim": "3"},
+        {"ndim": 4},
+        {"eps": float("nan")},
+        {"eps": [1e-3]},
+        {"inflate": 3},
+        {"inflate_at": "blocks=center"},
+        {"in_channels": -1},
+        {"in_channels": 10**30},
+        {"depth_kernels": "3"},
+        {"unused": [1]},
+        {"versions": ["jax"]},
+        {"certificate": "good"},
+        {"licence": {}},
+    ],
+)
+def test_a_record_of_other_types_is_refused_by_field(changes, tmp_path, arrays):
+    file = params.save_weights(tmp_path / "w.safetensors", arrays, RECORD | changes)
+    (field,) = changes
+    with pytest.raises(WeightsError, match=f"w.safetensors: its record is damaged:\n  {field}: "):
+        params.load_weights(file)
+
+
+def test_a_record_nested_beyond_reading_is_refused(tmp_path, arrays):
+    file = tmp_path / "w.safetensors"
+    save_file(arrays, file, {"format": params.FORMAT, "record": "[" * 100_000})
+    with pytest.raises(WeightsError, match="w.safetensors: the record in its header"):
+        params.load_weights(file)
+
+
+def test_only_regular_files_are_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    with pytest.raises(WeightsError, match="pipe.safetensors: is a named pipe"):
+        params.load_weights(tmp_path / "pipe.safetensors")
+    with pytest.raises(WeightsError, match=": is a folder"):
+        params.load_weights(tmp_path)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import jax
 
+from crossdim_jax import files
 from crossdim_jax.errors import CrossdimError
 from weight_port.commands import COMMANDS, DEFAULT
 
@@ -17,11 +18,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit status; errors go to stderr without a traceback."""
     argv = list(sys.argv[1:] if argv is None else argv)
     name = argv.pop(0) if argv and argv[0] in COMMANDS else None
-    try:
-        return _run(name, argv)
-    except CrossdimError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    with files.output():
+        try:
+            return _run(name, argv)
+        except CrossdimError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
 
 
 def _run(name: str | None, argv: Sequence[str]) -> int:

@@ -11,18 +11,19 @@ A promise that does not hold is a sentence in `problems`. What could not be run 
 why.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from crossdim_jax import params
-from crossdim_jax.errors import CrossdimError
+from crossdim_jax.errors import CrossdimError, WeightsError
 from crossdim_jax.models import encoders
 from crossdim_jax.weights import content_sha256, is_head
 from weight_port import forward, head, norms, records, rename, volume
-from weight_port.convert import Recipe, convert
+from weight_port.convert import Recipe, check_shapes, convert
 from weight_port.forward import NOT_RUN, TOLERANCE
 from weight_port.source import Source
 
@@ -46,6 +47,7 @@ def measure(
     """
     records.required(weights.metadata, NEEDED, weights.name)
     record, recipe = weights.metadata, recipe_of(weights)
+    check_shapes(weights, record["architecture"], recipe)
     made, problems = _made(weights, recipe, source, absent)
     timm = _timm(weights, recipe, source, absent, problems)
     certificate = {
@@ -84,6 +86,23 @@ def another_version(certificate: Mapping[str, Any]) -> str | None:
         f"the certificate in the file is of version {version}, and this program reads version "
         f"{VERSION}; `verify --write` makes it anew"
     )
+
+
+@contextlib.contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Context manager in which a certificate is read: what it lacks leaves as a WeightsError.
+
+    name: of the file that holds it.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        if isinstance(error, CrossdimError):
+            raise
+        raise WeightsError(
+            f"{name}: the certificate in its record is damaged ({type(error).__name__}: {error}); "
+            "make it anew with python -m weight_port verify --write"
+        ) from error
 
 
 def recipe_of(weights: params.Weights) -> Recipe:

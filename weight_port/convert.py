@@ -12,6 +12,7 @@ import numpy as np
 from crossdim_jax import params
 from crossdim_jax.errors import WeightsError
 from crossdim_jax.models import encoders
+from crossdim_jax.weight_gate import numbers_problem
 from crossdim_jax.weights import is_head
 from weight_port import channels, inflate, norms, rename
 from weight_port.source import Source
@@ -141,10 +142,32 @@ def target_shapes(architecture: str, recipe: Recipe) -> dict[str, tuple[int, ...
     try:
         encoder = encoders.build(architecture, norm=recipe.norm, **options)
         variables = jax.eval_shape(encoder.init, jax.random.key(0), image)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError, KeyError) as error:
         raise WeightsError(f"{architecture} cannot be built like this: {error}") from error
     flat = params.flatten({c: {rename.MODULE: tree} for c, tree in variables.items()})
     return {path: leaf.shape for path, leaf in flat.items()}
+
+
+def check_shapes(weights: params.Weights, architecture: str, recipe: Recipe) -> None:
+    """Raises WeightsError unless a file holds an encoder's tensors, as its record says it does.
+
+    To be called before the network is run, or built of sizes that only the record speaks of. A head
+    is not looked at.
+    """
+    targets = target_shapes(architecture, recipe)
+    found = {path: array.shape for path, array in weights.arrays.items() if not is_head(path)}
+    problems = [
+        f"{path}: found {found.get(path, 'nothing')}, expected {targets.get(path, 'nothing')}"
+        for path in sorted(found.keys() | targets.keys())
+        if found.get(path) != targets.get(path)
+    ]
+    if problems:
+        more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise WeightsError(
+            f"{weights.name}: does not hold the {architecture} that its record speaks of:\n  "
+            + "\n  ".join(problems[:5])
+            + f"{more}\nMake the file again with python -m weight_port."
+        )
 
 
 def kernel_modes(recipe: Recipe, targets: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
@@ -272,9 +295,9 @@ class _Fit:
     stem: str
 
     def __call__(self, path: str, array: np.ndarray) -> tuple[str | None, dict[str, np.ndarray]]:
+        if problem := numbers_problem(path, array):
+            return problem, {path: array}
         array = rename.to_flax_layout(array, path, self.targets.get(path)).astype(np.float32)
-        if not np.isfinite(array).all():
-            return "holds NaN or infinite values", {path: array}
         if path not in self.targets:  # the head has no place in the encoder
             return None, {path: array}
         shape = self.targets[path]

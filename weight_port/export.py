@@ -16,8 +16,8 @@ from crossdim_jax import files, params
 from crossdim_jax.errors import WeightsError
 from crossdim_jax.models import encoders
 from crossdim_jax.weights import is_head
-from weight_port import ours
-from weight_port.convert import Recipe, target_shapes
+from weight_port import ours, records
+from weight_port.convert import Recipe, check_shapes, target_shapes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,8 +37,9 @@ def main(args: argparse.Namespace) -> int:
     if out.exists() and not args.overwrite:
         raise WeightsError(f"{out} exists; replace it with --overwrite, or choose --out=PATH.")
     weights = ours.read_2d(path, "export")
-    tensors = state_dict(weights)
     record = weights.metadata
+    records.required(record, ("id", "architecture", "in_channels"), weights.name)
+    tensors = state_dict(weights)
     write(out, tensors, str(record["id"]), str(record.get("licence")))
     model = str(record["id"]).partition(".")[0]
     channels = record["in_channels"]
@@ -80,6 +81,7 @@ def state_dict(weights: params.Weights) -> dict[str, np.ndarray]:
             f"that timm's network has, such as {missing[0]}; port the 2D weights again with "
             f"--norm={wanted.norm}."
         )
+    check_shapes(weights, record["architecture"], wanted)
     tensors = ours.torch_arrays(weights)
     # timm's BatchNorm also counts its steps; nothing reads the number.
     counters = [name for name in tensors if name.endswith(".running_mean")]

@@ -9,7 +9,7 @@ from typing import Any
 
 from crossdim_jax import params
 from crossdim_jax.weights import content_sha256, is_head
-from weight_port.certificate import another_version
+from weight_port.certificate import another_version, reading
 from weight_port.forward import NOT_RUN
 
 WIDTH = 100
@@ -47,8 +47,15 @@ def lines(weights: params.Weights) -> list[str]:
         "",
         *_tensors(weights),
         "",
-        *(certificate_lines(certificate) if certificate else ["certificate   none"]),
+        *_certificate(certificate, weights.name),
     ]
+
+
+def _certificate(certificate: Mapping[str, Any] | None, name: str) -> list[str]:
+    if not certificate:
+        return ["certificate   none"]
+    with reading(name):
+        return certificate_lines(certificate)
 
 
 def _record(record: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from crossdim_jax import config as config_lib
-from crossdim_jax import models, params
+from crossdim_jax import config_gate, models, params
 from crossdim_jax.errors import ConfigError, WeightsError
 from weight_port import norms
 from weight_port.convert import Recipe, kernel_modes, target_shapes
@@ -167,6 +167,10 @@ def from_config(
         section, key = field.split(".")
         if section not in config or key not in config[section]:
             raise ConfigError(f"{path}: found no field config.{field}, which porting needs.")
+    try:
+        config_gate.check_fields(config.to_dict())
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
     weights, attributes = config.weights, config.model.to_dict()
     if not weights.source or not (weights.file or out):
         raise ConfigError(

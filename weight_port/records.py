@@ -2,6 +2,7 @@
 
 import datetime
 import importlib.metadata
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,11 @@ def stamp() -> dict[str, Any]:
             versions[package] = None
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return {"versions": versions, "date": now}
+
+
+def without_folders(text: str) -> str:
+    """A message without the folders of the paths in it: records are passed on to others."""
+    return re.sub(r"(?<![\w.:/~])[~.]{0,2}/(?:[^\s/'\":]+/)*(?=[^\s/'\":])", "", text)
 
 
 def required(record: Mapping[str, Any], fields: Sequence[str], name: str) -> None:

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
-from crossdim_jax.errors import WeightsError
+from crossdim_jax.errors import DataError, WeightsError
+from crossdim_jax.storage.tensors import read_safetensors
+from weight_port import torch_file
 from weight_port.names import Name, parse_name
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
-NESTED_UNDER = ("state_dict", "model", "model_state")
 PREFIXES = ("module.", "_orig_mod.")  # left by DataParallel and by torch.compile
 
 
@@ -73,7 +73,7 @@ def from_timm(name: str, *, cached_only: bool = False) -> Source:
       WeightsError: timm is not installed, has no such weights, or they cannot be downloaded.
     """
     parsed = parse_name(name)
-    timm = _import("timm")
+    timm = torch_file.optional("timm")
     try:
         config = timm.models.get_pretrained_cfg(name)
     except RuntimeError:  # timm's word for an unknown tag
@@ -97,24 +97,13 @@ def from_timm(name: str, *, cached_only: bool = False) -> Source:
 def random(name: str, *, seed: int = 0) -> Source:
     """timm's random initialisation of the named architecture: for tests and for trying things."""
     parsed = parse_name(name)
-    timm, torch = _import("timm"), _import("torch")
+    timm, torch = torch_file.optional("timm"), torch_file.optional("torch")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = timm.create_model(parsed.model, pretrained=False)
     arrays = {key: value.numpy() for key, value in model.state_dict().items()}
     origin = {"source": "random", "id": parsed.model, "url": None, "file": None, "sha256": None}
     return Source(parsed, arrays, {**origin, "licence": "none: random numbers"})
-
-
-def _import(module: str) -> Any:
-    """The named optional module, or an error that says how to install it."""
-    try:
-        return __import__(module)
-    except ImportError as error:
-        raise WeightsError(
-            f"{module} is not installed, and this needs it: pip install 'crossdim_jax[port]'. "
-            "Only .safetensors checkpoints can be ported without it."
-        ) from error
 
 
 def _download(name: str, config: Any, cached_only: bool) -> tuple[Path, str]:
@@ -153,12 +142,15 @@ def _download(name: str, config: Any, cached_only: bool) -> tuple[Path, str]:
 
 def read_checkpoint(path: Path) -> dict[str, np.ndarray]:
     """The tensors of a checkpoint file by their torch names, without wrappers' prefixes."""
-    if not path.is_file():
+    if not path.exists():
         raise WeightsError(f"{path}: no such checkpoint file.")
     if path.suffix == ".safetensors":
-        arrays = _read_safetensors(path)
+        try:
+            arrays, _ = read_safetensors(path)
+        except DataError as error:
+            raise WeightsError(str(error)) from error
     elif path.suffix in TORCH_SUFFIXES:
-        arrays = _read_torch(path)
+        arrays = torch_file.read(path)
     else:
         raise WeightsError(
             f"{path}: found suffix {path.suffix!r}, expected .safetensors or one of "
@@ -168,52 +160,3 @@ def read_checkpoint(path: Path) -> dict[str, np.ndarray]:
         if arrays and all(key.startswith(prefix) for key in arrays):
             arrays = {key.removeprefix(prefix): value for key, value in arrays.items()}
     return arrays
-
-
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(
-            f"{path}: not a readable safetensors file ({error}); it is damaged or cut short. "
-            "Download it again."
-        ) from error
-
-
-def _read_torch(path: Path) -> dict[str, np.ndarray]:
-    import pickle
-
-    torch = _import("torch")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # torch's own text proposes to run the code after all, so it is not repeated here.
-        raise WeightsError(
-            f"{path}: holds something other than tensors (pickled code or objects) or is not a "
-            "PyTorch file; nothing in it was run. Save the bare state dict, better as "
-            ".safetensors, where you trust the file."
-        ) from error
-    except Exception as error:  # a damaged archive may raise nearly anything
-        raise WeightsError(
-            f"{path}: cannot be read as a PyTorch checkpoint "
-            f"({type(error).__name__}); it is damaged or cut short. Download it again."
-        ) from error
-    for key in NESTED_UNDER:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    if not isinstance(content, Mapping) or not all(
-        isinstance(value, torch.Tensor) for value in content.values()
-    ):
-        found = sorted(map(str, content))[:5] if isinstance(content, Mapping) else type(content)
-        raise WeightsError(
-            f"{path}: found {found}, expected a state dict (names -> tensors), plain or under one "
-            f"of {', '.join(NESTED_UNDER)}."
-        )
-    return {key: _to_numpy(torch, value) for key, value in content.items()}
-
-
-def _to_numpy(torch: Any, tensor: Any) -> np.ndarray:
-    tensor = tensor.detach()
-    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()

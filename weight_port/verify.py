@@ -11,8 +11,8 @@ from typing import Any
 
 from crossdim_jax import files, params
 from crossdim_jax.errors import CrossdimError, WeightsError
-from weight_port import inspect, ours, source
-from weight_port.certificate import another_version, measure, source_sha256
+from weight_port import inspect, ours, records, source
+from weight_port.certificate import another_version, measure, reading, source_sha256
 from weight_port.forward import NOT_RUN, TOLERANCE
 from weight_port.source import Source
 from weight_port.volume import FROM_SOURCE
@@ -203,7 +203,7 @@ def find_source(
         if record.get("source") == "random":
             return _drawn_again(record), ""
     except CrossdimError as error:
-        return None, str(error).splitlines()[0]
+        return None, records.without_folders(str(error).splitlines()[0])
     return None, f"its source {record.get('file')} was not given (--checkpoint=FILE)"
 
 
@@ -254,7 +254,8 @@ def main(args: argparse.Namespace) -> int:
         elif other := another_version(stored):
             found.append(other)
         else:
-            found += [*departures(stored, now), *beside(args.file, stored)]
+            with reading(args.file):
+                found += [*departures(stored, now), *beside(args.file, stored)]
     if args.json:
         print(json.dumps({"file": args.file, "departures": found, "found": now}, indent=1))
     else:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from crossdim_jax import metrics
+from crossdim_jax import config_ranges, metrics
 from crossdim_jax.challenges import Case, CaseFiles, Challenge, brats_layouts
 from crossdim_jax.data import grid, images, preprocess
 from crossdim_jax.data.images import Geometry
@@ -90,8 +90,7 @@ class BraTS(Challenge):
         _choose("layout", layout, ("auto", *brats_layouts.LAYOUTS))
         _choose("convention", convention, ("auto", *CONVENTIONS))
         _choose("aggregate", aggregate, AGGREGATES)
-        if et_min_mm3 < 0:
-            raise ConfigError(f"et_min_mm3 is {et_min_mm3}; a volume of 0 mm^3 or more is expected")
+        config_ranges.check("challenge", et_min_mm3=et_min_mm3)
         if layout == "plain" and (convention == "auto" or not modalities):
             raise ConfigError(
                 "layout 'plain' says neither what the files nor what the labels are: set "

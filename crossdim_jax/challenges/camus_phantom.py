@@ -23,6 +23,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
+from crossdim_jax import config_ranges
 from crossdim_jax.challenges import phantom_folder
 from crossdim_jax.challenges.camus_layouts import VIEWS
 from crossdim_jax.data import mhd
@@ -294,11 +295,7 @@ def ensure(
 def _record(n: int, layout: str, seed: int, pixel_mm: float, n_frames: int) -> dict:
     if layout not in LAYOUTS:
         raise ConfigError(f"phantoms.layout is {layout!r}; known: {', '.join(LAYOUTS)}")
-    if n < 1 or seed < 0 or n_frames < 2 or not 0 < pixel_mm <= 2:
-        raise ConfigError(
-            f"n is {n}, seed {seed}, n_frames {n_frames} and pixel_mm {pixel_mm}; expected at "
-            "least one phantom, no sign, two frames and up to 2 mm"
-        )
+    config_ranges.check("phantoms", n=n, seed=seed, n_frames=n_frames, pixel_mm=pixel_mm)
     patients = {}
     for index in range(n):
         who = patient(index, seed=seed, n_frames=n_frames)

@@ -17,11 +17,11 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from scipy import ndimage
 
+from crossdim_jax import config_ranges
 from crossdim_jax.challenges import chaos_layouts, chaos_masks, phantom_folder
-from crossdim_jax.errors import ConfigError, DataError
+from crossdim_jax.errors import DataError
 from crossdim_jax.files import write_text
 
-MIN_SIZE = 48
 FIELD_MM = 360.0
 _RECORD = "phantoms.json"
 _VERSION = 3  # raise it when the images change
@@ -69,11 +69,7 @@ def ensure(root: str | os.PathLike, n: int, *, size: int = 128, seed: int = 0) -
       DataError: the folder holds other files and no record, or cannot be written to.
     """
     root, path = Path(root), Path(root) / _RECORD
-    if n < 1 or seed < 0 or size < MIN_SIZE or size % 8:
-        raise ConfigError(
-            f"phantoms: n is {n}, seed {seed}, size {size}; expected at least one, no sign, and a "
-            f"multiple of 8 from {MIN_SIZE}"
-        )
+    config_ranges.check("phantoms", n=n, seed=seed, size=size)
     record = {"version": _VERSION, "n": int(n), "size": int(size), "seed": int(seed)}
     phantom_folder.refuse_foreign(root, _RECORD)
     try:

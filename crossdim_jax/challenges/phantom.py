@@ -15,6 +15,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
+from crossdim_jax import config_ranges
 from crossdim_jax.challenges import brats_layouts, phantom_folder
 from crossdim_jax.challenges.brats import BraTS
 from crossdim_jax.errors import ConfigError, DataError
@@ -22,7 +23,6 @@ from crossdim_jax.files import write_text
 
 SHAPE = (64, 72, 64)  # (z, y, x)
 SPACING_MM = (1.2, 1.0, 1.1)  # (z, y, x), all different
-MIN_LENGTH = 24  # below this there is no room for a tumour beside the ventricles
 _RECORD = "phantoms.json"
 _VERSION = 2  # raise it when the images change
 _ORIENTATIONS = ("LPS", "RAS", "PIR")  # on disk, by turns; RAS and PIR exercise the reorientation
@@ -177,13 +177,9 @@ def make(
 def _record(
     n: int, shape: Sequence[int], seed: int, spacing_mm: Sequence[float]
 ) -> dict[str, object]:
+    shape, spacing_mm = list(shape), list(spacing_mm)
+    config_ranges.check("phantoms", n=n, seed=seed, shape=shape, spacing_mm=spacing_mm)
     shape, spacing_mm = [int(v) for v in shape], [float(v) for v in spacing_mm]
-    if n < 1 or seed < 0:
-        raise ConfigError(f"n is {n} and seed {seed}; expected at least one phantom and no sign")
-    if len(shape) != 3 or min(shape) < MIN_LENGTH:
-        raise ConfigError(f"shape is {shape}; expected (z, y, x), each at least {MIN_LENGTH}")
-    if len(spacing_mm) != 3 or min(spacing_mm) <= 0:
-        raise ConfigError(f"spacing_mm is {spacing_mm}; expected (z, y, x), each positive")
     return {
         "version": _VERSION,
         "shape": shape,

@@ -350,7 +350,7 @@ def test_nothing_is_known_of_an_automatic_layout_before_a_root_is_seen():
         ({"layout": "2022"}, "layout is '2022'; known: auto, 2020, 2021, 2023, msd, plain"),
         ({"convention": "2022"}, "convention is '2022'; known: auto, 2015, 2021, 2023, 2024, msd"),
         ({"aggregate": "mean"}, "aggregate is 'mean'; known: clean, synapse2022"),
-        ({"et_min_mm3": -1}, "et_min_mm3 is -1"),
+        ({"et_min_mm3": -1}, "et_min_mm3=-1"),
         ({"et_min_mm": 3}, "no setting et_min_mm; known: layout, convention, modalities, et_min"),
     ],
 )

@@ -140,11 +140,11 @@ def test_ensure_leaves_foreign_files_alone(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"n": 0}, "n is 0"),
-        ({"seed": -1}, "seed -1"),
+        ({"n": 0}, "n=0"),
+        ({"seed": -1}, "seed=-1"),
         ({"layout": "dicom"}, "'dicom'; known: nifti, mhd"),
-        ({"pixel_mm": 0}, "pixel_mm 0"),
-        ({"n_frames": 1}, "n_frames 1"),
+        ({"pixel_mm": 0}, "pixel_mm=0"),
+        ({"n_frames": 1}, "n_frames=1"),
     ],
 )
 def test_settings_out_of_range(tmp_path, settings, says):

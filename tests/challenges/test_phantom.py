@@ -178,10 +178,10 @@ def test_a_folder_that_cannot_be_written_to(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"n": 0}, "n is 0"),
-        ({"seed": -1}, "seed -1"),
-        ({"shape": (8, 30, 30)}, "each at least 24"),
-        ({"spacing_mm": (1, 0, 1)}, "each positive"),
+        ({"n": 0}, "n=0"),
+        ({"seed": -1}, "seed=-1"),
+        ({"shape": (8, 30, 30)}, "each a whole number, 24 or more"),
+        ({"spacing_mm": (1, 0, 1)}, "spacing_mm=.*each"),
     ],
 )
 def test_settings_out_of_range(tmp_path, settings, says):

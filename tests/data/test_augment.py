@@ -152,9 +152,9 @@ def test_what_a_config_cannot_mean_is_refused():
     assert Settings.of({"flip": [0, 1, 2], "probability": 0.0}, 3).active
     for wrong, text in (
         ({"zoom": 1.0}, "no setting zoom; known: .*scale"),
-        ({"probability": 1.5}, "probability is 1.5; expected 0 to 1"),
-        ({"scale": 1.0}, "scale is 1.0"),
-        ({"noise": -0.1}, "noise is -0.1"),
+        ({"probability": 1.5}, "probability=1.5: expected .* at most 1"),
+        ({"scale": 1.0}, "scale=1.0"),
+        ({"noise": -0.1}, "noise=-0.1"),
         ({"flip": (2,)}, r"flip is \(2,\); a patch has the axes 0 to 1"),
     ):
         with pytest.raises(ConfigError, match=text):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from crossdim_jax.errors import WeightsError
-from weight_port import source
+from weight_port import source, torch_file
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
@@ -40,7 +40,7 @@ def test_plain_state_dicts(tmp_path, suffix):
     }
 
 
-@pytest.mark.parametrize("key", [None, *source.NESTED_UNDER])
+@pytest.mark.parametrize("key", [None, *torch_file.NESTED_UNDER])
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
 def test_wrapped_state_dicts(tmp_path, key, prefix):
     content = {prefix + name: tensor for name, tensor in TENSORS.items()}

@@ -1,7 +1,9 @@
 """The flags of a recipe, shared by the commands that make weight files."""
 
 import argparse
+from collections.abc import Callable
 
+from crossdim_jax import config_ranges
 from crossdim_jax.errors import WeightsError
 from crossdim_jax.models.layers import NORMS
 from weight_port import channels, inflate, norms
@@ -12,6 +14,25 @@ BY_HAND = (
     *("ndim", "inflate", "inflate_at", "depth_kernels", "factorised"),
     *("in_channels", "stem", "norm", "statistics"),
 )
+
+
+def whole(interval: str) -> Callable[[str], int]:
+    """The `type` of a flag: a whole number in an interval, as in `config_ranges.Number`."""
+    row = config_ranges.whole(interval)
+
+    def number(text: str) -> int:
+        value = int(text)
+        if not row.holds(value):
+            raise argparse.ArgumentTypeError(f"{text}: expected {row.expected}")
+        return value
+
+    return number
+
+
+def add_seed(parser: argparse.ArgumentParser, what: str, default: int | None) -> None:
+    """Adds the flag of a seed of `what`."""
+    add, numbers = parser.add_argument, whole(f"[0, {config_ranges.UINT32}]")
+    add("--seed", type=numbers, default=default, metavar="N", help=f"of {what} (default: 0)")
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +58,12 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="keep depthwise kernels as a plane and a depth filter",
     )
-    add("--in-channels", type=int, metavar="N", help="input channels of the stem (default: 3)")
+    add(
+        "--in-channels",
+        type=whole("[1, 65536]"),
+        metavar="N",
+        help="input channels of the stem (default: 3)",
+    )
     add("--stem", metavar="POLICY", help=f"{', '.join(channels.POLICIES)} (default: tile)")
     add(
         "--norm",
@@ -49,7 +75,7 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
         metavar="HOW",
         help=f"{' or '.join(norms.STATISTICS)}, of norms with running statistics (default: carry)",
     )
-    add("--seed", type=int, default=None, help="of whatever is drawn at random (default: 0)")
+    add_seed(parser, "whatever is drawn at random", None)
 
 
 def add_writing(parser: argparse.ArgumentParser, *, default: str = "weights/") -> None:
@@ -119,9 +145,9 @@ def depth_kernels(text: str | None) -> int | tuple[int, ...] | None:
         taps = tuple(int(part) for part in text.split(","))
     except ValueError:
         taps = (0,)
-    if min(taps) < 1:
+    if not all(map(config_ranges.RANGES["model.depth_kernels"].item.holds, taps)):
         raise WeightsError(
-            f"--depth-kernels={text}: expected a number of taps, such as 3, or one per stage "
-            "separated by commas, such as 1,3,3,3,3,3,3,3 with the stem first."
+            f"--depth-kernels={text}: expected a number of taps, 1 to 99, such as 3, or one per "
+            "stage separated by commas, such as 1,3,3,3,3,3,3,3 with the stem first."
         )
     return taps[0] if len(taps) == 1 else taps

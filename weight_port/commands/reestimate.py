@@ -2,6 +2,7 @@
 
 import argparse
 import glob
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,13 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from crossdim_jax import params, sharding, statistics
+from crossdim_jax.config_gate import MOST_VOXELS
 from crossdim_jax.data import images
 from crossdim_jax.data.pipeline import crop, crop_start
 from crossdim_jax.data.preprocess import crop_to_brain, zscore
 from crossdim_jax.errors import DataError, WeightsError
 from crossdim_jax.models import encoders
 from weight_port import forward, norms, records, rename
+from weight_port.certificate import recipe_of
 from weight_port.commands import recipe_flags
+from weight_port.convert import check_shapes
 
 PREPARATION = "cropped to non-zero voxels, each channel z-scored over its non-zero voxels"
 
@@ -34,9 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "with the channels on a fourth axis",
     )
     add("--patch", default="64", metavar="N[,N,N]", help="voxels (z,y,x), or (y,x) (default: 64)")
-    add("--patches", type=int, default=16, metavar="N", help="how many to measure (default: 16)")
-    add("--batch", type=int, default=4, metavar="N", help="patches at a time (default: 4)")
-    add("--seed", type=int, default=0, help="of the patches' places (default: 0)")
+    count = recipe_flags.whole("[1, 100000]")
+    add("--patches", type=count, default=16, metavar="N", help="how many to measure (default: 16)")
+    add("--batch", type=count, default=4, metavar="N", help="patches at a time (default: 4)")
+    recipe_flags.add_seed(parser, "the patches' places", 0)
     recipe_flags.add_writing(parser, default="FILE with -reestimated")
 
 
@@ -46,8 +51,6 @@ def main(args: argparse.Namespace) -> int:
     out = _out(path, args.out)
     if out.exists() and not args.overwrite:
         raise WeightsError(f"{out} exists; replace it with --overwrite, or choose --out=PATH.")
-    if args.patches < 1 or args.batch < 1:
-        args.parser.error("--patches and --batch: expected 1 or more")
     weights = params.load_weights(path)
     record = weights.metadata
     if record.get("norm") not in norms.KEEPING:
@@ -57,6 +60,7 @@ def main(args: argparse.Namespace) -> int:
         )
     needed = ("architecture", "padding", "eps", "ndim", "in_channels")
     records.required(record, needed, weights.name)
+    check_shapes(weights, record["architecture"], recipe_of(weights))
     patch = _patch(args.patch, record["ndim"])
     cases = find_cases(args.volumes, record["in_channels"])
     batches = patches_of(cases, patch, record["in_channels"], batch=args.batch, seed=args.seed)
@@ -120,9 +124,10 @@ def _patch(text: str, ndim: int) -> tuple[int, ...]:
     except ValueError:
         sizes = ()
     sizes = sizes * ndim if len(sizes) == 1 else sizes
-    if len(sizes) != ndim or min(sizes) < 32:
+    if len(sizes) != ndim or min(sizes) < 32 or math.prod(sizes) > MOST_VOXELS:
         raise WeightsError(
-            f"--patch={text}: expected {ndim} lengths of 32 or more, or one for all, such as 64."
+            f"--patch={text}: expected {ndim} lengths of 32 or more, or one for all, such as 64; "
+            f"at most {MOST_VOXELS} voxels."
         )
     return sizes
 

@@ -1,0 +1,71 @@
+"""Damaged weight files and checkpoints: read, or refused by name."""
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+from crossdim_jax import params
+from tests.fuzz import harness
+from tests.fuzz.harness import Format
+from tests.weight_record import RECORD
+from weight_port import inspect, source
+
+KERNEL = np.arange(54, dtype=np.float32).reshape(2, 3, 3, 3)
+
+
+def _ours(folder: Path) -> Sequence[bytes]:
+    """With hashes and, so that records and tensors are looked at when they are changed, without."""
+    arrays = {
+        "params/encoder/conv_stem/kernel": KERNEL,
+        "batch_stats/encoder/bn1/var": np.ones(3, np.float32),
+    }
+    record = RECORD | {"certificate": {"certificate": 0}, "fresh": ["a"], "versions": {"jax": "1"}}
+    content = params.save_weights(folder / "w.safetensors", arrays, record).read_bytes()
+    return [content, content.replace(b"_sha256", b"_sha255")]
+
+
+def _inspect(path: Path) -> object:
+    return inspect.lines(params.load_weights(path))
+
+
+def _checkpoint(folder: Path) -> Sequence[bytes]:
+    half = KERNEL.astype(np.float16)
+    return [save({"conv_stem.weight": KERNEL, "bn1.weight": half, "n": np.ones((), np.int64)})]
+
+
+def _pickled(folder: Path) -> Sequence[bytes]:
+    torch = pytest.importorskip("torch")
+    content = {"conv_stem.weight": torch.from_numpy(KERNEL), "n": torch.tensor(7)}
+    found = []
+    for nested, archive in itertools.product((False, True), repeat=2):
+        path = folder / "x.pth"
+        state = {"state_dict": content, "epoch": 3} if nested else content
+        torch.save(state, path, _use_new_zipfile_serialization=archive)
+        found.append(path.read_bytes())
+    return found
+
+
+FORMATS = (
+    Format("weight file", ".safetensors", _ours, _inspect),
+    Format("safetensors checkpoint", ".safetensors", _checkpoint, source.read_checkpoint),
+    Format("torch checkpoint", ".pth", _pickled, source.read_checkpoint),
+)
+
+
+@pytest.mark.parametrize("row", FORMATS, ids=lambda row: row.name)
+def test_damaged_files_are_read_or_named(row, tmp_path):
+    if row.suffix == ".pth":
+        pytest.importorskip("torch")
+    harness.run(__name__, row.name, tmp_path, count=100 if row.suffix == ".pth" else 300)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", FORMATS, ids=lambda row: row.name)
+def test_ten_thousand_damaged_files_are_read_or_named(row, tmp_path):
+    if row.suffix == ".pth":
+        pytest.importorskip("torch")
+    harness.run(__name__, row.name, tmp_path, count=10_000, seed=1)

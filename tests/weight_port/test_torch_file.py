@@ -1,0 +1,145 @@
+"""Checkpoints of PyTorch that people hold: plain tensors are read, the rest is refused by name."""
+
+import collections
+import os
+import pickle
+import re
+import zipfile
+
+import numpy as np
+import pytest
+
+from crossdim_jax.errors import WeightsError
+from weight_port import torch_file
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # torch's, of sparse and quantized
+
+ONE = torch.ones(3)
+
+
+def saved(path, content, **options):
+    torch.save(content, path, **options)
+    return path
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16", "int64", "bool"])
+def test_plain_tensors_are_read(dtype, legacy, tmp_path):
+    content = {"a": torch.ones(2, 3, dtype=getattr(torch, dtype)), "t": torch.ones(2, 3).T}
+    path = saved(tmp_path / "x.pth", content, _use_new_zipfile_serialization=not legacy)
+    found = torch_file.read(path)
+    assert found["a"].shape == (2, 3) and (found["a"] == 1).all() and found["t"].shape == (3, 2)
+
+
+def test_weights_that_share_their_numbers_are_read(tmp_path):
+    big = torch.arange(12.0)
+    content = collections.OrderedDict(a=big, b=big, c=big[2:5], d=torch.nn.Parameter(big))
+    found = torch_file.read(saved(tmp_path / "x.pth", content))
+    np.testing.assert_array_equal(found["c"], [2, 3, 4])
+
+
+@pytest.mark.parametrize(
+    "make, says",
+    [
+        (lambda: {1: ONE}, "found \\{1: Tensor}, expected a state dict"),
+        (lambda: {("a", 1): ONE}, "found {a tuple: Tensor}"),
+        (lambda: {"model": {1: ONE}}, "found \\{1: Tensor}"),
+        (lambda: {"layers": [ONE]}, "found {'layers': list}"),
+        (lambda: {"layers": {"a": {"b": ONE}}}, "found {'layers': dict}"),
+        (lambda: [ONE], "found a list"),
+        (lambda: ONE, "found a Tensor"),
+        (lambda: {"a": ONE.to_sparse()}, "'a' is not dense"),
+        (lambda: {"a": torch.eye(3).to_sparse_csr()}, "'a' is not dense"),
+        (lambda: {"a": torch.empty(3, device="meta")}, "'a' has a shape and no numbers"),
+        (lambda: {"a": torch.quantize_per_tensor(ONE, 0.1, 0, torch.qint8)}, "torch.qint8"),
+        (lambda: {"a": ONE.to(torch.complex64)}, "'a' is of type torch.complex64"),
+        (lambda: {"a": ONE.to(torch.float8_e4m3fn)}, "'a' is of type torch.float8_e4m3fn"),
+        (lambda: {"a": ONE[:1].expand(10**12)}, "1000000000000.* numbers, 4000000000000 bytes"),
+        (lambda: {"a": ONE[:1].half().expand(10**6, 10**6)}, "made of 2 in the file"),
+        (lambda: {"b": ONE, "c": "text"}, "'c': str"),
+    ],
+)
+def test_what_are_no_plain_tensors_is_refused_by_name(make, says, tmp_path):
+    path = saved(tmp_path / "x.pth", make())
+    with pytest.raises(WeightsError) as caught:
+        torch_file.read(path)
+    assert str(path) in str(caught.value)
+    assert re.search(says, str(caught.value)), str(caught.value)
+
+
+def test_one_storage_many_times_is_more_than_the_file_holds(tmp_path):
+    big = torch.zeros(100_000)
+    path = saved(tmp_path / "x.pth", {f"layer{i}": big for i in range(40)})
+    with pytest.raises(WeightsError, match="x.pth: its tensors take 16000000 bytes"):
+        torch_file.read(path)
+
+
+def repacked(path, change, compression=zipfile.ZIP_STORED):
+    """A saved checkpoint whose entries are changed: (name, content) -> content."""
+    saved(path, {"a": torch.zeros(1000)})
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, change(name, content))
+    return path
+
+
+def test_an_archive_that_unpacks_to_more_than_it_is_refused(tmp_path):
+    def bomb(name, content):
+        return bytes(10**7) if name.endswith("data/0") else content
+
+    path = repacked(tmp_path / "bomb.pth", bomb, zipfile.ZIP_DEFLATED)
+    with pytest.raises(WeightsError, match=r"bomb.pth: promises 1\d{7} bytes and has \d{4,5};"):
+        torch_file.read(path)
+
+
+def test_a_tensor_that_claims_more_than_its_numbers_is_refused(tmp_path):
+    def claim(name, content):
+        return content.replace(b"M\xe8\x03", b"J\x00\xca\x9a\x3b") if "pkl" in name else content
+
+    with pytest.raises(WeightsError, match="claim.pth: cannot be read"):
+        torch_file.read(repacked(tmp_path / "claim.pth", claim))
+
+
+@pytest.mark.parametrize("keep", [0, 1, 10, 100, 600, -1, -30])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_truncated_files_are_named(keep, legacy, tmp_path):
+    content = {"a": torch.zeros(100)}
+    path = saved(tmp_path / "x.pth", content, _use_new_zipfile_serialization=not legacy)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(WeightsError, match=r"x.pth: (cannot be read|holds something other)"):
+        torch_file.read(path)
+
+
+class Evil:
+    """Pickles into a call that leaves a trace."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.trace),))
+
+
+@pytest.mark.parametrize("inside", ["key", "value", "nested"])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_no_code_is_run_wherever_it_is(inside, legacy, tmp_path):
+    evil = Evil(tmp_path / "trace")
+    content = {"key": {evil: ONE}, "value": {"a": evil}, "nested": {"model": {"a": [evil]}}}
+    path = tmp_path / "x.pth"
+    saved(path, content[inside], _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(WeightsError, match="x.pth: holds something other.*nothing in it was run"):
+        torch_file.read(path)
+    assert not (tmp_path / "trace").exists()
+    pickle.loads(pickle.dumps(evil))
+    assert (tmp_path / "trace").exists()  # it would have
+
+
+def test_only_regular_files_are_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pth")
+    (tmp_path / "folder.pth").mkdir()
+    for name, kind in (("pipe", "a named pipe"), ("folder", "a folder")):
+        with pytest.raises(WeightsError, match=f"{name}.pth: is {kind}"):
+            torch_file.read(tmp_path / f"{name}.pth")
