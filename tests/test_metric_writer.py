@@ -63,9 +63,9 @@ def test_other_processes_write_nothing(tmp_path):
     assert toy.read_metrics(tmp_path) == [] and not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+def test_a_folder_in_place_of_the_file_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").mkdir()
-    with pytest.raises(DataError, match="metrics.jsonl: cannot be written"):
+    with pytest.raises(DataError, match="metrics.jsonl: is a folder; a regular file is expected"):
         MetricWriter(tmp_path)
 
 
