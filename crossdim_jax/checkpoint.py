@@ -29,6 +29,7 @@ from jax.experimental import multihost_utils
 
 from crossdim_jax import checksums, optim, sharding
 from crossdim_jax.errors import DataError
+from crossdim_jax.files import write_text
 from crossdim_jax.storage.records import FIELDS, read_record
 from crossdim_jax.storage.text import without_paths
 from crossdim_jax.train_state import TrainState
@@ -98,7 +99,7 @@ class Checkpointer:
                 args=ocp.args.Composite(
                     variables=ocp.args.StandardSave(variables(state)),
                     training=ocp.args.StandardSave(_training(state)),
-                    meta=_meta(meta),
+                    meta=_meta(meta, self.folder),
                 ),
             )
         _check_saved(saved, self.folder, step)
@@ -116,7 +117,7 @@ class Checkpointer:
                 step,
                 args=ocp.args.Composite(
                     variables=ocp.args.StandardSave(variables(state)),
-                    meta=_meta(meta),
+                    meta=_meta(meta, self.folder),
                 ),
             )
         _check_saved(saved, self.folder / BEST, step)
@@ -306,11 +307,11 @@ def recorded_config(workdir: str | os.PathLike) -> tuple[dict[str, Any], Path]:
     return {}, folder
 
 
-def _meta(meta: Mapping[str, Any]) -> Any:
+def _meta(meta: Mapping[str, Any], folder: Path) -> Any:
     """The item `meta`; a checkpoint is passed on, so that its config names no folders."""
     meta = dict(meta)
     if "config" in meta:
-        meta["config"] = without_paths(meta["config"])
+        meta["config"] = without_paths(meta["config"], [folder])
     return ocp.args.JsonSave(meta)
 
 
@@ -367,6 +368,10 @@ class _Summed(ocp.path.atomicity.AtomicRenameTemporaryPath):
         later = ["_CHECKPOINT_METADATA", ocp.path.atomicity.COMMIT_SUCCESS_FILE]
         await asyncio.to_thread(checksums.write, self.get(), without=later)
         await super().finalize(*args, **kwargs)
+        # The checkpoint is complete. That file holds the path, and checkpoints are passed on.
+        note = Path(self.get_final()) / ocp.path.atomicity.COMMIT_SUCCESS_FILE
+        with contextlib.suppress(OSError):
+            await asyncio.to_thread(write_text, note, "The checkpoint is complete.\n")
 
 
 def _manager(folder: Path, keep: int | None, *, read_only: bool = False) -> ocp.CheckpointManager:

@@ -227,7 +227,7 @@ def evaluate_cases(
             **_summary(challenge, evaluated),
             "tables": [dataclasses.asdict(table) for table in further],
             "truths": {case: score.truth for case, score in scored if score.truth},
-            "provenance": without_paths(provenance or {}),
+            "provenance": without_paths(provenance or {}, [out_folder]),
             "mismatched": [[case, named(case, note)] for case, note in mismatched],
             "failed": [[case, named(case, note)] for case, note in failed],
             "missing": [[case, named(case, note)] for case, note in missing],

@@ -78,10 +78,10 @@ def csv_rows(path: str | os.PathLike, *, first: str) -> list[list[str]]:
         if text.startswith("sep="):  # a line for spreadsheets only
             text = text.partition("\n")[2]
         for delimiter in ",;\t|":
-            reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-            heading = next(reader, [])
-            if first in (name.strip() for name in heading):
-                rows = [[name.strip() for name in heading], *reader]
+            [heading] = csv.reader(text.split("\n", 1)[:1], delimiter=delimiter)
+            if first in heading:
+                lines = io.StringIO(text, newline="")
+                rows = csv.reader(lines, delimiter=delimiter, strict=True)
                 return [[_uncell(cell) for cell in row] for row in rows if any(map(str.strip, row))]
     raise DataError(f"{path}: found no column {first!r} in its first line")
 

@@ -243,7 +243,7 @@ def _refuse_other(
         for name, (was, now) in differences(old, config).items()
         if not any(re.fullmatch(pattern, name) for pattern in harmless)
         and not (was == MISSING and name in defaults and defaults[name] == now)
-        and was != without_paths(now)  # as checkpoints record it
+        and was != without_paths(now, [workdir / "any"])  # as checkpoints record it
     }
     if found:
         lines = "\n".join(f"  {name}: {was!r} -> {now!r}" for name, (was, now) in found.items())

@@ -339,7 +339,7 @@ class _Run:
         written_with = f'<p class="sub">Report written with {_e(", ".join(versions))}.</p>\n'
         if not self.config:
             return self._missing(CONFIG, "train") + written_with
-        config = without_paths(self.config)  # pages are passed on
+        config = without_paths(self.config, [self.workdir / "any"])  # pages are passed on
         text = json.dumps(config, indent=2, default=str, ensure_ascii=False)
         fields = f"<details><summary>All fields</summary><pre>{_e(text)}</pre></details>\n"
         return fields + written_with

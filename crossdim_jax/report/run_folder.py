@@ -60,7 +60,10 @@ def read_cases(path: Path) -> list[dict[str, Any]]:
     """
     if not os.path.lexists(path):
         return []
-    heading, *rows = plain.csv_rows(path, first="id")
+    try:
+        heading, *rows = plain.csv_rows(path, first="id")
+    except DataError as error:
+        raise DataError(f"{error}; {ANEW}") from error
     if twice := sorted({name for name in heading if name and heading.count(name) > 1}):
         raise DataError(f"{path}: has several columns {twice[0]!r}; {ANEW}")
     table = []

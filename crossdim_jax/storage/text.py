@@ -88,19 +88,21 @@ def _last(path: str) -> str:
     return f".../{parts[-1]}"
 
 
-def without_paths(value: Any) -> Any:
+def without_paths(value: Any, paths: Iterable[str | os.PathLike] = ()) -> Any:
     """Plain values, such as a config, in which a path is `.../` and its last part.
 
-    A relative path that climbs out of the folder it starts from counts as one.
+    A relative path that climbs out of the folder it starts from counts as one. paths: as in
+    `without_folders`, which cleans other text.
     """
+    paths = list(paths)
     if isinstance(value, Mapping) or hasattr(value, "items"):
-        return {str(key): without_paths(item) for key, item in value.items()}
+        return {str(key): without_paths(item, paths) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [without_paths(item) for item in value]
+        return [without_paths(item, paths) for item in value]
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     if not isinstance(value, str):
         return value
     if value.startswith(("/", "~", "../", "file:")) or "/../" in value:
         return _last(value.split("\n")[0]) if value.strip("/~.") else "..."
-    return _PATH.sub(lambda m: _last(m[0]), value)
+    return without_folders(value, paths)
