@@ -27,6 +27,9 @@ def _data() -> ConfigDict:
     # (z, y, x) voxels, multiples of 32, better not 32 itself; for a 2D network (y, x), to which
     # slices are resized.
     data.patch = (128, 128, 128)
+    # How far a voxel of a label or modality may lie from where the case's first image has it; None:
+    # a twentieth of a voxel. What is farther is refused, nothing is resampled.
+    data.grid_tolerance_mm = config_dict.placeholder(float)
     data.foreground = 0.0  # probability that a 3D patch is centred on a labelled voxel
     data.num_threads = 2  # that read patches
     data.num_processes = 2  # that prepare cases, a whole one each; 0: threads do it

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from crossdim_jax import metrics, plain
 from crossdim_jax.challenges import CaseFiles, Challenge, Evaluated, Table
-from crossdim_jax.data import images
+from crossdim_jax.data import grid
 from crossdim_jax.errors import CrossdimError, DataError, ManyErrors
 from crossdim_jax.files import write_text
 from crossdim_jax.report import tables
@@ -32,7 +32,6 @@ logger = logging.getLogger(__name__)
 
 # image (z, y, x, c) float32, preprocessed -> probabilities (z, y, x, k) float32
 PredictFn = Callable[[np.ndarray], np.ndarray]
-AFFINE_ATOL = 1e-3  # mm: NIfTI's quaternions round-trip to about 1e-5
 NOTHING_SCORED = "no case could be predicted and scored; correct the cases below and run again"
 
 
@@ -359,9 +358,9 @@ def _score_case(challenge: Challenge, files: CaseFiles, path: Path) -> _Score:
     if case.label is None:
         raise DataError(f"{files.id}: there is no label to evaluate against")
     predicted, geometry = challenge.read_prediction(path)
-    if why := _grid_mismatch(case.geometry, geometry):
+    if why := grid.difference(case.geometry, geometry, challenge.grid_tolerance_mm):
         row = challenge.mismatch(case.label, case.spacing_mm, kind=case.kind)
-        return _Score(row, f"{path}: {why}", _fingerprint(case.label))
+        return _Score(row, f"{path}: {why}; scored as a mismatch", _fingerprint(case.label))
     row = challenge.score(case.label, predicted, case.spacing_mm, kind=case.kind)
     return _Score(row, "", _fingerprint(case.label))
 
@@ -371,16 +370,6 @@ def _fingerprint(label: np.ndarray) -> str:
     found = hashlib.sha256(repr(label.shape).encode())
     found.update(np.ascontiguousarray(label, np.int32))
     return found.hexdigest()[:16]
-
-
-def _grid_mismatch(truth: images.Geometry, prediction: images.Geometry) -> str:
-    if tuple(truth.shape) != tuple(prediction.shape):
-        found, expected = tuple(prediction.shape), tuple(truth.shape)
-        return f"shape {found} where the image has {expected}; scored as a mismatch"
-    if not np.allclose(truth.affine, prediction.affine, rtol=0, atol=AFFINE_ATOL):
-        apart = float(np.abs(np.subtract(truth.affine, prediction.affine)).max())
-        return f"affine differs from the image's by up to {apart:.4g} mm; scored as a mismatch"
-    return ""
 
 
 def check_writable(folder: Path) -> None:

@@ -44,6 +44,21 @@ def test_an_unknown_formulation_is_refused(tmp_path):
         experiment.build(config(model__ops="fats"), tmp_path)
 
 
+def test_the_challenge_knows_how_far_grids_may_differ(tmp_path):
+    for value in (None, 0.2):
+        built = experiment.build(config(data__grid_tolerance_mm=value), tmp_path)
+        assert built.challenge.grid_tolerance_mm == value
+        assert built.challenge.grid_fingerprint() == (
+            {} if value is None else {"grid_tolerance_mm": value}
+        )
+    older = config()
+    with older.unlocked():
+        del older.data.grid_tolerance_mm
+    assert experiment.build(older, tmp_path).challenge.grid_tolerance_mm is None
+    with pytest.raises(ConfigError, match="config.data.grid_tolerance_mm=-1.0; a positive number"):
+        experiment.build(config(data__grid_tolerance_mm=-1.0), tmp_path)
+
+
 def test_a_folder_without_checkpoint_takes_another_config_one_with_does_not(tmp_path):
     run_folder.claim(tmp_path, config().to_dict())
     changed = config(optim__b1=0.9).to_dict()

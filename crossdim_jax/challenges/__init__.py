@@ -66,8 +66,7 @@ class Case:
         lie in a patient: (frame, row, column, c), a single image has one frame.
       label: (z, y, x) uint8 in the label convention of the files, or None.
       spacing_mm: (z, y, x).
-      geometry: of the first image file, with the dtype of the label file if one was read; to
-        write a result onto the case's own grid.
+      geometry: of the first image file; to write a result onto the case's own grid.
     """
 
     id: str
@@ -130,6 +129,8 @@ class Challenge(abc.ABC):
       profile: a key of `metrics.PROFILES`: what `score` computes, and the row of a mismatch.
       aggregate: the mode of `metrics.aggregate` that `summarise` uses.
       outline: whether figures draw contours rather than filled areas.
+      grid_tolerance_mm: how far a voxel of one file may lie from the same voxel of another file of
+        the case, see `data.grid`; None for a twentieth of a voxel. Set by `experiment.build`.
     """
 
     name: str
@@ -140,6 +141,7 @@ class Challenge(abc.ABC):
     profile: str
     aggregate: str
     outline: bool = False
+    grid_tolerance_mm: float | None = None
 
     @property
     def foreground(self) -> tuple[str, ...]:
@@ -243,7 +245,8 @@ class Challenge(abc.ABC):
     def write(self, path: str | os.PathLike, label: np.ndarray, geometry: Geometry) -> Path:
         """Writes a label (z, y, x) on the grid of `geometry` as the challenge stores labels.
 
-        In the case's own integer type (`geometry.label_dtype`), without intensity scaling.
+        In the smallest unsigned integer type that holds the challenge's label values, without
+        intensity scaling.
         """
 
     def provenance(self) -> dict[str, object]:
@@ -282,6 +285,11 @@ class Challenge(abc.ABC):
     def make_phantoms(cls, root: str | os.PathLike, n: int, **recipe: object) -> Path:
         """Sees to it that `root` holds n phantoms of this challenge's kind; for demos."""
         raise ConfigError(f"challenge {cls.name!r} has no phantoms; remove config.phantoms")
+
+    def grid_fingerprint(self) -> dict[str, object]:
+        """The part of `fingerprint` that says which grids are one; nothing by default."""
+        given = self.grid_tolerance_mm
+        return {} if given is None else {"grid_tolerance_mm": given}
 
     @abc.abstractmethod
     def fingerprint(self) -> dict[str, object]:

@@ -9,14 +9,13 @@ import numpy as np
 
 from crossdim_jax import metrics
 from crossdim_jax.challenges import Case, CaseFiles, Challenge, brats_layouts
-from crossdim_jax.data import images, preprocess
+from crossdim_jax.data import grid, images, preprocess
 from crossdim_jax.data.images import Geometry
 from crossdim_jax.data.preprocess import Prepared
 from crossdim_jax.errors import ConfigError, DataError, ManyErrors
 
 REGIONS = ("WT", "TC", "ET")
 AGGREGATES = ("clean", "synapse2022")
-AFFINE_ATOL = 1e-3  # mm; headers of one case differ by rounding
 # Tissue -> colour, as in the paper's figures.
 COLOURS = {
     "Edema": "#2fbf4f",
@@ -145,21 +144,19 @@ class BraTS(Challenge):
     def load(self, files: CaseFiles) -> Case:
         """See `Challenge.load`. An image with a channel of zeros only is an error.
 
-        The geometry's dtype is that of the label file if there is one that stores integers, else
-        that of the first image file.
+        All files of a case lie on one grid with axes at right angles, see `data.grid`.
         """
         if self.layout == "msd":
             image, geometry = self._load_4d(files.images[0])
         else:
-            image, geometry = _load_3d(files.images)
+            image, geometry = self._load_3d(files.images)
+        grid.check_orthogonal(geometry, self.grid_tolerance_mm)
         label = None
         if files.label is not None:
             label, label_geometry = images.read_label(files.label)
-            _same_grid(geometry, label_geometry)
+            grid.check_same(geometry, label_geometry, self.grid_tolerance_mm)
             label = np.ascontiguousarray(label)
             self._check_label(files.label, label)
-            if label_geometry.dtype.kind in "iu":
-                geometry = dataclasses.replace(geometry, dtype=label_geometry.dtype)
         return Case(files.id, files.patient, image, label, geometry.spacing_mm, geometry)
 
     def prepare(self, case: Case) -> Prepared:
@@ -237,13 +234,10 @@ class BraTS(Challenge):
         return metrics.aggregate(rows, mode=self.aggregate)
 
     def write(self, path: str | os.PathLike, label: np.ndarray, geometry: Geometry) -> Path:
-        """See `Challenge.write`. In the case's own integer type and without intensity scaling.
-
-        That is the type of the label file if `load` read one, else of the first image file;
-        uint8 where these hold real numbers or signed bytes (`Geometry.label_dtype`).
-        """
+        """See `Challenge.write`."""
         self._check_label(Path(path), label)
-        return images.write_nifti(path, label, geometry, geometry.label_dtype)
+        values = CONVENTIONS[self.convention].values
+        return images.write_nifti(path, label, geometry, np.min_scalar_type(max(values)))
 
     def provenance(self) -> dict[str, object]:
         """See `Challenge.provenance`."""
@@ -256,6 +250,7 @@ class BraTS(Challenge):
             "modalities": list(self.modalities),
             "convention": self.convention,
             "regions": list(self.regions),
+            **self.grid_fingerprint(),
         }
 
     def _settle(self, layout: str, root: Path) -> None:
@@ -274,6 +269,18 @@ class BraTS(Challenge):
         if not theirs:
             return self.modalities
         return tuple(theirs[brats_layouts.MODALITIES.index(name)] for name in self.modalities)
+
+    def _load_3d(self, paths: Sequence[Path]) -> tuple[np.ndarray, Geometry]:
+        """Stacks one file per channel: (z, y, x, c) float32, and the first one's geometry."""
+        image, first = None, None
+        for channel, path in enumerate(paths):
+            volume, geometry = images.read_nifti(path)
+            if image is None:
+                first = geometry
+                image = np.empty((*volume.shape, len(paths)), np.float32)
+            grid.check_same(first, geometry, self.grid_tolerance_mm)
+            _fill(image, channel, volume, str(path))
+        return image, first
 
     def _load_4d(self, path: Path) -> tuple[np.ndarray, Geometry]:
         everything, geometry = images.read_nifti(path, ndim=4)
@@ -325,41 +332,10 @@ def _modalities(layout: str, chosen: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(ours[name.lower()] for name in chosen)
 
 
-def _load_3d(paths: Sequence[Path]) -> tuple[np.ndarray, Geometry]:
-    """Stacks one file per channel: (z, y, x, c) float32, and the first one's geometry."""
-    image, first = None, None
-    for channel, path in enumerate(paths):
-        volume, geometry = images.read_nifti(path)
-        if image is None:
-            first = geometry
-            image = np.empty((*volume.shape, len(paths)), np.float32)
-        _same_grid(first, geometry)
-        _fill(image, channel, volume, str(path))
-    return image, first
-
-
 def _fill(image: np.ndarray, channel: int, volume: np.ndarray, what: str) -> None:
     """Copies one volume into its channel, refusing what no image of a brain holds."""
     with np.errstate(over="ignore"):
         image[..., channel] = volume
-    finite = np.isfinite(image[..., channel])
-    if not finite.all():
-        raise DataError(
-            f"{what}: {int((~finite).sum())} of {finite.size} voxels are NaN or infinite"
-        )
+    images.check_finite(image[..., channel], what)
     if not image[..., channel].any():
         raise DataError(f"{what}: every voxel is zero, the image is empty")
-
-
-def _same_grid(first: Geometry, other: Geometry) -> None:
-    """All files of a case must lie on one grid; nothing is resampled silently."""
-    if first.shape != other.shape:
-        raise DataError(
-            f"{other.path}: has shape {other.shape}, but {first.path} has {first.shape}; "
-            "all files of a case must lie on one grid"
-        )
-    if not np.allclose(first.affine, other.affine, rtol=0, atol=AFFINE_ATOL):
-        raise DataError(
-            f"{other.path}: its affine\n{other.affine}\ndiffers from that of {first.path}\n"
-            f"{first.affine}\nall files of a case must lie on one grid"
-        )

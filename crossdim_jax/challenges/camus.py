@@ -1,14 +1,10 @@
 """CAMUS: the left heart in echocardiograms; contours in two views, volumes, ejection fraction."""
 
-import dataclasses
-import gzip
 import os
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import nibabel as nib
 import numpy as np
 
 from crossdim_jax import metrics
@@ -24,7 +20,7 @@ from crossdim_jax.challenges import (
 )
 from crossdim_jax.challenges.camus_volumes import Measured
 from crossdim_jax.challenges.slices import SliceChallenge
-from crossdim_jax.data import images, mhd
+from crossdim_jax.data import grid, images, mhd
 from crossdim_jax.data.images import Geometry
 from crossdim_jax.errors import ConfigError, DataError, ManyErrors
 
@@ -32,7 +28,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PROFILES = {"pooled": "camus", "masd": "camus_masd"}
-SPACING_RTOL = 1e-3  # headers of one case differ by rounding
 # Contour -> colour, as in the paper's Figures 3 and 8.
 COLOURS = {"LVepi": "#3f8cff", "LVendo": "#ff3b30", "LA": "#2fbf4f"}
 
@@ -91,9 +86,10 @@ class Camus(SliceChallenge):
         return good
 
     def load(self, files: CaseFiles) -> Case:
-        """See `Challenge.load`. The geometry's dtype is the label's, if one is read."""
+        """See `Challenge.load`. A label lies on the grid of its image, see `data.grid`."""
         (path,) = files.images
         image, geometry = _read(path)
+        grid.check_orthogonal(geometry, self.grid_tolerance_mm)
         label = None
         if files.label is not None:
             label, of_label = self.read_prediction(files.label)
@@ -102,15 +98,11 @@ class Camus(SliceChallenge):
                     f"{files.label}: has {_size(label)}, but its image {path} has {_size(image)}; "
                     "a label lies on the grid of its image"
                 )
-            if not np.allclose(of_label.spacing_mm, geometry.spacing_mm, rtol=SPACING_RTOL):
-                raise DataError(
-                    f"{files.label}: has a spacing of {of_label.spacing_mm} mm, but its image "
-                    f"{path} of {geometry.spacing_mm}"
-                )
+            grid.check_same(geometry, of_label, self.grid_tolerance_mm)
             self._check_label(files.label, label)
-            if of_label.dtype.kind in "iu":
-                geometry = dataclasses.replace(geometry, dtype=of_label.dtype)
-        image = np.ascontiguousarray(image, np.float32)[..., None]
+        with np.errstate(over="ignore"):
+            image = np.ascontiguousarray(image, np.float32)[..., None]
+        images.check_finite(image, str(path))
         return Case(
             files.id, files.patient, image, label, geometry.spacing_mm, geometry, files.kind
         )
@@ -179,7 +171,7 @@ class Camus(SliceChallenge):
     def write(self, path: str | os.PathLike, label: np.ndarray, geometry: Geometry) -> Path:
         """See `Challenge.write`."""
         self._check_label(Path(path), label)
-        return images.write_nifti(path, label, geometry, geometry.label_dtype)
+        return images.write_nifti(path, label, geometry, np.min_scalar_type(max(self.values)))
 
     def export(
         self, folder: Path, files: CaseFiles, label: np.ndarray, geometry: Geometry
@@ -211,7 +203,12 @@ class Camus(SliceChallenge):
 
     def fingerprint(self) -> dict[str, object]:
         """See `Challenge.fingerprint`."""
-        return {"challenge": self.name, "size": list(self.size), "statistics": self.statistics}
+        return {
+            "challenge": self.name,
+            "size": list(self.size),
+            "statistics": self.statistics,
+            **self.grid_fingerprint(),
+        }
 
     def _volumes(self, evaluated: Sequence[Evaluated]) -> tuple[dict, dict, dict]:
         """{patient: ...} from the truth, from predictions, and as the cfgs say."""
@@ -248,23 +245,4 @@ def _read(path: Path) -> tuple[np.ndarray, Geometry]:
     """An image (frame, row, column)."""
     if path.name.endswith(".mhd"):
         return mhd.read_mhd(path)
-    array, geometry = images.read_nifti(path, reorient=False)
-    _check_spacing(path)
-    return array, geometry
-
-
-def _check_spacing(path: Path) -> None:
-    """Raises DataError if a NIfTI header gives no pixel size: readers take that for 1 mm."""
-    try:
-        raw = path.read_bytes()
-        raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
-    kind = nib.Nifti2Header if nib.Nifti2Header.may_contain_header(raw) else nib.Nifti1Header
-    header = kind(raw[: kind.sizeof_hdr], check=False)
-    pixel = np.asarray(header["pixdim"][1:3], float)
-    if header["sform_code"] <= 0 and not (np.isfinite(pixel) & (pixel > 0)).all():
-        raise DataError(
-            f"{path}: its header gives a pixel size of {pixel.tolist()} mm (pixdim); positive "
-            "millimetres are expected, without them no distance or volume can be told"
-        )
+    return images.read_nifti(path, reorient=False)

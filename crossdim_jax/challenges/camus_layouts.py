@@ -16,6 +16,7 @@ from pathlib import Path
 
 from crossdim_jax.challenges import CaseFiles
 from crossdim_jax.errors import DataError
+from crossdim_jax.storage.reading import read_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ FRAMES = {"stills": STILLS, "half_sequence": ("half_sequence",)}  # what is anno
 SUBGROUPS = ("training", "validation", "testing")
 SUFFIXES = (".nii.gz", ".nii", ".mhd")  # in order of preference where several are there
 _NAME = re.compile(rf"(patient\d+)_({'|'.join(VIEWS)})_({'|'.join(STILLS + FILMS)})")
+_TEXT_BYTES = 1 << 16  # of a cfg or a list; real ones have some hundred
 _DEPTH = 3  # folders between the root and a file: release, database, patient
 
 Failures = list[tuple[str, str]]
@@ -78,11 +80,11 @@ def read_info(path: Path) -> Info:
     Raises DataError if the file is there and cannot be read.
     """
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return Info()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
+        text = read_bytes(path, limit=_TEXT_BYTES).decode("utf-8", errors="replace")
+    except DataError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return Info()
+        raise
     found: dict[str, object] = {}
     for number, line in enumerate(text.splitlines(), 1):
         key, colon, value = (part.strip() for part in line.partition(":"))
@@ -93,8 +95,7 @@ def read_info(path: Path) -> Info:
             if not colon or not value:
                 raise ValueError("expected 'Key: value'")
             if name is not None:
-                # Frames are sometimes written as 12.0; nan and inf are no numbers of frames.
-                found[name] = int(float(value)) if kind is int else kind(value)
+                found[name] = _value(kind, value)
         except (ValueError, OverflowError) as error:
             logger.warning("%s: line %d, %r, is passed over (%s)", path, number, line[:60], error)
     for name in ("ed", "es", "n_frames"):
@@ -102,6 +103,18 @@ def read_info(path: Path) -> Info:
             logger.warning("%s: %s = %s is no frame; frames count from 1", path, name, found[name])
             del found[name]
     return Info(**found)
+
+
+def _value(kind: type, text: str) -> object:
+    """A field's value. Raises ValueError if it is no number, infinite, NaN or negative."""
+    if kind is str:
+        return text
+    number = float(text)
+    if not (math.isfinite(number) and number >= 0):
+        raise ValueError("expected a number from 0")
+    if kind is int and number % 1:  # frames are sometimes written as 12.0
+        raise ValueError("expected a whole number")
+    return kind(number)
 
 
 def info_of(files: CaseFiles) -> Info:
@@ -176,8 +189,8 @@ def subgroups(root: Path) -> dict[str, list[str]]:
     twice = []
     for name, path in paths.items():
         try:
-            lists[name] = path.read_text(encoding="utf-8").split()
-        except (OSError, ValueError) as error:
+            lists[name] = read_bytes(path, limit=_TEXT_BYTES).decode("utf-8").split()
+        except UnicodeDecodeError as error:
             raise DataError(f"{path}: cannot be read ({error})") from error
         for patient in lists[name]:
             if patient in seen:

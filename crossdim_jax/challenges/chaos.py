@@ -24,11 +24,11 @@ from crossdim_jax.challenges import (
     chaos_tables,
 )
 from crossdim_jax.challenges.slices import SliceChallenge
-from crossdim_jax.data import dicom, images, preprocess
+from crossdim_jax.data import dicom, grid, images, preprocess
 from crossdim_jax.data.dicom_seg import Segment
 from crossdim_jax.data.images import Geometry
 from crossdim_jax.data.preprocess import Prepared
-from crossdim_jax.errors import ConfigError, DataError, ManyErrors
+from crossdim_jax.errors import ConfigError, ManyErrors
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +126,7 @@ class Chaos(SliceChallenge):
         series, label = None, None
         if files.images[0].name.endswith(chaos_layouts.NIFTI):
             volume, geometry = images.read_nifti(files.images[0])
+            grid.check_orthogonal(geometry, self.grid_tolerance_mm)
         else:
             volume, series = dicom.read_series(files.images)
             geometry = series.geometry
@@ -133,8 +134,6 @@ class Chaos(SliceChallenge):
                 logger.info(
                     "%s: one slice; its thickness is that of %s", files.id, series.spacing_from
                 )
-        if not np.isfinite(volume).all():
-            raise DataError(f"{geometry.path}: holds NaN or infinite values")
         if files.label is not None:
             masks = chaos_masks.read(
                 chaos_layouts.pair(files.images, files.label),
@@ -142,7 +141,9 @@ class Chaos(SliceChallenge):
                 any_is_liver=files.kind == "CT",
             )
             label = series.to_volume(masks)
-        image = np.ascontiguousarray(volume, np.float32)[..., None]
+        with np.errstate(over="ignore"):
+            image = np.ascontiguousarray(volume, np.float32)[..., None]
+        images.check_finite(image, str(geometry.path))
         geometry = dataclasses.replace(geometry, dtype=np.dtype(np.uint8))
         return Case(
             files.id, files.patient, image, label, geometry.spacing_mm, geometry, files.kind
@@ -243,6 +244,7 @@ class Chaos(SliceChallenge):
             "labels": list(self.classes),
             "size": list(self.size),
             "statistics": self.statistics,
+            **self.grid_fingerprint(),
         }
 
 

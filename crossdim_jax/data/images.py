@@ -6,146 +6,30 @@ radiologist sees it. `Geometry` is what is needed to go back to the file's own g
 """
 
 import contextlib
-import dataclasses
 import functools
-import gzip
+import io
+import logging
 import os
 import uuid
-import zlib
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nibabel import orientations
-from nibabel.spatialimages import HeaderDataError, HeaderTypeError
-from nibabel.wrapstruct import WrapStructError
+from nibabel.arrayproxy import ArrayProxy
 
+from crossdim_jax.data import grid, nifti_header
+from crossdim_jax.data.geometry import PLACE, Geometry
+from crossdim_jax.data.nifti_header import Header
 from crossdim_jax.errors import DataError
+from crossdim_jax.storage.reading import AGAIN, Inflater, naming, open_regular
 
-_LPS = orientations.axcodes2ornt("LPS")
-_AS_IT_IS = np.array([[0, 1], [1, 1], [2, 1]])
-_DAMAGED = (
-    OSError,
-    EOFError,
-    ValueError,
-    zlib.error,
-    HeaderDataError,
-    HeaderTypeError,
-    WrapStructError,
-)
-_MM = {"meter": 1000.0, "mm": 1.0, "micron": 1e-3, "unknown": 1.0}
-# Everything in a NIfTI header that says where the voxels are, and nothing else: names, comments
-# and intensity scaling of the source have no place in a label file.
-_PLACE = (
-    *("qform_code", "sform_code", "xyzt_units"),
-    *("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
-    *("srow_x", "srow_y", "srow_z"),
-)
+__all__ = ["Geometry", "check_finite", "read_label", "read_nifti", "write_nifti"]
 
+logger = logging.getLogger(__name__)
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Geometry:
-    """Where the voxels of one file lie, and how to get back to its grid.
-
-    Attributes:
-      path: the file it was read from.
-      shape: the three spatial axes as on disk.
-      affine: (4, 4) float64, voxel index on disk -> scanner millimetres (RAS+), as nibabel has it.
-      header: the placing fields of the file's header (`qform_code`, `srow_x`, `pixdim`, ...).
-      dtype: of the voxels on disk, before any intensity scaling; native byte order.
-      oriented: False where the axes are no patient's: arrays are then (k, j, i) as on disk.
-    """
-
-    path: Path
-    shape: tuple[int, int, int]
-    affine: np.ndarray
-    header: Mapping[str, np.ndarray]
-    dtype: np.dtype
-    oriented: bool = True
-
-    @classmethod
-    def from_affine(
-        cls,
-        path: Path,
-        shape: Sequence[int],
-        affine: np.ndarray,
-        dtype: object,
-        *,
-        oriented: bool = True,
-    ) -> "Geometry":
-        """That of a file which is not NIfTI, with the header that a NIfTI file would have.
-
-        Args:
-          path: of the file, or of the folder of a series.
-          shape: (i, j, k).
-          affine: (4, 4), voxel index (i, j, k) -> scanner millimetres (RAS+).
-          dtype: of the voxels.
-          oriented: see above.
-        """
-        image = nib.Nifti1Header()
-        image.set_data_shape(shape)
-        image.set_sform(affine, code=1)
-        image.set_qform(affine, code=1)
-        image.set_xyzt_units("mm")
-        header = {name: np.array(image[name]) for name in (*_PLACE, "pixdim")}
-        affine = np.asarray(affine, np.float64)
-        return cls(Path(path), tuple(map(int, shape)), affine, header, np.dtype(dtype), oriented)
-
-    @functools.cached_property
-    def axcodes(self) -> str:
-        """Orientation on disk, such as "RAS" (the direction in which each axis grows)."""
-        return "".join(nib.aff2axcodes(self.affine))
-
-    @functools.cached_property
-    def _to_lps(self) -> np.ndarray:
-        if not self.oriented:
-            return _AS_IT_IS
-        return orientations.ornt_transform(nib.io_orientation(self.affine), _LPS)
-
-    @functools.cached_property
-    def _from_lps(self) -> np.ndarray:
-        if not self.oriented:
-            return _AS_IT_IS
-        return orientations.ornt_transform(_LPS, nib.io_orientation(self.affine))
-
-    @property
-    def shape_zyx(self) -> tuple[int, int, int]:
-        """The shape of the array after `to_lps`."""
-        order = np.argsort(self._to_lps[:, 0])
-        x, y, z = (self.shape[int(axis)] for axis in order)
-        return z, y, x
-
-    @property
-    def spacing_mm(self) -> tuple[float, float, float]:
-        """Voxel size (z, y, x) in millimetres, from the affine's columns."""
-        unit = nib.Nifti1Header()
-        unit["xyzt_units"] = self.header["xyzt_units"]
-        scale = _MM.get(unit.get_xyzt_units()[0], 1.0)
-        sizes = nib.affines.voxel_sizes(self.affine) * scale
-        x, y, z = sizes[np.argsort(self._to_lps[:, 0])]
-        # Headers store float32: 1.2 should read 1.2, not 1.20000005.
-        return round(float(z), 6), round(float(y), 6), round(float(x), 6)
-
-    @property
-    def label_dtype(self) -> np.dtype:
-        """The integer type for a label map on this grid: `dtype`, or uint8 where that will not do.
-
-        It will not do if it is no integer type (real numbers, bool), or signed with 8 bits: many
-        tools have no such type.
-        """
-        own = self.dtype.kind in "iu" and self.dtype != np.int8
-        return self.dtype if own else np.dtype(np.uint8)
-
-    def to_lps(self, array: np.ndarray) -> np.ndarray:
-        """Disk order (i, j, k, ...) -> (z, y, x, ...) in LPS: a view, undone by `from_lps`."""
-        array = orientations.apply_orientation(array, self._to_lps)
-        return array.transpose(2, 1, 0, *range(3, array.ndim))
-
-    def from_lps(self, array: np.ndarray) -> np.ndarray:
-        """(z, y, x, ...) in LPS -> disk order (i, j, k, ...); a view."""
-        array = array.transpose(2, 1, 0, *range(3, array.ndim))
-        return orientations.apply_orientation(array, self._from_lps)
+_GZIP = b"\x1f\x8b"
+_HEAD = 65536  # bytes of a file in which its header lies, compressed or not
+SLACK = 65536  # bytes that may follow the voxels: some programs pad
 
 
 def read_nifti(
@@ -171,29 +55,16 @@ def read_nifti(
         without a usable affine. The message names the file.
     """
     path = Path(path)
-    image = _open(path)
-    shape = image.shape
-    while len(shape) > ndim and shape[-1] == 1:
-        shape = shape[:-1]
-    if len(shape) == 2 and ndim == 3:
-        shape = (*shape, 1)
-    if len(shape) != ndim:
-        what = {3: "one 3-D volume", 4: "one 4-D file with a channel axis"}[ndim]
-        raise DataError(f"{path}: has shape {image.shape}, but {what} is expected here")
-    if 0 in shape:
-        raise DataError(f"{path}: has shape {image.shape}, which holds no voxel")
-    dtype = image.get_data_dtype()
-    if dtype.kind not in "biuf":
-        raise DataError(f"{path}: voxels are of type {dtype}; real numbers are expected")
-    try:
-        array = np.asanyarray(image.dataobj).reshape(shape, order="A")
-    except _DAMAGED as error:
-        raise DataError(
-            f"{path}: the voxels cannot be read, the file is truncated or damaged ({error}); "
-            "copy or download it again"
-        ) from error
-    geometry = _geometry(path, image, (*shape, 1)[:3], reorient)
-    return geometry.to_lps(array), geometry
+    with naming(path, "a NIfTI volume"):
+        header, content = _open(path)
+        shape = _shape(path, header.shape, ndim)
+        geometry = _geometry(path, header, (*shape, 1)[:3], reorient)
+        for said in (*header.doubts, *grid.contradictions(geometry)):
+            _warn_once(f"{path}: {said}")
+        spec = (header.shape, header.dtype, header.offset, *header.scaling)
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is infinite
+            voxels = np.asanyarray(ArrayProxy(io.BytesIO(content), spec))
+        return geometry.to_lps(voxels.reshape(shape, order="A")), geometry
 
 
 def write_nifti(
@@ -201,8 +72,8 @@ def write_nifti(
 ) -> Path:
     """Writes a volume on the grid of `geometry`, all or nothing (temporary file, then rename).
 
-    The affine, both form codes and matrices, and the units are those of the source file; the
-    intensity scaling is none.
+    The affine, both form codes and matrices, and the units are those of the source file unless
+    that contradicts itself, see `grid.placing`; the intensity scaling is none.
 
     Args:
       path: ends in `.nii` or `.nii.gz`; its folder is created.
@@ -232,10 +103,11 @@ def write_nifti(
     header = nib.Nifti1Header()
     header.set_data_dtype(dtype)
     header.set_data_shape(disk.shape)
-    for name in _PLACE:
-        header[name] = geometry.header[name]
-    # Axes 1-3 and the sign of the quaternion's third axis; a 4-D source's time step is dropped.
-    header["pixdim"][:4] = geometry.header["pixdim"][:4]
+    for name, value in grid.placing(geometry).items():
+        if name != "pixdim":
+            header[name] = value
+        else:  # the sign of the quaternion's third axis, and axes 1-3: a time step is dropped
+            header[name][:4] = value[:4]
     # The best affine of this very header: nibabel then leaves both forms as they are.
     image = nib.Nifti1Image(disk, header.get_best_affine(), header)
     # Hidden, and unique to this call: two runs may write the same file.
@@ -275,39 +147,82 @@ def read_label(path: str | os.PathLike, *, reorient: bool = True) -> tuple[np.nd
     return whole.astype(np.uint8), geometry
 
 
-def _open(path: Path) -> nib.Nifti1Image:
-    """The image with its voxels still encoded, but in memory and checked for completeness."""
-    try:
-        raw = path.read_bytes()
-        if not raw:
-            raise DataError(f"{path}: is empty (0 bytes); copy or download it again")
-        if raw[:2] == b"\x1f\x8b":
-            # The whole stream, because only its end holds the checksum and the length.
-            raw = gzip.decompress(raw)
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: there is no such file") from error
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+def check_finite(image: np.ndarray, what: str) -> None:
+    """Raises DataError if a voxel is NaN or infinite, as one is that a smaller type cannot hold."""
+    finite = np.isfinite(image)
+    if not finite.all():
         raise DataError(
-            f"{path}: the compressed file is truncated or damaged ({error}); "
-            "copy or download it again"
-        ) from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
-    for kind in (nib.Nifti1Image, nib.Nifti2Image):
-        if len(raw) >= kind.header_class.sizeof_hdr and kind.header_class.may_contain_header(raw):
-            try:
-                return kind.from_bytes(raw)
-            except _DAMAGED as error:
-                raise DataError(f"{path}: has a damaged NIfTI header ({error})") from error
-    raise DataError(f"{path}: is not a NIfTI file (begins with {raw[:8]!r})")
+            f"{what}: {int((~finite).sum())} of {finite.size} voxels are NaN or infinite"
+        )
 
 
-def _geometry(
-    path: Path, image: nib.Nifti1Image, shape: tuple[int, ...], oriented: bool
-) -> Geometry:
-    affine = np.asarray(image.affine, np.float64)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
-        raise DataError(f"{path}: its affine is not invertible:\n{affine}")
-    header = {name: np.array(image.header[name]) for name in (*_PLACE, "pixdim")}
-    dtype = image.get_data_dtype().newbyteorder("=")
-    return Geometry(path, tuple(int(n) for n in shape), affine, header, dtype, oriented)
+def _open(path: Path) -> tuple[Header, bytes]:
+    """The header, and the file's content without compression, up to the end of the voxels.
+
+    No more is read or decompressed than the header promises, and nothing if the file is too small
+    for it; the checksum of a compressed file is verified.
+    """
+    with open_regular(path) as file:
+        size, start = os.fstat(file.fileno()).st_size, file.read(_HEAD)
+        if not start:
+            raise DataError(f"{path}: is empty (0 bytes); {AGAIN}")
+        packed = start[:2] == _GZIP
+        head = Inflater(path, start, "gzip").read(nifti_header.SIZE) if packed else start
+        header = nifti_header.parse(path, head)
+        promised = header.offset + header.voxel_bytes
+        slack = 0 if header.exact else SLACK
+        # Deflate makes nothing much longer than it is.
+        most = promised + (promised // 64 + SLACK if packed else slack)
+        if size > most:
+            raise DataError(
+                f"{path}: has {size} bytes, but its header promises {promised} with the voxels; it "
+                f"is damaged or not what it says it is, {AGAIN}"
+            )
+        if not packed and size < promised:
+            raise DataError(
+                f"{path}: has {size} bytes, but its header promises {promised}; the file is "
+                f"truncated or damaged, {AGAIN}"
+            )
+        file.seek(0)
+        content = file.read(size if packed else promised)
+    if not packed:
+        return header, content
+    stream = Inflater(path, content, "gzip")
+    content = stream.read(promised)
+    if len(content) < promised:
+        raise DataError(
+            f"{path}: holds {len(content)} bytes, but its header promises {promised}; the file is "
+            f"truncated or damaged, {AGAIN}"
+        )
+    stream.finish(slack=slack)
+    return header, content
+
+
+def _shape(path: Path, shape: tuple[int, ...], ndim: int) -> tuple[int, ...]:
+    """The shape with `ndim` axes. Raises DataError if there are more or fewer."""
+    found = shape
+    while len(shape) > ndim and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) == 2 and ndim == 3:
+        shape = (*shape, 1)
+    if len(shape) != ndim:
+        what = {3: "one 3-D volume", 4: "one 4-D file with a channel axis"}[ndim]
+        raise DataError(f"{path}: has shape {found}, but {what} is expected here")
+    return shape
+
+
+def _geometry(path: Path, header: Header, shape: tuple[int, ...], oriented: bool) -> Geometry:
+    fields = header.fields
+    nifti_header.check_pixdim(path, header, axes=3 if oriented and shape[2] > 1 else 2)
+    affine = np.asarray(fields.get_best_affine(), np.float64)
+    affine[:3] *= header.unit_mm
+    grid.check_affine(path, affine)
+    place = {name: np.array(fields[name]) for name in PLACE}
+    dtype = header.dtype.newbyteorder("=")
+    return Geometry(path, tuple(int(n) for n in shape), affine, place, dtype, oriented)
+
+
+@functools.lru_cache(maxsize=10_000)
+def _warn_once(text: str) -> None:
+    """A file is read again for every stage of a run; its faults are told once."""
+    logger.warning("%s", text)

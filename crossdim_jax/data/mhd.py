@@ -6,15 +6,20 @@ not lie in a patient, so no axis is turned. A 2-D image has k = 1.
 Source: the MetaIO documentation of the format's fields (ITK).
 """
 
+import contextlib
+import math
 import os
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from crossdim_jax.data.images import Geometry
+from crossdim_jax.data import grid
+from crossdim_jax.data.geometry import Geometry
 from crossdim_jax.errors import DataError
 from crossdim_jax.files import write_bytes, write_text
+from crossdim_jax.storage.reading import AGAIN, Inflater, naming, open_regular
 
 # MetaIO fixes these sizes; its MET_LONG has four bytes on every platform.
 TYPES = {
@@ -36,7 +41,8 @@ _OFFSET = ("Offset", "Position", "Origin")
 _MATRIX = ("TransformMatrix", "Rotation", "Orientation")
 _ORDER = ("BinaryDataByteOrderMSB", "ElementByteOrderMSB")
 _NIFTI_TO_META = np.diag([-1.0, -1.0, 1.0])  # RAS+ <-> MetaImage's LPS+
-_HEADER_LINES = 200  # real headers have some fifteen
+_HEADER_BYTES = 65536  # real headers have some fifteen lines
+_AXIS = 2**31  # voxels along an axis, beyond anything
 
 
 def read_mhd(path: str | os.PathLike) -> tuple[np.ndarray, Geometry]:
@@ -49,18 +55,19 @@ def read_mhd(path: str | os.PathLike) -> tuple[np.ndarray, Geometry]:
 
     Raises:
       DataError: header or voxels are missing or damaged; the voxels are fewer or more than the
-        header says; their type is unknown; the spacing is absent or not positive. The message
-        names the file.
+        header says; their file is not beside the header; their type is unknown; the spacing is
+        absent or not positive. The message names the file.
     """
     path = Path(path)
-    fields, local = _header(path)
+    fields, header_end = _header(path)
     shape = _shape(path, fields)
     kind = np.dtype(_type(path, fields))
     affine = _affine(path, fields, len(shape))
     shape = (*shape, 1)[:3]
-    raw = _voxels(path, fields, local, int(np.prod(shape)) * kind.itemsize)
+    raw = _voxels(path, fields, header_end, math.prod(shape) * kind.itemsize)
     order = ">" if any(_true(fields, name) for name in _ORDER) else "<"
-    array = np.frombuffer(raw, kind.newbyteorder(order)).reshape(shape[::-1]).astype(kind)
+    with naming(path):
+        array = np.frombuffer(raw, kind.newbyteorder(order)).reshape(shape[::-1]).astype(kind)
     return array, Geometry.from_affine(path, shape, affine, kind, oriented=False)
 
 
@@ -150,7 +157,7 @@ def _format(geometry: Geometry, element: str, raw: str, compressed_bytes: int | 
         # One axis after the other: the transpose of a matrix whose columns are the axes.
         "TransformMatrix": _numbers((matrix / spacing).T.ravel()),
         "Offset": _numbers(offset),
-        "ElementSpacing": _numbers(spacing),
+        "ElementSpacing": " ".join(f"{size:.7g}" for size in spacing),  # of float32
         "DimSize": " ".join(map(str, geometry.shape)),
         "ElementType": element,
         "ElementDataFile": raw,
@@ -163,29 +170,31 @@ def _numbers(values: np.ndarray) -> str:
     return " ".join(f"{round(float(value), 6) + 0.0:.9g}" for value in values)
 
 
-def _header(path: Path) -> tuple[dict[str, str], bytes]:
-    """The fields, and what follows them in the same file."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: there is no such file") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
+def _header(path: Path) -> tuple[dict[str, str], int]:
+    """The fields, and where in the file they end."""
+    with open_regular(path) as file, naming(path, "a MetaImage header"):
+        content = file.read(_HEADER_BYTES)
     fields: dict[str, str] = {}
-    rest = content
-    for _ in range(_HEADER_LINES):
-        line, _, rest = rest.partition(b"\n")
-        key, equals, value = line.decode("latin-1").partition("=")
+    begin = 0
+    while begin < len(content):
+        end = content.find(b"\n", begin) + 1 or len(content)
+        line, begin = content[begin:end], end
+        key, equals, value = (part.strip() for part in line.decode("latin-1").partition("="))
         if not line.strip():
-            if not rest:
-                break
             continue
         if not equals:
             raise DataError(f"{path}: line {line[:60]!r} is not 'Name = value' as in a MetaImage")
-        fields[key.strip()] = value.strip()
-        if key.strip() == "ElementDataFile":  # by definition the last
-            return fields, rest
-    raise DataError(f"{path}: is no MetaImage header: it has no line 'ElementDataFile = ...'")
+        if fields.setdefault(key, value) != value:
+            raise DataError(
+                f"{path}: says {key[:60]} twice, {fields[key][:60]!r} and {value[:60]!r}; one is "
+                "expected"
+            )
+        if key == "ElementDataFile":  # by definition the last
+            return fields, end
+    raise DataError(
+        f"{path}: is no MetaImage header: it has no line 'ElementDataFile = ...' in its first "
+        f"{len(content)} bytes"
+    )
 
 
 def _field(path: Path, fields: dict[str, str], names: tuple[str, ...], count: int) -> np.ndarray:
@@ -196,9 +205,11 @@ def _field(path: Path, fields: dict[str, str], names: tuple[str, ...], count: in
     try:
         values = np.array([float(text) for text in fields[name].split()])
     except ValueError as error:
-        raise DataError(f"{path}: {name} = {fields[name]!r} is not a list of numbers") from error
+        raise DataError(
+            f"{path}: {name} = {fields[name][:60]!r} is not a list of numbers"
+        ) from error
     if len(values) != count or not np.isfinite(values).all():
-        raise DataError(f"{path}: {name} = {fields[name]!r}; expected {count} numbers")
+        raise DataError(f"{path}: {name} = {fields[name][:60]!r}; expected {count} numbers")
     return values
 
 
@@ -207,7 +218,7 @@ def _shape(path: Path, fields: dict[str, str]) -> tuple[int, ...]:
     if ndim not in (2, 3):
         raise DataError(f"{path}: NDims = {ndim:g}; images of 2 or 3 dimensions are expected")
     shape = _field(path, fields, ("DimSize",), int(ndim))
-    if (shape < 1).any() or (shape % 1).any():
+    if (shape < 1).any() or (shape > _AXIS).any() or (shape % 1).any():
         raise DataError(f"{path}: DimSize = {fields['DimSize']}; whole numbers from 1 are expected")
     return tuple(int(n) for n in shape)
 
@@ -215,12 +226,14 @@ def _shape(path: Path, fields: dict[str, str]) -> tuple[int, ...]:
 def _type(path: Path, fields: dict[str, str]) -> str:
     name = fields.get("ElementType", "")
     if name not in TYPES:
-        raise DataError(f"{path}: ElementType = {name!r} is unknown; known: {', '.join(TYPES)}")
-    if fields.get("ElementNumberOfChannels", "1") != "1":
+        known = ", ".join(TYPES)
+        raise DataError(f"{path}: ElementType = {name[:60]!r} is unknown; known: {known}")
+    if (channels := fields.get("ElementNumberOfChannels", "1")) != "1":
         raise DataError(
-            f"{path}: ElementNumberOfChannels = {fields['ElementNumberOfChannels']}; images of one "
-            "channel are expected"
+            f"{path}: ElementNumberOfChannels = {channels[:60]}; images of one channel are expected"
         )
+    if "BinaryData" in fields and not _true(fields, "BinaryData"):
+        raise DataError(f"{path}: BinaryData = False; voxels written as text are not read")
     return TYPES[name]
 
 
@@ -237,46 +250,83 @@ def _affine(path: Path, fields: dict[str, str], ndim: int) -> np.ndarray:
     if any(name in fields for name in _MATRIX):
         axes[:ndim, :ndim] = _field(path, fields, _MATRIX, ndim * ndim).reshape(ndim, ndim).T
     affine = np.eye(4)
-    affine[:3, :3] = _NIFTI_TO_META @ (axes * np.append(spacing, 1.0)[:3])
-    affine[:3, 3] = _NIFTI_TO_META @ offset
-    if abs(np.linalg.det(affine)) < 1e-12:
+    with np.errstate(all="ignore"):  # what overflows is refused
+        volume, lengths = np.linalg.det(axes), np.linalg.norm(axes, axis=0)
+        affine[:3, :3] = _NIFTI_TO_META @ (axes * np.append(spacing, 1.0)[:3])
+        affine[:3, 3] = _NIFTI_TO_META @ offset
+    if not abs(volume) > 1e-6:
         raise DataError(f"{path}: TransformMatrix is not invertible")
+    if not np.allclose(lengths, 1, rtol=0, atol=1e-3):
+        raise DataError(
+            f"{path}: the axes of TransformMatrix have the lengths {lengths.tolist()}; 1 is "
+            "expected, the size of voxels is said by ElementSpacing"
+        )
+    grid.check_affine(path, affine)
     return affine
 
 
-def _voxels(path: Path, fields: dict[str, str], local: bytes, expected: int) -> bytes:
-    """Exactly `expected` bytes."""
+def _voxels(path: Path, fields: dict[str, str], header_end: int, expected: int) -> bytes:
+    """Exactly `expected` bytes; no more is read or decompressed than that."""
     name = fields["ElementDataFile"]
-    if name.split()[:1] == ["LIST"] or "%" in name or not name:
+    if name.split()[:1] == ["LIST"] or "%" in name or not name.isprintable() or not name:
         raise DataError(
-            f"{path}: ElementDataFile = {name!r}; one file of voxels is expected, not one per slice"
+            f"{path}: ElementDataFile = {name[:60]!r}; one file of voxels is expected, not one per "
+            "slice"
         )
-    source = path if name.upper() == "LOCAL" else path.parent / name
-    try:
-        raw = local if source == path else source.read_bytes()
-    except FileNotFoundError as error:
-        raise DataError(
-            f"{source}: there is no such file, and {path} says that its voxels are there"
-        ) from error
-    except OSError as error:
-        raise DataError(f"{source}: cannot be read ({error})") from error
-    skip = int(_field(path, fields, ("HeaderSize",), 1)[0]) if "HeaderSize" in fields else 0
-    if _true(fields, "CompressedData"):
-        try:
-            raw = zlib.decompress(raw[max(skip, 0) :])
-        except zlib.error as error:
+    local = name.upper() == "LOCAL"
+    source = path if local else path.parent / name
+    compressed, skip = _true(fields, "CompressedData"), _whole(path, fields, "HeaderSize", -1, 0)
+    with _of_header(path, source), open_regular(source, inside=path.parent) as file:
+        size = os.fstat(file.fileno()).st_size
+        begin = (header_end if local else 0) + max(skip, 0)
+        if compressed:
+            packed = _whole(path, fields, "CompressedDataSize", 1, max(size - begin, 0))
+            # Deflate makes nothing much longer than it is.
+            if begin + packed > size or packed > expected + expected // 64 + 65536:
+                raise DataError(
+                    f"{source}: holds {size} bytes, of which {packed} from byte {begin} cannot be "
+                    f"{expected} compressed bytes of voxels; {AGAIN}"
+                )
+            file.seek(begin)
+            return _inflated(source, file.read(packed), expected)
+        there = size - begin
+        if there < expected or (there > expected and skip >= 0):
             raise DataError(
-                f"{source}: the compressed voxels are truncated or damaged ({error}); copy or "
-                "download it again"
-            ) from error
-    elif skip:
-        raw = raw[skip:] if skip > 0 else raw[max(len(raw) - expected, 0) :]
-    if len(raw) != expected:
-        raise DataError(
-            f"{source}: holds {len(raw)} bytes of voxels, but {path.name} says {expected} "
-            f"(DimSize = {fields['DimSize']}, {fields['ElementType']}); copy or download it again"
-        )
-    return raw
+                f"{source}: holds {max(there, 0)} bytes of voxels, but {path} says {expected} "
+                f"(DimSize = {fields['DimSize'][:60]}, {fields['ElementType']}); {AGAIN}"
+            )
+        file.seek(begin if skip >= 0 else size - expected)  # -1: the voxels are the end
+        return file.read(expected)
+
+
+def _inflated(source: Path, content: bytes, expected: int) -> bytes:
+    stream = Inflater(source, content, "zlib")
+    found = stream.read(expected)
+    if len(found) != expected:
+        raise DataError(f"{source}: holds {len(found)} bytes of voxels, expected {expected}")
+    stream.finish()
+    return found
+
+
+@contextlib.contextmanager
+def _of_header(path: Path, source: Path) -> Iterator[None]:
+    """Adds to an error about the voxels' file which header names it."""
+    try:
+        yield
+    except DataError as error:
+        if source == path or str(path) in str(error):
+            raise
+        raise DataError(f"{error}; {path} says that its voxels are there") from error
+
+
+def _whole(path: Path, fields: dict[str, str], name: str, least: int, default: int) -> int:
+    """A whole number from `least`, or `default` where the header does not say it."""
+    if name not in fields:
+        return default
+    (value,) = _field(path, fields, (name,), 1)
+    if value < least or value % 1:
+        raise DataError(f"{path}: {name} = {fields[name]}; a whole number from {least} is expected")
+    return int(value)
 
 
 def _true(fields: dict[str, str], name: str) -> bool:

@@ -260,13 +260,51 @@ def test_masks_of_another_size_and_unknown_values(phantoms, challenge, tmp_path)
     coarser = copied(
         files.label, tmp_path, pixdim=[1, 1.5, 1, 1, 1, 1, 1, 1], sform_code=0, qform_code=1
     )
-    with pytest.raises(DataError, match=r"has a spacing of .*1.5\) mm, but its image"):
+    with pytest.raises(
+        DataError, match=r"voxels of 1.5 x 1 x 1 mm instead of 1 x 1 x 1\); at most 0.05 mm"
+    ):
         challenge.load(dataclasses.replace(files, label=coarser))
     five = images.write_nifti(tmp_path / "five.nii.gz", case.label + 2, case.geometry)
     with pytest.raises(DataError, match=r"five.nii.gz: holds the values \[4, 5\]; labels of CAMUS"):
         challenge.load(dataclasses.replace(files, label=five))
     with pytest.raises(DataError, match="holds the values"):
         challenge.write(tmp_path / "a.nii.gz", case.label + 2, case.geometry)
+
+
+FLIPPED, SHIFTED = np.diag([-1.0, 1, 1, 1]), np.eye(4)
+FLIPPED[0, 3], SHIFTED[1, 3] = 149, 4
+TURNED = np.array([[0.0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+
+
+@pytest.mark.parametrize("change", [FLIPPED, SHIFTED, TURNED], ids=["flip", "origin", "turn"])
+@pytest.mark.parametrize("layout", camus_phantom.LAYOUTS)
+def test_a_label_elsewhere_than_its_image_is_refused(phantoms, tmp_path, layout, change):
+    challenge = challenges.get("camus", size=(64, 64))
+    files = challenge.cases(phantoms[layout], labelled=True)[0]
+    case = challenge.load(files)
+    geometry = images.Geometry.from_affine(
+        files.label, case.geometry.shape, change @ case.geometry.affine, np.uint8, oriented=False
+    )
+    if layout == "nifti":
+        moved = images.write_nifti(tmp_path / "moved_gt.nii.gz", case.label, geometry)
+    else:
+        moved = mhd.write_mhd(tmp_path / "moved_gt.mhd", case.label, geometry)
+    other = dataclasses.replace(files, label=moved)
+    with pytest.raises(DataError, match=r"moved_gt.*farthest voxel [\d.]+ mm from .*2CH_ED"):
+        challenge.load(other)
+    challenge.grid_tolerance_mm = 1000.0
+    np.testing.assert_array_equal(challenge.load(other).label, case.label)
+
+
+def test_pixels_that_are_no_numbers_are_counted(phantoms, challenge, tmp_path):
+    files = challenge.cases(phantoms["nifti"], labelled=True)[0]
+    case = challenge.load(files)
+    for value in (np.nan, np.inf, 1e300):
+        image = case.image[..., 0].astype(np.float64)
+        image[0, 3, 4] = value
+        path = images.write_nifti(tmp_path / "a.nii.gz", image, case.geometry, np.float64)
+        with pytest.raises(DataError, match="a.nii.gz: 1 of [0-9]+ voxels are NaN or infinite"):
+            challenge.load(dataclasses.replace(files, images=(path,)))
 
 
 @pytest.mark.parametrize("pixdim", [[1, 0, 0, 1, 1, 1, 1, 1], [1, 1, 0, 1, 1, 1, 1, 1]])

@@ -1,4 +1,6 @@
 import logging
+import math
+import os
 import shutil
 
 import pytest
@@ -144,14 +146,27 @@ def test_cfgs_of_either_release(tmp_path, caplog, text, expected):
 
 def test_broken_lines_of_a_cfg_are_passed_over_with_a_warning(tmp_path, caplog):
     path = tmp_path / "Info_2CH.cfg"
-    path.write_bytes(b"ED: one\nES 9\n\xff\xfe\x00\nNbFrame:\n\nImageQuality: Poor\nES: 0\n")
+    path.write_bytes(
+        b"ED: one\nES 9\n\xff\xfe\x00\nNbFrame:\n\nImageQuality: Poor\nES: 0\n"
+        b"EF: nan\nLVedv: inf\nLVesv: -3\nED: 1.5\nNbFrame: 1e999\n"
+    )
     with caplog.at_level(logging.WARNING):
         info = read_info(path)
     assert (info.ed, info.es, info.n_frames, info.quality) == (None, None, None, "Poor")
-    for number in (1, 2, 3, 4):
+    assert math.isnan(info.ef_percent) and math.isnan(info.edv_ml) and math.isnan(info.esv_ml)
+    for number in (1, 2, 3, 4, 8, 9, 10, 11, 12):
         assert f"{path}: line {number}, " in caplog.text
     assert f"{path}: es = 0 is no frame" in caplog.text
     assert repr(read_info(tmp_path / "absent.cfg")) == repr(Info())
+
+
+def test_a_cfg_is_a_small_regular_file(tmp_path):
+    (tmp_path / "Info_2CH.cfg").write_bytes(bytes(1 << 17))
+    with pytest.raises(DataError, match="Info_2CH.cfg: has 131072 bytes, expected at most 65536"):
+        read_info(tmp_path / "Info_2CH.cfg")
+    os.mkfifo(tmp_path / "Info_4CH.cfg")
+    with pytest.raises(DataError, match="Info_4CH.cfg: is a named pipe"):
+        read_info(tmp_path / "Info_4CH.cfg")
 
 
 def test_a_film_runs_backwards_if_ed_comes_after_es():
@@ -188,5 +203,5 @@ def test_official_lists_that_cannot_be_used(nifti):
     ):
         subgroups(nifti)
     (nifti / "database_split" / "subgroup_validation.txt").unlink()
-    with pytest.raises(DataError, match="subgroup_validation.txt: cannot be read"):
+    with pytest.raises(DataError, match="subgroup_validation.txt: there is no such file"):
         subgroups(nifti)

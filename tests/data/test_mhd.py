@@ -1,3 +1,5 @@
+import os
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -112,10 +114,10 @@ def test_a_nifti_grid_written_as_mhd_and_back(tmp_path, rng):
 @pytest.mark.parametrize(
     ("raw", "changes", "says"),
     [
-        (None, {}, "a.raw: there is no such file, and .*a.mhd says that its voxels are there"),
-        (RAW[:-3], {}, "a.raw: holds 67 bytes of voxels, but a.mhd says 70"),
+        (None, {}, "a.raw: there is no such file; .*a.mhd says that its voxels are there"),
+        (RAW[:-3], {}, "a.raw: holds 67 bytes of voxels, but .*a.mhd says 70"),
         (RAW + b"x", {}, "holds 71 bytes"),
-        (b"x", {"CompressedData": "True"}, "a.raw: the compressed voxels are truncated"),
+        (b"x", {"CompressedData": "True"}, "a.raw: the compressed data are truncated.*a.mhd says"),
         (b"", {"ElementType": "MET_HALF"}, "'MET_HALF' is unknown; known: MET_CHAR, MET_UCHAR"),
         (b"", {"ElementSpacing": None}, "a.mhd: has no ElementSpacing"),
         (b"", {"ElementSpacing": "0.3 0 1"}, "spacing is .0.3, 0.0, 1.0.; positive"),
@@ -128,6 +130,27 @@ def test_a_nifti_grid_written_as_mhd_and_back(tmp_path, rng):
         (b"", {"ElementNumberOfChannels": "3"}, "one channel"),
         (b"", {"ElementDataFile": "a%03d.raw 1 3 1"}, "not one per slice"),
         (b"", {"ElementDataFile": None}, "no line 'ElementDataFile"),
+        (b"", {"DimSize": "5 1e300 1"}, "DimSize = 5 1e300 1; whole numbers"),
+        (b"", {"DimSize": "2e9 2e9 2e9"}, "holds 0 bytes of voxels, but .*a.mhd says 16000000000"),
+        (b"", {"DimSize": "5 nan 1"}, "expected 3 numbers"),
+        (b"", {"HeaderSize": "-2"}, "HeaderSize = -2; a whole number from -1"),
+        (b"", {"HeaderSize": "1.5"}, "HeaderSize = 1.5; a whole number"),
+        (RAW, {"HeaderSize": "1e18"}, "holds 0 bytes of voxels"),
+        (
+            RAW,
+            {"CompressedData": "True", "CompressedDataSize": "71"},
+            "holds 70 bytes, of which 71",
+        ),
+        (RAW, {"CompressedData": "True", "CompressedDataSize": "0"}, "whole number from 1"),
+        (zlib.compress(RAW + b"x"), {"CompressedData": "True"}, "more bytes than its header"),
+        (zlib.compress(RAW[1:]), {"CompressedData": "True"}, "holds 69 bytes of voxels, expected"),
+        (b"", {"BinaryData": "False"}, "voxels written as text"),
+        (b"", {"TransformMatrix": "1 0 0 0 2 0 0 0 1"}, r"the lengths \[1.0, 2.0, 1.0\]; 1 is"),
+        (b"", {"TransformMatrix": "1e200 0 0 0 1 0 0 0 1"}, "TransformMatrix have the lengths"),
+        (b"", {"ElementSpacing": "1e300 1e300 1"}, "a.mhd: its (affine|voxels)"),
+        (b"", {"Offset": "1e30 0 0"}, "a.mhd: its voxels are"),
+        (b"", {"ElementDataFile": "a\0.raw"}, "a.mhd: ElementDataFile = 'a.x00.raw'"),
+        (b"", {"ElementDataFile": "no.raw\nDimSize = 1 1 1"}, "no.raw: there is no such file"),
     ],
 )
 def test_faulty_files_are_named(tmp_path, raw, changes, says):
@@ -173,3 +196,63 @@ def test_an_interrupted_write_leaves_no_header(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="no space left"):
         mhd.write_mhd(target, np.ones((1, 7, 5)), geometry)
     assert not target.exists()
+
+
+def test_voxels_are_read_from_files_beside_the_header_only(tmp_path):
+    case = tmp_path / "case"
+    case.mkdir()
+    for place in (tmp_path / "secret", case / "own"):
+        place.write_bytes(RAW)
+    (case / "link").symlink_to(tmp_path / "secret")
+    (case / "zero").symlink_to("/dev/zero")
+    os.mkfifo(case / "pipe")
+    for name, says in (
+        ("/etc/passwd", "lies outside"),
+        ("../secret", "lies outside"),
+        ("link", "lies outside"),
+        ("zero", "lies outside"),
+        ("/dev/zero", "lies outside"),
+        ("pipe", "is a named pipe"),
+        (".", "is a folder"),
+    ):
+        path = write(case, ElementDataFile=name)
+        with pytest.raises(DataError, match=f"{says}.*{path} says that its voxels are there"):
+            mhd.read_mhd(path)
+    for name in ("own", str(case / "own"), "../case/own"):
+        np.testing.assert_array_equal(mhd.read_mhd(write(case, ElementDataFile=name))[0][0], PIXELS)
+
+
+def test_no_more_is_read_than_the_header_says(tmp_path):
+    bomb = zlib.compress(RAW + bytes(1 << 28), 1)
+    huge = tmp_path / "huge.mhd"
+    with huge.open("wb") as file:
+        file.truncate(1 << 30)
+    (tmp_path / "big").mkdir()
+    claims = write(tmp_path / "big", RAW * 100_000, ElementDataFile="a.raw")
+    tracemalloc.start()
+    for path, says in (
+        (write(tmp_path, bomb, CompressedData="True"), "a.raw: (holds more|.* cannot be 70)"),
+        (huge, "huge.mhd: line "),
+        (claims, "a.raw: holds 7000000 bytes of voxels, but .*a.mhd says 70"),
+    ):
+        with pytest.raises(DataError, match=says):
+            mhd.read_mhd(path)
+    assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    tracemalloc.stop()
+
+
+def test_a_field_that_is_there_twice(tmp_path):
+    path = write(tmp_path)
+    path.write_text("DimSize = 7 5 1\n" + path.read_text())
+    with pytest.raises(DataError, match="a.mhd: says DimSize twice, '7 5 1' and '5 7 1'"):
+        mhd.read_mhd(path)
+    path.write_text("DimSize = 5 7 1\n" + write(tmp_path).read_text())
+    np.testing.assert_array_equal(mhd.read_mhd(path)[0][0], PIXELS)
+
+
+def test_compressed_voxels_may_say_how_long_they_are(tmp_path):
+    packed = zlib.compress(RAW)
+    changes = {"CompressedData": "True", "CompressedDataSize": str(len(packed))}
+    np.testing.assert_array_equal(mhd.read_mhd(write(tmp_path, packed, **changes))[0][0], PIXELS)
+    padded = write(tmp_path, packed + b"and more", **changes)
+    np.testing.assert_array_equal(mhd.read_mhd(padded)[0][0], PIXELS)
