@@ -286,7 +286,7 @@ class _Run:
     def _why(self, error: Exception, case_id: str) -> str:
         files = self.files.get(case_id)
         own = [path for path in (*files.images, files.label) if path] if files else []
-        return _why(error, [*own, self.challenge.prediction_path(self.workdir, case_id)])
+        return _why(error, [*own, self.workdir / "any"])
 
     def _evaluated(self) -> list[Evaluated]:
         """The scored cases whose files are still there."""
