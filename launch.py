@@ -1,5 +1,7 @@
 """Trains, evaluates, predicts or reports: `python launch.py --config=FILE --workdir=FOLDER`."""
 
+import sys
+
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -16,6 +18,7 @@ from crossdim_jax import (
 )
 from crossdim_jax.errors import ConfigError, CrossdimError
 from crossdim_jax.report import compare
+from crossdim_jax.storage.text import for_stream
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: FILE[:argument].")
 WORKDIR = flags.DEFINE_string("workdir", "", "The run folder; report: several, with commas.")
@@ -40,7 +43,8 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     if MODE.value == "report" and "," in WORKDIR.value:  # which says all that is needed
-        return print(compare.write(WORKDIR.value.split(","), OUTPUT.value))
+        path = compare.write(WORKDIR.value.split(","), OUTPUT.value)
+        return print(for_stream(str(path), sys.stdout))
     if CONFIG.value is None:
         raise app.UsageError("--config=FILE is needed, such as --config=configs/brats_dxnet.py")
     logging.set_verbosity(logging.WARNING)  # all libraries': absl's handler serves the root logger

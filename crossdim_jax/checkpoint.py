@@ -29,6 +29,9 @@ from jax.experimental import multihost_utils
 
 from crossdim_jax import checksums, optim, sharding
 from crossdim_jax.errors import DataError
+from crossdim_jax.files import write_text
+from crossdim_jax.storage.records import FIELDS, read_record
+from crossdim_jax.storage.text import without_paths
 from crossdim_jax.train_state import TrainState
 
 FOLDER = "checkpoints"
@@ -96,7 +99,7 @@ class Checkpointer:
                 args=ocp.args.Composite(
                     variables=ocp.args.StandardSave(variables(state)),
                     training=ocp.args.StandardSave(_training(state)),
-                    meta=ocp.args.JsonSave(dict(meta)),
+                    meta=_meta(meta, self.folder),
                 ),
             )
         _check_saved(saved, self.folder, step)
@@ -114,7 +117,7 @@ class Checkpointer:
                 step,
                 args=ocp.args.Composite(
                     variables=ocp.args.StandardSave(variables(state)),
-                    meta=ocp.args.JsonSave(dict(meta)),
+                    meta=_meta(meta, self.folder),
                 ),
             )
         _check_saved(saved, self.folder / BEST, step)
@@ -168,6 +171,7 @@ class Checkpointer:
                         meta=ocp.args.JsonRestore(),
                     ),
                 )
+                _check_meta(restored.meta, self.folder / str(step))
             except Exception as error:  # whatever a torn file makes Orbax raise
                 failures.append((step, f"{type(error).__name__}: {error}"))
                 continue
@@ -287,6 +291,30 @@ def load_variables(
     raise DataError(f"{root}: no checkpoint found; train first, or give the folder of a run")
 
 
+def recorded_config(workdir: str | os.PathLike) -> tuple[dict[str, Any], Path]:
+    """The config that the newest checkpoint with a readable record holds, and that record's path.
+
+    The config is empty if no checkpoint holds one. Paths in it are `.../` and their last part.
+    """
+    folder = Path(workdir) / FOLDER
+    steps = sorted((int(p.name) for p in folder.glob("[0-9]*") if p.name.isdigit()), reverse=True)
+    for step in steps:
+        path = folder / str(step) / "meta" / "metadata"  # the file that Orbax's JsonSave writes
+        with contextlib.suppress(DataError):
+            record = read_record(path, {"config": FIELDS}, constants=True, remedy="not used")
+            if record["config"]:
+                return record["config"], path
+    return {}, folder
+
+
+def _meta(meta: Mapping[str, Any], folder: Path) -> Any:
+    """The item `meta`; a checkpoint is passed on, so that its config names no folders."""
+    meta = dict(meta)
+    if "config" in meta:
+        meta["config"] = without_paths(meta["config"], [folder])
+    return ocp.args.JsonSave(meta)
+
+
 def _load(
     manager: ocp.CheckpointManager, folder: Path, step: int, abstract: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -300,7 +328,19 @@ def _load(
             variables=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore()
         ),
     )
+    _check_meta(restored.meta, folder / str(step))
     return restored.variables, restored.meta
+
+
+def _check_meta(meta: Any, folder: Path) -> None:
+    """Raises ValueError if a checkpoint's record is none, or is of another step."""
+    fields = ("interval", "epoch_sums", "config")
+    if not isinstance(meta, dict):
+        raise ValueError("its record is no object")
+    if isinstance(step := meta.get("step"), int) and step != int(folder.name):
+        raise ValueError(f"its record is of step {step}")
+    if wrong := [name for name in fields if not isinstance(meta.get(name, {}), dict)]:
+        raise ValueError(f"{wrong[0]!r} of its record is no object")
 
 
 def variables(state: TrainState) -> dict[str, Any]:
@@ -328,6 +368,10 @@ class _Summed(ocp.path.atomicity.AtomicRenameTemporaryPath):
         later = ["_CHECKPOINT_METADATA", ocp.path.atomicity.COMMIT_SUCCESS_FILE]
         await asyncio.to_thread(checksums.write, self.get(), without=later)
         await super().finalize(*args, **kwargs)
+        # The checkpoint is complete. That file holds the path, and checkpoints are passed on.
+        note = Path(self.get_final()) / ocp.path.atomicity.COMMIT_SUCCESS_FILE
+        with contextlib.suppress(OSError):
+            await asyncio.to_thread(write_text, note, "The checkpoint is complete.\n")
 
 
 def _manager(folder: Path, keep: int | None, *, read_only: bool = False) -> ocp.CheckpointManager:

@@ -6,7 +6,10 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
+from crossdim_jax.errors import DataError
 from crossdim_jax.files import write_text
+from crossdim_jax.storage.reading import naming, open_regular
+from crossdim_jax.storage.records import read_record
 
 FILE = "checksums.json"
 
@@ -18,7 +21,7 @@ def write(folder: str | os.PathLike, *, without: Collection[str] = ()) -> None:
       folder: complete but for this record.
       without: paths in it of files that are not recorded.
 
-    Raises OSError.
+    Raises OSError, or DataError for a file that cannot be read.
     """
     folder = Path(folder)
     skipped = {FILE, *without}
@@ -36,22 +39,24 @@ def damage(folder: str | os.PathLike) -> str | None:
     A folder without a record was written before there were any, and is taken as it is.
     """
     folder = Path(folder)
-    try:
-        text = (folder / FILE).read_text(encoding="utf-8")
-    except FileNotFoundError:
+    if not os.path.lexists(folder / FILE):
         return None
-    except (OSError, ValueError) as error:
-        return f"{FILE} cannot be read: {error}"
     try:
-        recorded = json.loads(text)
-        items = [(str(name), int(size), str(digest)) for name, (size, digest) in recorded.items()]
-    except (ValueError, TypeError, AttributeError) as error:
-        return f"{FILE} is not a record of checksums: {error}"
+        recorded = read_record(folder / FILE, remedy="not used")
+    except DataError as error:
+        return f"{FILE} is not a record of checksums: {_reason(error, folder / FILE)}"
+    items = []
+    for name, account in recorded.items():
+        match account:
+            case [int(size), str(digest)]:
+                items.append((name, size, digest))
+            case _:
+                return f"{FILE} is not a record of checksums: {name[:200]!r} has no size and digest"
     for name, size, digest in items:
         try:
-            found_size, found = _account(folder / name)
-        except OSError as error:
-            return f"{name} cannot be read: {error.strerror or error}"
+            found_size, found = _account(folder / name, inside=folder)
+        except DataError as error:
+            return f"{name} cannot be read: {_reason(error, folder / name)}"
         if found_size != size:
             return f"{name} has {found_size} bytes, {size} were written"
         if found != digest:
@@ -59,7 +64,11 @@ def damage(folder: str | os.PathLike) -> str | None:
     return None
 
 
-def _account(path: Path) -> list:
-    with path.open("rb") as file:
+def _reason(error: DataError, path: Path) -> str:
+    return str(error).removeprefix(f"{path}: ")
+
+
+def _account(path: Path, *, inside: Path | None = None) -> list:
+    with open_regular(path, inside=inside) as file, naming(path):
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return [path.stat().st_size, digest]
+        return [os.fstat(file.fileno()).st_size, digest]

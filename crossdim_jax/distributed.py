@@ -19,6 +19,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from crossdim_jax.errors import ConfigError
+from crossdim_jax.storage.text import for_stream
 
 TIMEOUT_S = 300  # for all processes to have come
 # For all to have finished: the first goes on by itself, with scores and the report.
@@ -92,7 +93,7 @@ def wait_for_all(what: str) -> None:
 def say(text: str) -> None:
     """Prints on the first process."""
     if jax.process_index() == 0:
-        print(text, flush=True)
+        print(for_stream(text, sys.stdout), flush=True)
 
 
 def give_up(message: str) -> NoReturn:
@@ -101,6 +102,7 @@ def give_up(message: str) -> NoReturn:
     One of several leaves at once: the others wait for it in the middle of something, and would for
     ever if it waited in turn for them to finish.
     """
+    message = for_stream(message, sys.stderr)
     if jax.distributed.is_initialized():
         print(message, file=sys.stderr, flush=True)
         os._exit(1)

@@ -6,6 +6,8 @@ and what to do. `launch.py` and `weight_port` print it without a traceback and e
 
 from collections.abc import Iterable
 
+from crossdim_jax.storage.text import shown
+
 
 class CrossdimError(ValueError):
     """Base of the errors that are the input's fault, not the program's."""
@@ -33,5 +35,5 @@ class ManyErrors(DataError):
 
     def __init__(self, title: str, failures: Iterable[tuple[str, str]]):
         self.failures = list(failures)
-        lines = [f"  {n}. {case}: {why}" for n, (case, why) in enumerate(self.failures, 1)]
+        lines = [f"  {n}. {shown(case)}: {why}" for n, (case, why) in enumerate(self.failures, 1)]
         super().__init__("\n".join([f"{title} ({len(lines)} faulty):", *lines]))

@@ -26,6 +26,7 @@ from crossdim_jax.data import grid
 from crossdim_jax.errors import CrossdimError, DataError, ManyErrors
 from crossdim_jax.files import write_text
 from crossdim_jax.report import tables
+from crossdim_jax.storage.text import shown, without_folders, without_paths
 
 logger = logging.getLogger(__name__)
 
@@ -128,10 +129,14 @@ def predict_folder(
         check_writable(out_folder)
     result = Result(failed=list(errors))
     # Looked up before the first file is written, so that all processes leave out the same.
-    there = {case.id for case in files if challenge.prediction_path(out_folder, case.id).exists()}
+    there = {
+        case.id
+        for case in files
+        if os.path.exists(challenge.prediction_path(out_folder, case.id))  # also of a long name
+    }
     with _bar(files, "predict", progress) as bar:
         for case in bar:
-            bar.set_postfix_str(case.id)
+            bar.set_postfix_str(shown(case.id))
             between()
             try:
                 path = _output_path(challenge, out_folder, case)
@@ -154,7 +159,7 @@ def predict_folder(
                 result.failed.append((case.id, _describe(error, case.id)))
     if export and write:
         paths = [(case, challenge.prediction_path(out_folder, case.id)) for case in files]
-        challenge.export_all(out_folder, [pair for pair in paths if pair[1].exists()])
+        challenge.export_all(out_folder, [pair for pair in paths if os.path.exists(pair[1])])
     return result
 
 
@@ -198,8 +203,18 @@ def evaluate_cases(
 
     scored = _score_all(challenge, present, paths, num_threads, progress)
     failed += [(case, score.note) for case, score in scored if score.row is None]
+    mismatched = [(case, score.note) for case, score in scored if score.row and score.note]
+    # The terminal is told where the files lie; what is written is passed on, and need not say so.
+    for kind, notes in {"mismatched": mismatched, "failed": failed, "missing": missing}.items():
+        for case, note in notes:
+            logger.warning("%s prediction: %s: %s", kind, shown(case), shown(note))
+    by_id = {case.id: case for case in files}
+
+    def named(case: str, note: str) -> str:
+        return without_folders(note, _own_files(challenge, by_id.get(case), predictions_folder))
+
     evaluated = [
-        Evaluated(case, score.row, paths[case.id], score.note)
+        Evaluated(case, score.row, paths[case.id], named(case.id, score.note))
         for case, (_, score) in zip(present, scored, strict=True)
         if score.row is not None
     ]
@@ -211,17 +226,22 @@ def evaluate_cases(
             **_summary(challenge, evaluated),
             "tables": [dataclasses.asdict(table) for table in further],
             "truths": {case: score.truth for case, score in scored if score.truth},
-            "provenance": dict(provenance or {}),
-            "mismatched": [[case.files.id, case.note] for case in evaluated if case.note],
-            "failed": failed,
-            "missing": missing,
+            "provenance": without_paths(provenance or {}, [out_folder]),
+            "mismatched": [[case, named(case, note)] for case, note in mismatched],
+            "failed": [[case, named(case, note)] for case, note in failed],
+            "missing": [[case, named(case, note)] for case, note in missing],
         }
     )
-    for kind in ("mismatched", "failed", "missing"):
-        for case, note in summary[kind]:
-            logger.warning("%s prediction: %s: %s", kind, case, note)
     _write(out_folder, summary, evaluated, further)
     return summary
+
+
+def _own_files(challenge: Challenge, case: CaseFiles | None, folder: Path) -> list[Path]:
+    """The files that a note on a case may name."""
+    if case is None:
+        return [folder / "any"]
+    own = [path for path in (*case.images, case.label) if path is not None]
+    return [challenge.prediction_path(folder, case.id), *own]
 
 
 def _predicted(
@@ -237,9 +257,9 @@ def _predicted(
     without = {case for case, _ in failed}
     files = [case for case in files if case.id not in without]
     paths = {case.id: challenge.prediction_path(folder, case.id) for case in files}
-    present = [case for case in files if paths[case.id].exists()]
+    present = [case for case in files if os.path.exists(paths[case.id])]
     missing = [
-        (name, f"{path} does not exist") for name, path in paths.items() if not path.exists()
+        (name, f"{path} does not exist") for name, path in paths.items() if not os.path.exists(path)
     ]
     if not present and failed:
         raise ManyErrors(NOTHING_SCORED, [*failed, *missing])
@@ -317,7 +337,7 @@ def _score_all(
     try:
         with _bar(files, "evaluate", progress) as bar:
             for case, outcome in zip(bar, pool.map(score, files), strict=True):
-                bar.set_postfix_str(case.id)
+                bar.set_postfix_str(shown(case.id))
                 scored.append((case.id, outcome))
     finally:  # an interrupt must not wait for the cases that have not begun
         pool.shutdown(cancel_futures=True)
@@ -384,7 +404,7 @@ def _raise_if_folder_is_the_fault(error: BaseException, folder: Path) -> None:
 
 def _describe(error: Exception, case_id: str) -> str:
     if not isinstance(error, CrossdimError):  # a fault of the program: show where
-        logger.error("%s: unexpected error", case_id, exc_info=error)
+        logger.error("%s: unexpected error", shown(case_id), exc_info=error)
     return f"{type(error).__name__}: {error}"
 
 

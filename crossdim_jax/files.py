@@ -8,27 +8,41 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from crossdim_jax.storage.text import encoded
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """Context manager that gives the name of a temporary file, which replaces `path` at the end.
+
+    A reader, or a crash, sees the old file or the new; an error within leaves the old one. The
+    temporary name is hidden, ends as `path` does (some libraries go by that), and is unique: two
+    processes may write the same file. The folder must exist. Raises OSError.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp{''.join(path.suffixes[-2:])[-16:]}")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        with contextlib.suppress(OSError):  # what went wrong above has more to say
+            temporary.unlink()
+
 
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Replaces a text file so that a reader, or a crash, sees the old text or the new.
 
-    The folder must exist. Raises OSError.
+    UTF-8; see `storage.text.encoded`. The folder must exist. Raises OSError.
     """
-    write_bytes(path, text.encode("utf-8"))
+    write_bytes(path, encoded(text))
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
     """`write_text` for bytes."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from crossdim_jax.experiment import Experiment
 from crossdim_jax.files import write_text
 from crossdim_jax.report import page
 from crossdim_jax.stop import repeatable
+from crossdim_jax.storage.reading import read_bytes
 
 
 def run(experiment: Experiment) -> Path:
@@ -48,16 +49,27 @@ def run(experiment: Experiment) -> Path:
         say(f"fold {number} of {len(folds)}: {fold.workdir}")
         modes.run_training(fold)
         if jax.process_index() == 0:
-            write_text(fold.workdir / DONE, "")
+            _mark_done(fold.workdir / DONE)
     return _combine(experiment, folds)
 
 
 def _is_done(fold: Experiment) -> bool:
-    """Whether a fold has been trained and evaluated with this very config."""
-    if not (fold.workdir / DONE).is_file():
+    """Whether a fold has been trained and evaluated with this very config.
+
+    Raises DataError if something else has the name of the file that says so.
+    """
+    if not os.path.lexists(fold.workdir / DONE):
         return False
+    read_bytes(fold.workdir / DONE, limit=4096)
     run_folder.claim(fold.workdir, fold.config.to_dict(), defaults=fold.defaults, write=False)
     return run_folder.has_checkpoint(fold.workdir)
+
+
+def _mark_done(path: Path) -> None:
+    try:
+        write_text(path, "")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error}); check the folder") from error
 
 
 def _combine(experiment: Experiment, folds: list[Experiment]) -> Path:

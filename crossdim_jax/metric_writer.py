@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import math
 import os
 import sys
@@ -14,9 +15,39 @@ import numpy as np
 import tqdm
 
 from crossdim_jax.errors import DataError
-from crossdim_jax.files import duration, write_text
+from crossdim_jax.files import duration, write_bytes
+from crossdim_jax.storage import records
+from crossdim_jax.storage.reading import read_bytes
+from crossdim_jax.storage.text import for_stream
+
+logger = logging.getLogger(__name__)
 
 FILE = "metrics.jsonl"
+UNREADABLE = "metrics.unreadable.jsonl"
+_LIMIT = 1 << 30  # bytes of the file; a line of a step has some 300
+_LINE_LIMIT = 1 << 20
+
+
+def lines(path: str | os.PathLike) -> list[bytes]:
+    """Lines of a metrics file, the last one without a line end; one empty line if it is absent.
+
+    Raises DataError, naming the file, if it is no regular file or too large.
+    """
+    if not os.path.lexists(path):
+        return [b""]
+    return read_bytes(path, limit=_LIMIT).split(b"\n")
+
+
+def record(line: bytes) -> dict[str, Any] | None:
+    """The record that a line holds, with None for what is not finite; None if it is no record."""
+    if len(line) > _LINE_LIMIT:
+        return None
+    try:
+        found = json.loads(line, parse_constant=lambda _: None)
+    except (ValueError, RecursionError):
+        return None
+    good = isinstance(found, dict) and isinstance(found.get("kind"), str)
+    return found if good and records.COUNT.holds(found.get("step")) else None
 
 
 class MetricWriter:
@@ -25,11 +56,12 @@ class MetricWriter:
     Args:
       workdir: the run folder; exists.
       step: the step that training resumes after, 0 for a fresh start. Lines of later steps are
-        dropped, because those steps will be made again, and so is a torn last line.
+        dropped, because those steps will be made again, and so is a torn last line. Other lines
+        that cannot be read are told of and kept in a file of their own.
       redo: kinds of lines that are dropped at `step` itself, because they will be written again.
       enabled: False writes nothing: on all processes but the first.
 
-    Raises DataError, naming the file, if it cannot be written.
+    Raises DataError, naming the file, if it cannot be read or written.
     """
 
     def __init__(
@@ -45,22 +77,28 @@ class MetricWriter:
         if not enabled:
             return
         with _naming(self.path):
-            if self.path.exists():
+            if os.path.lexists(self.path):
                 self._keep_until(step, redo)
             self._file = self.path.open("a", encoding="utf-8")
 
     def _keep_until(self, step: int, redo: Collection[str]) -> None:
-        kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                record = json.loads(line)
-                redone = record["kind"] in redo
-                keep = record["step"] < step or (record["step"] == step and not redone)
-            except (ValueError, KeyError, TypeError):
-                continue  # torn by a crash while it was written; its step is made again
-            if keep:
-                kept.append(line + "\n")
-        write_text(self.path, "".join(kept))
+        kept, unreadable = [], []
+        *whole, torn = lines(self.path)  # the last is empty, or was cut off by a crash
+        for line in [*whole, *([torn] if record(torn) else [])]:
+            found = record(line)
+            if found is None:
+                unreadable += [line] if line.strip() else []
+            elif found["step"] < step or (found["step"] == step and found["kind"] not in redo):
+                kept.append(line)
+        if unreadable:
+            aside = self.path.with_name(UNREADABLE)
+            before = lines(aside)[:-1]
+            write_bytes(aside, b"".join(line + b"\n" for line in [*before, *unreadable]))
+            logger.warning(
+                "%s: %d lines cannot be read; they are kept in %s, and the others are used",
+                *(self.path, len(unreadable), aside.name),
+            )
+        write_bytes(self.path, b"".join(line + b"\n" for line in kept))
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Appends one line; numbers that are not finite become null."""
@@ -208,6 +246,7 @@ class Progress:
         """Prints a line without tearing the bar."""
         if not self._enabled:
             return
+        text = for_stream(text, self._stream)
         if self._bar is not None:
             self._bar.write(text, file=self._stream)
         else:

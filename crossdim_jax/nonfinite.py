@@ -8,6 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from crossdim_jax.files import replacing
+from crossdim_jax.storage.text import shown
+
 FOLDER = "nonfinite"
 
 
@@ -20,7 +23,7 @@ def describe(step: int, loss: float, norm: float, batch: Mapping[str, Any]) -> s
       norm: of its gradient.
       batch: this process's part; `image` `(b, *spatial, c)` and perhaps `id` `(b,)`.
     """
-    ids = _ids(batch)
+    ids = [shown(name) for name in _ids(batch)]
     image = np.asarray(batch["image"])
     bad = ~np.isfinite(image).reshape(len(image), -1).all(1)
     text = (
@@ -42,9 +45,9 @@ def dump(
     arrays = {name: np.asarray(array) for name, array in batch.items() if name != "id"}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(
-            path, step=step, loss=loss, grad_norm=norm, id=np.array(_ids(batch), np.str_), **arrays
-        )
+        with replacing(path) as temporary:
+            ids = np.array(_ids(batch), np.str_)
+            np.savez_compressed(temporary, step=step, loss=loss, grad_norm=norm, id=ids, **arrays)
     except OSError as error:  # what it is written for must not be hidden by this
         return f"Their batch could not be written to {path} ({error.strerror or error})."
     return f"Their batch is in {path} (numpy.load)."

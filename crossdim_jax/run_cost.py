@@ -1,7 +1,7 @@
 """What a run costs, `run.json` of its folder: parameters, device, peak memory."""
 
 import contextlib
-import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ import numpy as np
 from crossdim_jax import memory, optim, run_folder
 from crossdim_jax.errors import DataError
 from crossdim_jax.train_state import TrainState
+
+logger = logging.getLogger(__name__)
 
 
 def record(workdir: Path, state: TrainState, devices: int) -> None:
@@ -50,8 +52,9 @@ def peak_memory_mb() -> float:
 
 def _read(workdir: Path) -> dict[str, Any]:
     try:
-        return json.loads((workdir / run_folder.RUN).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return run_folder.read_cost(workdir)
+    except DataError as error:
+        logger.warning("%s", error)
         return {}
 
 

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import logging
 import os
 import re
 import socket
@@ -13,6 +14,10 @@ from typing import Any
 
 from crossdim_jax.errors import ConfigError, DataError
 from crossdim_jax.files import write_text
+from crossdim_jax.storage.records import COUNT, NUMBER, TEXT, read_record
+from crossdim_jax.storage.text import without_paths
+
+logger = logging.getLogger(__name__)
 
 # What lies in it, besides `metric_writer.FILE` and `checkpoint.FOLDER`.
 CONFIG = "config.json"
@@ -62,20 +67,65 @@ def claim(
 
     Raises:
       ConfigError: the folder is of a run with another config; the message lists every difference.
-      DataError: the folder cannot be written.
+      DataError: the folder cannot be written, or its record of the config is damaged, or is gone
+        and its checkpoints do not hold it either.
     """
     workdir = Path(workdir)
     path = workdir / CONFIG
     config = json.loads(json.dumps(config))  # tuples become lists, as they will be when read
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if has_checkpoint(workdir) and path.exists():
-            _refuse_other(path, config, harmless, defaults or {})
+        resumed = has_checkpoint(workdir)
     except OSError as error:
         raise _unwritable(workdir, error) from error
+    if resumed:
+        recorded, source = _recorded(workdir)
+        _refuse_other(workdir, recorded, config, harmless, defaults or {})
+        if write and source != path:
+            logger.warning("%s: was not there; it is written anew, as in %s", path, source)
     if write:
         write_json(path, config)
     return path
+
+
+def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
+    """The config that the run was started with.
+
+    Raises DataError, naming the file, if it is missing or no record of a config.
+    """
+    remedy = "put it back or start in a new folder"
+    return read_record(Path(workdir) / CONFIG, constants=True, remedy=remedy)
+
+
+def read_cost(workdir: str | os.PathLike) -> dict[str, Any]:
+    """What the training cost, see `run_cost`; empty if that is not recorded.
+
+    Raises DataError, naming the file, if it is damaged.
+    """
+    path = Path(workdir) / RUN
+    if not os.path.lexists(path):
+        return {}
+    forms = {"parameters": COUNT, "device": TEXT, "devices": COUNT, "peak_memory_mb": NUMBER}
+    return read_record(path, optional=forms, remedy="the next training makes it anew")
+
+
+def _recorded(workdir: Path) -> tuple[dict[str, Any], Path]:
+    """The config of a run that has checkpoints, and where it was found.
+
+    Every checkpoint holds it too, without the folders in it: that counts if config.json is gone.
+    """
+    path = workdir / CONFIG
+    if os.path.lexists(path):
+        return read_config(workdir), path
+    from crossdim_jax import checkpoint  # here, because Orbax takes seconds to import
+
+    config, source = checkpoint.recorded_config(workdir)
+    if not config:
+        raise DataError(
+            f"{path}: there is no such file, and the checkpoints beside it do not say with which "
+            "config they were trained; put it back, or give another --workdir"
+        )
+    return config, source
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
@@ -113,13 +163,15 @@ def require_same_network(
 
     Raises DataError if the folder is not of a run.
     """
-    path = Path(workdir) / CONFIG
-    if not path.exists():
-        raise DataError(f"{path}: not found; give the --workdir of a run that was trained")
+    workdir = Path(workdir)
+    if not has_checkpoint(workdir) and not os.path.lexists(workdir / CONFIG):
+        raise DataError(
+            f"{workdir / CONFIG}: not found; give the --workdir of a run that was trained"
+        )
     fields = ("model", "challenge.name", "challenge.modalities")
     config = json.loads(json.dumps(config))
     free = [rf"(?!({'|'.join(map(re.escape, fields))})(\.|$)).*", r"model\.(ops|dtype)"]
-    _refuse_other(path, config, free, defaults or {})
+    _refuse_other(workdir, _recorded(workdir)[0], config, free, defaults or {})
 
 
 @contextlib.contextmanager
@@ -138,7 +190,7 @@ def only_process(workdir: str | os.PathLike, doing: str) -> Iterator[None]:
     path = Path(workdir) / f".{doing}.lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+", encoding="utf-8")
+        file = path.open("a+", encoding="utf-8", errors="replace")
     except OSError as error:
         raise _unwritable(path.parent, error) from error
     with file:
@@ -158,7 +210,11 @@ def only_process(workdir: str | os.PathLike, doing: str) -> Iterator[None]:
             file.truncate(0)
             file.write(f"process {os.getpid()} on host {socket.gethostname()}\n")
             file.flush()
-        yield
+        try:
+            yield
+        finally:  # whoever gets the folder next need not know on which machine this was
+            with contextlib.suppress(OSError):
+                file.truncate(0)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -175,25 +231,24 @@ MISSING = "(absent)"
 
 
 def _refuse_other(
-    path: Path, config: Mapping[str, Any], harmless: Sequence[str], defaults: Mapping[str, Any]
+    workdir: Path,
+    old: Mapping[str, Any],
+    config: Mapping[str, Any],
+    harmless: Sequence[str],
+    defaults: Mapping[str, Any],
 ) -> None:
-    try:
-        old = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(
-            f"{path}: not readable JSON ({error}); put it back or start in a new folder"
-        ) from error
     defaults = _flatten(json.loads(json.dumps(defaults)))
     found = {
         name: (was, now)
         for name, (was, now) in differences(old, config).items()
         if not any(re.fullmatch(pattern, name) for pattern in harmless)
         and not (was == MISSING and name in defaults and defaults[name] == now)
+        and was != without_paths(now, [workdir / "any"])  # as checkpoints record it
     }
     if found:
         lines = "\n".join(f"  {name}: {was!r} -> {now!r}" for name, (was, now) in found.items())
         raise ConfigError(
-            f"{path.parent}: this folder holds a run with another config (there -> now):\n{lines}\n"
+            f"{workdir}: this folder holds a run with another config (there -> now):\n{lines}\n"
             "To go on with that run use its config; for a new run give another --workdir."
         )
 

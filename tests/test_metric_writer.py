@@ -1,5 +1,6 @@
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,39 @@ def test_a_torn_last_line_is_dropped(tmp_path):
     assert lines(tmp_path) == [("train", 2), ("train", 4)]
 
 
+BAD = (
+    b"\xff\xfe",
+    b"[1]",
+    b'{"kind": "train"}',
+    b'{"kind": "train", "step": "2"}',
+    b'{"kind": 3, "step": 2}',
+    b'{"kind": "train", "st',
+    b'{"kind": "train", "step": 2, "x": "' + b"x" * (1 << 20) + b'"}',
+    b"[" * 100_000,
+)
+
+
+def test_lines_that_cannot_be_read_are_told_of_and_kept_aside(tmp_path, caplog):
+    path, aside = tmp_path / "metrics.jsonl", tmp_path / "metrics.unreadable.jsonl"
+    write(tmp_path, ("train", 2))
+    with path.open("ab") as file:
+        file.write(b"\n".join(BAD) + b'\n\n{"kind": "train", "step": 3}\n{"kind": "tr')
+    write(tmp_path, ("train", 4), step=3)
+    assert lines(tmp_path) == [("train", 2), ("train", 3), ("train", 4)]
+    assert aside.read_bytes().split(b"\n") == [*BAD, b""]
+    assert f"{path}: {len(BAD)} lines cannot be read; they are kept in {aside.name}" in caplog.text
+    with path.open("ab") as file:
+        file.write(b"{}\n")
+    write(tmp_path, step=3)
+    assert aside.read_bytes().split(b"\n") == [*BAD, b"{}", b""]
+
+
+def test_a_pipe_in_place_of_the_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(DataError, match="metrics.jsonl: is a named pipe"):
+        MetricWriter(tmp_path)
+
+
 def test_only_valid_json_is_written(tmp_path):
     writer = MetricWriter(tmp_path)
     writer.write({"kind": "validation", "step": 1, "dice": float("nan")})
@@ -63,9 +97,9 @@ def test_other_processes_write_nothing(tmp_path):
     assert toy.read_metrics(tmp_path) == [] and not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+def test_a_folder_in_place_of_the_file_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").mkdir()
-    with pytest.raises(DataError, match="metrics.jsonl: cannot be written"):
+    with pytest.raises(DataError, match="metrics.jsonl: is a folder; a regular file is expected"):
         MetricWriter(tmp_path)
 
 

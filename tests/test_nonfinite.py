@@ -1,10 +1,13 @@
 """A loss that is not a number: stopped at with all that is needed to look into it, or left out."""
 
+import errno
+import os
+
 import jax
 import numpy as np
 import pytest
 
-from crossdim_jax import sharding
+from crossdim_jax import nonfinite, sharding
 from crossdim_jax.loop import TrainingError, fit
 from tests import toy
 
@@ -80,3 +83,22 @@ def test_a_dump_that_cannot_be_written_does_not_hide_the_step(skipping, tmp_path
     (tmp_path / "nonfinite").write_text("")
     with pytest.raises(TrainingError, match="step 4: .*could not be written"):
         run(skipping, tmp_path, 3)
+
+
+def test_a_dump_cut_off_by_a_full_disk_leaves_no_part_of_a_file(tmp_path, monkeypatch):
+    """And cases of any name are told of in one line without orders to the terminal."""
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    batch = {"image": np.full((1, 2, 2, 2, 1), np.nan), "id": np.array(["a\x1b[2J\nb\udcfc"])}
+    assert "not finite in a\\x1b[2J\\x0ab\\xfc." in nonfinite.describe(3, np.nan, 1.0, batch)
+    nonfinite.dump(tmp_path, 3, np.nan, 1.0, batch)
+    path = tmp_path / "nonfinite" / "step_3.npz"
+    with np.load(path, allow_pickle=False) as kept:
+        assert kept["id"].tolist() == batch["id"].tolist()
+    before = path.read_bytes()
+    monkeypatch.setattr(os, "fsync", full)
+    said = nonfinite.dump(tmp_path, 3, np.nan, 2.0, batch)
+    assert "could not be written" in said and "No space left" in said
+    assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]

@@ -1,4 +1,6 @@
 import json
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +9,7 @@ import pytest
 
 from crossdim_jax import run_folder
 from crossdim_jax.errors import ConfigError, DataError
+from crossdim_jax.storage.text import without_paths
 
 CONFIG = {
     "optim": {"lr": 1e-3, "betas": (0.95, 0.99)},
@@ -60,11 +63,49 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
         run_folder.claim(tmp_path / "file" / "run", CONFIG)
 
 
-def test_a_damaged_config_is_named(tmp_path):
+@pytest.mark.parametrize("content", [b"{", b"[1]", b"null", b"\xff\xfe", b'{"a": 1, "a": 2}'])
+def test_a_damaged_config_is_named_and_left_as_it_is(tmp_path, content):
     trained(tmp_path)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(DataError, match="config.json: not readable JSON"):
+    (tmp_path / "config.json").write_bytes(content)
+    for check in (run_folder.claim, run_folder.require_same_network):
+        with pytest.raises(DataError, match="config.json: .*; put it back or start in a new"):
+            check(tmp_path, CONFIG)
+    assert (tmp_path / "config.json").read_bytes() == content
+
+
+def test_what_is_no_file_is_no_config(tmp_path):
+    trained(tmp_path)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(DataError, match="config.json: is a folder"):
         run_folder.claim(tmp_path, CONFIG)
+    (tmp_path / "config.json").rmdir()
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(DataError, match="config.json: is a named pipe"):
+        run_folder.claim(tmp_path, CONFIG)
+
+
+def test_a_config_that_is_gone_is_that_of_the_checkpoints_or_an_error(tmp_path, caplog):
+    trained(tmp_path)
+    config = CONFIG | {"data": {"patch": "a", "root": "/home/eve/data"}, "model": {"name": "x"}}
+    (tmp_path / "config.json").unlink()
+    for check in (run_folder.claim, run_folder.require_same_network):
+        with pytest.raises(DataError, match="config.json: there is no such file, and .* put it b"):
+            check(tmp_path, config)
+    (tmp_path / "checkpoints" / "4" / "meta").mkdir()
+    meta = tmp_path / "checkpoints" / "4" / "meta" / "metadata"
+    meta.write_text(json.dumps({"step": 4, "config": without_paths(config)}))
+    other = config | {"optim": {"lr": 5, "betas": (0.95, 0.99)}}
+    with pytest.raises(ConfigError, match="optim.lr: 0.001 -> 5"):
+        run_folder.claim(tmp_path, other)
+    with pytest.raises(ConfigError, match="model.name: 'x' -> 'y'"):
+        run_folder.require_same_network(tmp_path, config | {"model": {"name": "y"}})
+    run_folder.require_same_network(tmp_path, config)
+    path = run_folder.claim(tmp_path, config, write=False)
+    assert not path.exists()
+    run_folder.claim(tmp_path, config)
+    assert run_folder.read_config(tmp_path)["data"]["root"] == "/home/eve/data"
+    assert "config.json: was not there; it is written anew" in caplog.text
 
 
 def test_other_processes_only_check(tmp_path):
@@ -128,3 +169,19 @@ def test_a_run_folder_is_held_by_one_process_until_that_is_gone_even_killed(tmp_
         for _ in range(2):
             with run_folder.only_process(tmp_path / "run", "training"):
                 pass
+
+
+def test_a_lock_names_its_host_only_while_it_is_held(tmp_path):
+    with run_folder.only_process(tmp_path, "training"):
+        assert socket.gethostname() in (tmp_path / ".training.lock").read_text()
+    assert (tmp_path / ".training.lock").read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    "content", [b"[]", b"{", b'{"peak_memory_mb": "much"}', b'{"devices": null}', b"\xff"]
+)
+def test_damaged_costs_are_named(tmp_path, content):
+    assert run_folder.read_cost(tmp_path) == {}
+    (tmp_path / "run.json").write_bytes(content)
+    with pytest.raises(DataError, match="run.json: "):
+        run_folder.read_cost(tmp_path)

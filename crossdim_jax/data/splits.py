@@ -14,6 +14,7 @@ from typing import Protocol
 
 from crossdim_jax.errors import ConfigError, DataError
 from crossdim_jax.files import write_text
+from crossdim_jax.storage.records import NAMES, read_record
 
 
 class HasPatient(Protocol):
@@ -54,17 +55,14 @@ class Split:
 
     @classmethod
     def read(cls, path: str | os.PathLike) -> "Split":
-        """Reads what `write` wrote. Raises DataError naming the file."""
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-            lists = {name: content[name] for name in ("train", "validation")}
-            lists["test"] = content.get("test", [])  # older runs have none
-            return cls(**{name: [str(i) for i in ids] for name, ids in lists.items()})
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f'{path}: is not a split ({error!r}); expected {{"train": [...], "validation": '
-                "[...]}}"
-            ) from error
+        """Reads what `write` wrote. Raises DataError naming the file if it is not that."""
+        sides = {"train": NAMES, "validation": NAMES}
+        content = read_record(path, sides, optional={"test": NAMES}, remedy="put it back")
+        split = cls(**{name: content.get(name, []) for name in (*sides, "test")})
+        held_out = {*split.validation, *split.test}
+        if both := sorted(held_out.intersection(split.train)):
+            raise DataError(f"{path}: case {both[0]!r} trains and is held out; put it back")
+        return split
 
 
 def holdout(patients: Sequence[str], fraction: float, seed: int) -> tuple[list[str], list[str]]:
@@ -202,6 +200,8 @@ def _official(cases: Sequence[HasPatient], lists: Mapping[str, Sequence[str]]) -
 
 def _shuffled(patients: Sequence[str], seed: int) -> list[str]:
     """Distinct patients in an order that only seed and names decide."""
-    return sorted(
-        set(patients), key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()
-    )
+
+    def digest(name: str) -> str:  # a folder's name may hold bytes that are not UTF-8
+        return hashlib.sha256(os.fsencode(f"{seed}:{name}")).hexdigest()
+
+    return sorted(set(patients), key=digest)

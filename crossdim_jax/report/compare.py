@@ -53,9 +53,13 @@ def write(workdirs: Sequence[str | os.PathLike], output: str | os.PathLike = "")
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
-    """The folders' names, or their paths where two are called the same."""
-    short = [run.folder.resolve().name for run in runs]
-    return short if len(set(short)) == len(short) else [str(run.folder) for run in runs]
+    """The folders' names, or their paths below what holds them all where names are the same."""
+    folders = [run.folder.resolve() for run in runs]
+    short = [folder.name for folder in folders]
+    if len(set(short)) == len(short):
+        return short
+    above = os.path.commonpath([folder.parent for folder in folders])
+    return [str(folder.relative_to(above)) for folder in folders]
 
 
 def _facts(runs: Sequence[Run]) -> list[list[str]]:
@@ -115,7 +119,7 @@ def _notes(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
         "with metrics of different definitions": [r.definitions for r in scored],
         "with statistics aggregated differently": [r.summary.get("aggregation") for r in scored],
         "on different numbers of cases": [r.summary.get("n_cases") for r in scored],
-        "on different cases": [r.case_ids() for r in scored],
+        "on different cases": [r.case_ids for r in scored],
     }.items():
         if _differ(found):
             notes.append(f"These runs were scored {what}: the columns do not compare.")
@@ -140,7 +144,8 @@ def _notes(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
         notes.append(f"The trainings had different {said}: time and memory differ by that too.")
     for run, name in zip(runs, names, strict=True):
         notes += [f"{name}: {text}." for text, _ in tables.problems(run.summary)]
-        if not run.summary:
+        notes += [f"{name}: {text}." for text in run.damaged]
+        if not run.summary and not os.path.lexists(run.folder / page.SUMMARY):
             notes.append(f"{name} has not been evaluated yet (--mode=evaluate).")
     return notes
 

@@ -1,5 +1,7 @@
 """A run as a column of a comparison: what its folder holds, and what the training cost."""
 
+import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,25 +12,37 @@ from crossdim_jax.errors import DataError
 from crossdim_jax.files import duration
 from crossdim_jax.metric_writer import FILE as METRICS
 from crossdim_jax.report import page
-from crossdim_jax.report.run_folder import read_json, read_metrics
-from crossdim_jax.run_folder import CONFIG, RUN
+from crossdim_jax.report.run_folder import read_cases, read_metrics, read_summary
+from crossdim_jax.run_folder import CONFIG, read_config, read_cost
+from crossdim_jax.storage.text import shown, without_folders
+
+logger = logging.getLogger(__name__)
 
 
 class Run:
     """What is known of one run folder, or of a cross-validation's with a run for each fold."""
 
     def __init__(self, folder: Path):
-        self.folder, self.config = folder, read_json(folder / CONFIG)
-        if not self.config:
+        self.folder = folder
+        self.damaged: list[str] = []  # what is there and cannot be used, and why
+        if not os.path.lexists(folder / CONFIG):
             raise DataError(
                 f"{folder / CONFIG}: not found; a comparison is of run folders, such as "
                 "--workdir=runs/dsnet,runs/dxnet"
             )
-        self.summary: dict[str, Any] = read_json(folder / page.SUMMARY) or {}
+        self.config = self._read(lambda: read_config(folder), {})
+        self.summary: dict[str, Any] = self._read(lambda: read_summary(folder / page.SUMMARY), {})
         folds = sorted(folder.glob("fold_*"), key=lambda path: (len(path.name), path.name))
         self.trained = folds or [folder]
-        self.measured = [found for path in self.trained if (found := read_json(path / RUN))]
-        self.logs = [log for path in self.trained if (log := read_metrics(path / METRICS)[0])]
+        costs = [self._read(lambda path=path: read_cost(path), {}) for path in self.trained]
+        self.measured = [cost for cost in costs if cost]
+        logs = [
+            self._read(lambda path=path: read_metrics(path / METRICS), ([], [], 0))
+            for path in self.trained
+        ]
+        self.logs = [log for log, _, _ in logs if log]
+        cases = self._read(lambda: read_cases(folder / page.CASES), [])
+        self.case_ids: list[str] = sorted(row["id"] for row in cases)
         self.definitions: dict[str, str] = self.summary.get("definitions", {})
         self.regions: list[str] = self.summary.get("regions", [])
         self.provenance: dict[str, Any] = self.summary.get("provenance", {})
@@ -52,9 +66,13 @@ class Run:
         """Of the last line that each training logged."""
         return [log[-1][name] for log in self.logs if log[-1].get(name) is not None]
 
-    def case_ids(self) -> list[str]:
-        """Of the cases scored."""
-        return sorted(row["id"] for row in page.read_cases(self.folder / page.CASES))
+    def _read(self, read: Callable[[], Any], without: Any) -> Any:
+        try:
+            return read()
+        except DataError as error:
+            logger.warning("left out of the comparison: %s", shown(str(error)))
+            self.damaged.append(without_folders(str(error), [self.folder / "any"]))
+            return without
 
 
 def _network(run: Run) -> str | None:

@@ -21,6 +21,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
+from crossdim_jax.errors import DataError
+from crossdim_jax.files import replacing
+from crossdim_jax.storage.text import shown
+
 ALPHA = 0.45
 DPI = 220
 # view -> (axis of the slice, letters at the left, right, top and bottom edge)
@@ -188,6 +192,7 @@ def _grid(rows: Sequence[tuple[str, str, str, Subject]]) -> Figure:
         for (bold, text, *_), look, row_height in zip(rows, looks, heights, strict=True):
             middle = bottom - row_height / 2 + 0.065 * (text.count("\n") + 1) * bool(text)
             as_is = {"parse_math": False}  # an id may hold dollars
+            bold, text = (shown(words, keep="\n") for words in (bold, text))
             figure.text(0.01, middle / height, bold, va="bottom", size=8.5, weight="bold", **as_is)
             below = (middle - 0.04) / height
             figure.text(0.01, below, text, va="top", size=7, linespacing=1.4, **as_is)
@@ -214,9 +219,9 @@ def _draw(axes: Axes, look: _Look, layer: int | str) -> dict[str, str]:
     """
     channel = layer if isinstance(layer, int) else len(look.channels) - 1
     low, high = look.windows[channel]
-    shown = look.cut(look.subject.image)
+    image = look.cut(look.subject.image)
     # Outside the brain is black also where intensities were shifted, and 0 lies among them.
-    grey = np.where((shown != 0).any(-1), shown[..., look.channels[channel]], low)
+    grey = np.where((image != 0).any(-1), image[..., look.channels[channel]], low)
     height_mm, width_mm = look.size_mm
     frame = {"extent": (0, width_mm, height_mm, 0), "aspect": "equal"}
     axes.set_facecolor("black")
@@ -227,7 +232,7 @@ def _draw(axes: Axes, look: _Look, layer: int | str) -> dict[str, str]:
         return {}
     layers = getattr(look.subject, layer)
     if layers is None:
-        text = textwrap.fill(look.subject.why or "no prediction", 24)
+        text = textwrap.fill(shown(look.subject.why) or "no prediction", 24)
         box = {"facecolor": "black", "alpha": 0.7, "lw": 0}
         centre = {"transform": axes.transAxes, "ha": "center", "va": "center"}
         axes.text(0.5, 0.5, text, color="white", size=6.5, bbox=box, parse_math=False, **centre)
@@ -274,12 +279,12 @@ def curves(
 
     train, validation: rows of metrics.jsonl. Told apart by line and marker, not by colour alone.
     """
-    shown = [r for r in regions if any(f"dice_{r}" in row for row in (*train, *validation))]
+    named = [r for r in regions if any(f"dice_{r}" in row for row in (*train, *validation))]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 4.4 if shown else 2.2), layout="constrained")
+        figure = Figure(figsize=(7.2, 4.4 if named else 2.2), layout="constrained")
         FigureCanvasAgg(figure)
         # Two sub-figures: columns of different widths would push each other apart.
-        parts = figure.subfigures(2 if shown else 1, 1, squeeze=False)[:, 0]
+        parts = figure.subfigures(2 if named else 1, 1, squeeze=False)[:, 0]
         loss, rate = parts[0].subplots(1, 2)
         _line(loss, train, "loss", "train")
         loss.set(title="Training loss", ylabel="Loss")
@@ -288,14 +293,14 @@ def curves(
         rate.set(title="Learning rate", ylabel="Learning rate")
         if (y > 0).any():
             rate.set_yscale("log")
-        lower = parts[1].subplots(1, len(shown), sharey=True, squeeze=False)[0] if shown else ()
-        for axes, region in zip(lower, shown, strict=True):
+        lower = parts[1].subplots(1, len(named), sharey=True, squeeze=False)[0] if named else ()
+        for axes, region in zip(lower, named, strict=True):
             _line(axes, train, f"dice_{region}", "train")
             x, y = _series(validation, f"dice_{region}")
             marks = {"marker": "o", "ms": 3.5, "mfc": "white", "markevery": max(1, len(x) // 15)}
             axes.plot(x, y, "-", color="black", lw=1, label="validation", **marks)
             axes.set(title=f"Dice {region}", ylim=(0, 1.02))
-        if shown:
+        if named:
             lower[0].set_ylabel("Dice")
             lower[0].legend(loc="lower right")
         for axes in (loss, rate, *lower):
@@ -333,9 +338,19 @@ def styled() -> contextlib.AbstractContextManager[None]:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Writes `path` (.png) and the same as .pdf beside it; returns the PNG's path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(path, dpi=DPI)
-        figure.savefig(path.with_suffix(".pdf"), dpi=DPI)
+    """Writes `path` (.png) and the same as .pdf beside it, each whole or not at all.
+
+    Returns the PNG's path. Raises DataError, naming the file, if it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with matplotlib.rc_context(STYLE):
+            for target in (path, path.with_suffix(".pdf")):
+                with replacing(target) as temporary:
+                    figure.savefig(temporary, dpi=DPI)
+    except OSError as error:
+        raise DataError(
+            f"{path}: the figure cannot be written ({error.strerror or error}); make room, or see "
+            "that the folder can be written, then --mode=report"
+        ) from error
     return path

@@ -10,6 +10,7 @@ import html
 import importlib.metadata
 import json
 import logging
+import os
 import platform
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -23,8 +24,16 @@ from crossdim_jax.errors import DataError
 from crossdim_jax.files import duration, write_text
 from crossdim_jax.metric_writer import FILE as METRICS
 from crossdim_jax.report import figures, tables
-from crossdim_jax.report.run_folder import mean_dice, read_cases, read_json, read_metrics, select
-from crossdim_jax.run_folder import CONFIG, EVALUATION, PREDICTIONS
+from crossdim_jax.report.run_folder import (
+    mean_dice,
+    read_cases,
+    read_metrics,
+    read_summary,
+    select,
+)
+from crossdim_jax.report.style import CSS
+from crossdim_jax.run_folder import CONFIG, EVALUATION, PREDICTIONS, read_config
+from crossdim_jax.storage.text import shown, without_folders, without_paths
 
 logger = logging.getLogger(__name__)
 
@@ -32,50 +41,6 @@ SUMMARY, CASES = f"{EVALUATION}/summary.json", f"{EVALUATION}/cases.csv"
 
 PACKAGES = ("crossdim_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
 PACKAGES += ("numpy", "scipy", "nibabel", "matplotlib")
-CSS = """
-:root { color-scheme: light; --line: #d9dde2; --soft: #f5f6f8; --grey: #5a6270; }
-* { box-sizing: border-box; }
-body { margin: 0; background: #fff; color: #1b1f24; line-height: 1.5;
-  font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-header, main, footer { max-width: 62rem; margin: 0 auto; padding: 0 1.2rem; }
-header { padding-top: 2rem; }
-h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.2rem; margin: 2.2rem 0 .7rem; padding-bottom: .25rem;
-  border-bottom: 1px solid var(--line); }
-h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; }
-p, li, dd { overflow-wrap: anywhere; }
-.sub, figcaption, footer { color: var(--grey); font-size: .87rem; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .7rem;
-  padding: 0; margin: 1rem 0; list-style: none; }
-.cards li { border: 1px solid var(--line); border-radius: .5rem; padding: .6rem .8rem; }
-.cards b { display: block; font-size: 1.45rem; font-variant-numeric: tabular-nums; }
-.cards span { color: var(--grey); font-size: .82rem; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.2rem; margin: .6rem 0; }
-dt { color: var(--grey); } dd { margin: 0; }
-.tables { display: grid; grid-template-columns: repeat(auto-fit, minmax(19rem, 1fr));
-  gap: 1.2rem 2rem; align-items: start; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: .9rem;
-  font-variant-numeric: tabular-nums; }
-th, td { padding: .28rem .6rem; text-align: right; white-space: nowrap; }
-th:first-child { text-align: left; font-weight: normal; }
-thead th, thead th:first-child { font-weight: 600; }
-thead tr { border-top: 2px solid #1b1f24; border-bottom: 1px solid #1b1f24; }
-tbody tr:last-child { border-bottom: 2px solid #1b1f24; }
-caption { text-align: left; font-size: .85rem; color: var(--grey); padding-bottom: .3rem; }
-figure { margin: 1rem 0; }
-img { max-width: 100%; height: auto; display: block; }
-.warn { border-left: 4px solid #c77700; background: #fff6e6; padding: .6rem .9rem; margin: 1rem 0; }
-.warn p { margin: 0; } .warn ul { margin: .3rem 0 0; padding-left: 1.2rem; }
-details { margin: 1rem 0; } summary { cursor: pointer; }
-pre { background: var(--soft); padding: .8rem; overflow-x: auto; font-size: .82rem; }
-code { font-size: .92em; background: var(--soft); padding: .05em .25em; overflow-wrap: anywhere; }
-footer { padding: 2rem 1.2rem; }
-@media screen and (max-width: 44rem) { figure img { max-width: none; width: 42rem; } }
-@media (max-width: 30rem) { dl { grid-template-columns: 1fr; } dd { margin-bottom: .4rem; } }
-@media print { @page { margin: 15mm; } body { font-size: 10pt; } header, main { padding: 0; }
-  figure, table, .cards, .warn { break-inside: avoid; } h2, h3 { break-after: avoid; } }
-"""
 
 
 def write(
@@ -138,11 +103,24 @@ class _Run:
     ):
         self.workdir, self.challenge = workdir, challenge
         self.files = {case.id: case for case in files}
-        self.config = config or read_json(workdir / CONFIG) or {}
-        self.train, self.validation, self.unread = read_metrics(workdir / METRICS)
-        self.summary = read_json(workdir / SUMMARY)
-        self.rows = read_cases(workdir / CASES)
+        self.damaged: dict[str, str] = {}  # what is there and cannot be used, and why
+        self.config = config or self._read(CONFIG, lambda _: read_config(workdir), {})
+        self.train, self.validation, self.unread = self._read(METRICS, read_metrics, ([], [], 0))
+        self.summary = self._read(SUMMARY, read_summary, {})
+        self.rows = self._read(CASES, read_cases, [])
         self.regions = challenge.regions
+
+    def _read(self, name: str, read: Callable[[Path], Any], without: Any) -> Any:
+        """A part of the run; `without` if it is absent or, noted in `damaged`, of no use."""
+        path = self.workdir / name
+        if not os.path.lexists(path):
+            return without
+        try:
+            return read(path)
+        except DataError as error:
+            logger.warning("left out of the report: %s", shown(str(error)))
+            self.damaged[name] = str(error)
+            return without
 
     def summary_section(self) -> str:
         cards, facts = [], []
@@ -234,10 +212,17 @@ class _Run:
         subjects, lost = [], []
         for label, row in select(self.rows, self.regions):
             try:
-                subjects.append(self._subject(label, row))
-            except Exception as error:  # the other cases can still be shown
-                logger.error("%s: not in the report", row["id"], exc_info=error)
-                lost.append(f"{label}, {row['id']}: {type(error).__name__}: {error}")
+                subject = self._subject(label, row)
+                figures.panel([subject])  # what cannot be drawn must not take the others along
+                subjects.append(subject)
+            except Exception as error:
+                expected = isinstance(error, DataError)
+                logger.error(
+                    "%s: not in the report: %s",
+                    *(shown(row["id"]), shown(str(error))),
+                    exc_info=None if expected else error,
+                )
+                lost.append(f"{_one(label)}, {row['id']}: {self._why(error, row['id'])}")
         out = _warning("These cases cannot be shown:", lost) if lost else ""
         if not subjects:
             return out
@@ -253,26 +238,55 @@ class _Run:
             + ("the patient's right is on the left; " if subjects[0].oriented else "")
             + "grey values from the 1st to the 99th percentile of non-zero voxels.",
         )
-        with figures.styled():
-            further = self.challenge.figures(self._evaluated())
+        out += self._further(folder)
+        return out + "".join(self._views(subject, folder) for subject in subjects)
+
+    def _views(self, subject: figures.Subject, folder: Path) -> str:
+        """The best and the worst case in three views."""
+        end = next((name for name in ("Best", "Worst") if name in subject.title), None)
+        if end is None or not subject.oriented or min(subject.image.shape[:3]) < 2:
+            return ""
+        path = figures.save(figures.views(subject), folder / f"views_{end.lower()}.png")
+        caption = subject.caption.replace("\n", ", ")
+        return f"<h3>{_e(_one(subject.title))}</h3>\n" + _figure(
+            path,
+            f"Axial, sagittal and coronal slices of {caption}",
+            f"{caption}. Each view where the true outer region is largest.",
+        )
+
+    def _further(self, folder: Path) -> str:
+        """The challenge's own figures, of the cases that can be read if not of all."""
+        cases, out = self._evaluated(), ""
+        for _ in range(2):
+            try:
+                with figures.styled():
+                    further = self.challenge.figures(cases)
+                break
+            except Exception as error:  # the rest of the page stands without them
+                lost = {case.files.id: why for case in cases if (why := self._unreadable(case))}
+                logger.error("report: the challenge's figures failed", exc_info=error)
+                told = [f"{name}: {why}" for name, why in lost.items()] or [_why(error)]
+                out += _warning("The challenge's figures lack these cases:", told)
+                further, cases = [], [case for case in cases if case.files.id not in lost]
+                if not lost:
+                    break
         for name, figure, caption in further:
             out += _figure(figures.save(figure, folder / f"{name}.png"), caption, caption)
-        for subject in subjects:
-            if not subject.oriented or min(subject.image.shape[:3]) < 2:
-                continue
-            end = next((name for name in ("Best", "Worst") if name in subject.title), None)
-            if end is None:
-                continue
-            stem = f"views_{end.lower()}"
-            path = figures.save(figures.views(subject), folder / f"{stem}.png")
-            title = " ".join(subject.title.split("\n"))
-            caption = subject.caption.replace("\n", ", ")
-            out += f"<h3>{_e(title)}</h3>\n" + _figure(
-                path,
-                f"Axial, sagittal and coronal slices of {caption}",
-                f"{caption}. Each view where the true outer region is largest.",
-            )
         return out
+
+    def _unreadable(self, case: Evaluated) -> str:
+        """Why a case or its prediction cannot be read; "" if both can."""
+        try:
+            self.challenge.load(case.files)
+            self.challenge.read_prediction(case.prediction)
+        except Exception as error:
+            return self._why(error, case.files.id)
+        return ""
+
+    def _why(self, error: Exception, case_id: str) -> str:
+        files = self.files.get(case_id)
+        own = [path for path in (*files.images, files.label) if path] if files else []
+        return _why(error, [*own, self.workdir / "any"])
 
     def _evaluated(self) -> list[Evaluated]:
         """The scored cases whose files are still there."""
@@ -300,13 +314,13 @@ class _Run:
             if row["note"] or labels.shape != case.label.shape:
                 raise DataError("the prediction is not on the image's grid")
             prediction = self.challenge.layers(labels)
-        except DataError as error:
-            why = str(error)
+        except Exception as error:  # truth and image can still be shown
+            why = self._why(error, row["id"]).removeprefix("DataError: ")
         keep = list(figures.pick_modalities(self.challenge.modalities))
         scores = [f"{r} {tables.cell(row.get(f'dice_{r}'), 'dice')}" for r in self.regions]
         return figures.Subject(
             title=label,
-            caption="\n".join([textwrap.fill(row["id"], 24), "Dice (%)", *scores]),
+            caption="\n".join([_short_id(row["id"]), "Dice (%)", *scores]),
             image=case.image[..., keep],
             modalities=[self.challenge.modalities[i] for i in keep],
             truth=self.challenge.layers(case.label),
@@ -325,18 +339,28 @@ class _Run:
         written_with = f'<p class="sub">Report written with {_e(", ".join(versions))}.</p>\n'
         if not self.config:
             return self._missing(CONFIG, "train") + written_with
-        text = json.dumps(_plain(self.config), indent=2, default=str, ensure_ascii=False)
+        config = without_paths(self.config, [self.workdir / "any"])  # pages are passed on
+        text = json.dumps(config, indent=2, default=str, ensure_ascii=False)
         fields = f"<details><summary>All fields</summary><pre>{_e(text)}</pre></details>\n"
         return fields + written_with
 
     def _missing(self, what: str, mode: str) -> str:
+        if what in self.damaged:
+            return _warning(without_folders(self.damaged[what], [self.workdir / "any"]) + ".")
         if mode == "evaluate" and not self.files:
             return "<p>No case was held out, so there is nothing to evaluate.</p>\n"
-        command = f"python launch.py --config=CONFIG --workdir={self.workdir} --mode={mode}"
+        command = (
+            f"python launch.py --config=CONFIG --workdir={_folder(self.workdir)} --mode={mode}"
+        )
         return (
             f'<div class="warn"><p>Not here yet: {_e(what)}. Made by <code>{_e(command)}</code>'
             "</p></div>\n"
         )
+
+
+def _folder(workdir: Path) -> str:
+    """A run folder as a page names it: pages are passed on, and need not say where it lies."""
+    return f".../{workdir.resolve().name}"
 
 
 def section(title: str, make: Callable[[], str]) -> str:
@@ -345,7 +369,7 @@ def section(title: str, make: Callable[[], str]) -> str:
         body = make()
     except Exception as error:  # a page without one part is worth more than no page
         logger.error("report: %s failed", title, exc_info=error)
-        body = _warning(f"This part could not be made: {type(error).__name__}: {error}")
+        body = _warning(f"This part could not be made: {_why(error)}")
     name = title.lower()
     return f'<section aria-labelledby="{name}">\n<h2 id="{name}">{title}</h2>\n{body}</section>\n'
 
@@ -389,14 +413,18 @@ def _get(value: Any, key: str) -> Any:
     return value.get(key) if hasattr(value, "get") else None
 
 
-def _plain(value: Any) -> Any:
-    """Mappings of any kind as dicts with text keys, so that JSON takes them."""
-    if isinstance(value, Mapping) or hasattr(value, "items"):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
+def _why(error: Exception, paths: Sequence[Path] = ()) -> str:
+    return f"{type(error).__name__}: {without_folders(str(error), paths)}"
+
+
+def _one(label: str) -> str:
+    return " ".join(label.split("\n"))
+
+
+def _short_id(case_id: str) -> str:
+    """A case's name in lines of a figure, however long it is."""
+    return textwrap.fill(textwrap.shorten(shown(case_id), 96, placeholder=" ..."), 24)
 
 
 def _e(text: Any) -> str:
-    return html.escape(str(text))
+    return html.escape(shown(str(text), keep="\n\t"))

@@ -1,14 +1,21 @@
-"""What a run folder holds, read for the report; every file may be absent or half written."""
+"""What a run folder holds, read for the report; every file may be absent.
 
-import csv
-import json
-import logging
+One that is there and not what it should be is an error, which the report prints in its place.
+"""
+
+import itertools
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-logger = logging.getLogger(__name__)
+from crossdim_jax import metric_writer, plain
+from crossdim_jax.errors import DataError
+from crossdim_jax.report import tables
+from crossdim_jax.storage import records
+from crossdim_jax.storage.records import is_number
+from crossdim_jax.storage.text import shown
 
 # (label, quantile of the cases sorted by mean Dice), in the order of the rows
 RANKS = (
@@ -43,47 +50,143 @@ def mean_dice(row: Mapping[str, Any], regions: Sequence[str]) -> float:
 
 
 def read_cases(path: Path) -> list[dict[str, Any]]:
-    """Rows of cases.csv: "id" and "note" as text, the rest numbers, NaN where empty."""
-    if not path.exists():
+    """Rows of cases.csv: "id" and "note" as text, the scores as numbers, NaN where empty.
+
+    Also as a spreadsheet saves it, in which columns may be moved or added: of those that are no
+    scores only those that hold numbers are kept. No rows if the file is absent.
+
+    Raises DataError, naming the file, if it cannot be read, a score is no number, or a case is
+    there twice.
+    """
+    if not os.path.lexists(path):
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [
-            {k: v if k in ("id", "note") else float(v or "nan") for k, v in row.items()}
-            for row in csv.DictReader(file)
-        ]
+    try:
+        heading, *rows = plain.csv_rows(path, first="id")
+    except DataError as error:
+        raise DataError(f"{error}; {ANEW}") from error
+    if twice := sorted({name for name in heading if name and heading.count(name) > 1}):
+        raise DataError(f"{path}: has several columns {twice[0]!r}; {ANEW}")
+    table = []
+    for row in rows:
+        if any(map(str.strip, row[len(heading) :])):
+            raise DataError(f"{path}: case {row[0]} has more cells than there are columns; {ANEW}")
+        cells = itertools.zip_longest(heading, row[: len(heading)], fillvalue="")
+        table.append(dict(cells))
+    known = [name for name in heading if name.rpartition("_")[0] in tables.HEADINGS]
+    further = set(heading) - {*known, *TEXTS, ""}
+    columns = [
+        name for name in heading if name in known or name in further and _numeric(table, name)
+    ]
+    found: dict[str, dict[str, Any]] = {}
+    for row in table:
+        name = row["id"]
+        if name in found:
+            raise DataError(f"{path}: case {name} is there more than once; {ANEW}")
+        scores = {column: _number(row[column]) for column in columns}
+        if wrong := [column for column, score in scores.items() if score is None]:
+            text = shown(row[wrong[0]])[:40]
+            raise DataError(f"{path}: {wrong[0]} of case {name} is {text!r}, no number; {ANEW}")
+        found[name] = {"id": name, **scores, "note": row.get("note", "")}
+    return list(found.values())
+
+
+ANEW = "--mode=evaluate makes it anew"
+TEXTS = ("id", "note")
+
+
+def _number(text: str) -> float | None:
+    """NaN for an empty cell, None for what is no number; a comma may stand for the point."""
+    text = text.strip().replace(",", ".")
+    try:
+        number = float(text or "nan")
+    except ValueError:
+        return None
+    return None if "_" in text or math.isinf(number) else number
+
+
+def _numeric(table: Sequence[Mapping[str, str]], column: str) -> bool:
+    return all(_number(row[column]) is not None for row in table)
 
 
 def read_metrics(path: Path) -> tuple[list[dict], list[dict], int]:
     """Training rows, validation rows, and the number of unreadable lines of metrics.jsonl.
 
     A step logged twice, as after resuming, counts once, as logged last. Numbers that are not
-    finite become None.
+    finite become None. Raises DataError, naming the file, if it cannot be read at all.
     """
     kinds: dict[str, dict[int, dict]] = {"train": {}, "validation": {}}
     unread = 0
-    if path.exists():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                row = json.loads(line)
-                finite = {
-                    k: None if isinstance(v, float) and not math.isfinite(v) else v
-                    for k, v in row.items()
-                }
-                float(finite["epoch"])
-                if row["kind"] in kinds:
-                    kinds[row["kind"]][int(row["step"])] = finite
-            except (ValueError, TypeError, KeyError, AttributeError):
-                unread += bool(line.strip())
+    for line in metric_writer.lines(path):
+        row = metric_writer.record(line)
+        if row is None or not is_number(row.get("epoch")) or not _plain(row):
+            unread += bool(line.strip())
+        elif row["kind"] in kinds:
+            kinds[row["kind"]][row["step"]] = row
     train, validation = ([rows[s] for s in sorted(rows)] for rows in kinds.values())
     return train, validation, unread
 
 
-def read_json(path: Path) -> Any:
-    """The content; None if the file is absent or, with a warning, not readable."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        logger.warning("%s: not readable, left out of the report: %s", path, error)
-        return None
+def _plain(row: Mapping[str, Any]) -> bool:
+    """Whether all but the kind are numbers or unknown."""
+    return all(v is None or is_number(v) for name, v in row.items() if name != "kind")
+
+
+_STATISTICS = records.objects_of(
+    records.Form(
+        "an object of numbers or null",
+        lambda v: isinstance(v, dict) and all(x is None or is_number(x) for x in v.values()),
+    )
+)
+
+
+def _is_table(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and records.TEXT.holds(value.get("title"))
+        and isinstance(value.get("shown"), bool)
+        and records.TEXTS.holds(value.get("columns"))
+        and records.TEXTS.holds(value.get("notes"))
+        and isinstance(value.get("rows"), list)
+        and all(
+            isinstance(row, list) and len(row) == len(value["columns"]) for row in value["rows"]
+        )
+    )
+
+
+def _is_group(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and records.COUNT.holds(value.get("n_cases"))
+        and _STATISTICS.holds(value.get("statistics"))
+    )
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """The evaluation's summary; empty if there is none.
+
+    Raises DataError, naming the file, if it is not what `evaluate.evaluate_cases` writes.
+    """
+    if not os.path.lexists(path):
+        return {}
+    groups = records.Form("groups of cases with their statistics", _is_group)
+    made = records.Form(
+        "a list of tables", lambda v: isinstance(v, list) and all(map(_is_table, v))
+    )
+    return records.read_record(
+        path,
+        {
+            "regions": records.NAMES,
+            "definitions": records.objects_of(records.TEXT),
+            "n_cases": records.COUNT,
+            "statistics": _STATISTICS,
+        },
+        optional={
+            **dict.fromkeys(("challenge", "profile", "aggregation"), records.TEXT),
+            "groups": records.objects_of(groups),
+            "tables": made,
+            "truths": records.objects_of(records.TEXT),
+            "provenance": records.FIELDS,
+            **dict.fromkeys(("mismatched", "failed", "missing"), records.NOTES),
+        },
+        remedy=ANEW,
+    )

@@ -5,8 +5,11 @@ Messaoudi et al. 2023, Tables 5 and 6: mean, median and quartiles per region.
 """
 
 import html
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from crossdim_jax.storage.text import shown
 
 STATISTICS = {
     "mean": "Mean",
@@ -77,11 +80,11 @@ def _count(column: Mapping[str, Any]) -> str:
 
 def facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(name, text) of what a reader must know to compare the numbers with others'."""
-    definitions = summary["definitions"]
+    definitions, aggregation = summary["definitions"], summary.get("aggregation", MISSING)
     return [
-        ("Metric profile", summary["profile"]),
+        ("Metric profile", summary.get("profile", MISSING)),
         *((heading(metric), text) for metric, text in definitions.items()),
-        ("Aggregation", AGGREGATION.get(summary["aggregation"], summary["aggregation"])),
+        ("Aggregation", AGGREGATION.get(aggregation, aggregation)),
         ("Cases", str(summary["n_cases"])),
         *((words(name), str(value)) for name, value in summary.get("provenance", {}).items()),
     ]
@@ -141,14 +144,21 @@ def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+# What Markdown takes for a cell's end, a tag, a link or an escape.
+_MARKUP = re.compile(r"\||<(?=[A-Za-z/!?])|\](?=[(\[])|\\(?=[!-/:-@\[-`{-~])")
+
+
 def _one_line(text: str) -> str:
-    return " ".join(str(text).split()).replace("|", "\\|")
+    return _MARKUP.sub(r"\\\g<0>", shown(" ".join(str(text).split())))
 
 
 def to_html(rows: Sequence[Sequence[str]], *, caption: str = "") -> str:
     """A semantic HTML table; the first row and the first column are headings. Escapes all text."""
     head, *body = rows
-    escape = html.escape
+
+    def escape(text: str) -> str:
+        return html.escape(shown(text))
+
     out = ["<table>"]
     if caption:
         out.append(f"<caption>{escape(caption)}</caption>")

@@ -1,4 +1,5 @@
 import dataclasses
+import os
 import random
 
 import pytest
@@ -141,9 +142,25 @@ def test_a_split_is_written_and_read_back(tmp_path):
     old.write_text('{"train": ["a"], "validation": ["b"]}')
     assert splits.Split.read(old) == splits.Split(["a"], ["b"])
     assert [p.name for p in path.parent.iterdir()] == ["split.json"]
-    (tmp_path / "bad.json").write_text('{"train": ["a"]}')
-    for name in ("bad.json", "absent.json"):
-        with pytest.raises(DataError, match=f"{name}: is not a split"):
-            splits.Split.read(tmp_path / name)
+    with pytest.raises(DataError, match="absent.json: there is no such file"):
+        splits.Split.read(tmp_path / "absent.json")
+    for text, why in (
+        ('{"train": ["a"]}', "has no field 'validation'"),
+        ('{"train": ["a", 1], "validation": []}', "'train' is .*expected a list of texts"),
+        ('{"train": ["a", "a"], "validation": []}', "each once"),
+        ('{"train": ["a"], "validation": ["a"]}', "case 'a' trains and is held out"),
+        ('{"train": ["a"], "validation": [], "test": null}', "'test' is null"),
+    ):
+        (tmp_path / "bad.json").write_text(text)
+        with pytest.raises(DataError, match=f"bad.json: .*{why}"):
+            splits.Split.read(tmp_path / "bad.json")
     with pytest.raises(DataError, match="bad.json/split.json: cannot be written"):
         split.write(tmp_path / "bad.json" / "split.json")
+
+
+def test_names_that_are_not_utf8_are_split_and_read_back_as_they_are(tmp_path):
+    """Such as a folder that was named in Latin-1; Python holds its bytes as surrogates."""
+    names = [os.fsdecode(b"M\xfcller"), "M\\xfcller", "Müller", "a\nb", "b"]
+    split = splits.make([Scan(name, name) for name in names], kind="kfold", folds=2)
+    assert splits.Split.read(split.write(tmp_path / "splits.json")) == split
+    assert sorted([*split.train, *split.validation]) == sorted(names)

@@ -156,8 +156,26 @@ def test_what_cannot_be_compared_is_said(tmp_path):
         assert what in text
     assert "aggregated differently" not in text  # of a run without scores nothing is known
     found = table(tmp_path)
-    assert found["Dice (%)"] == [str(run) for run in runs]  # two are called the same
+    assert found["Dice (%)"] == ["a", "b", "c/a"]  # two are called the same
     assert found["WT, mean"][2] == found["Parameters"][2] == "–"
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "run.json", "metrics.jsonl", "evaluation/summary.json", "cases.csv"]
+)
+def test_a_damaged_part_of_one_run_is_named_and_the_rest_stands(tmp_path, name):
+    runs = [write_run(tmp_path / n, "dsnet", 0.9) for n in ("a", "b")]
+    path = runs[1] / (f"evaluation/{name}" if name == "cases.csv" else name)
+    path.unlink(missing_ok=True)
+    if name == "metrics.jsonl":
+        path.mkdir()
+    else:
+        path.write_text("[1]")
+    said = [note for note in notes(*runs) if path.name in note]
+    assert len(said) == 1 and said[0].startswith(f"- b: {path.relative_to(runs[1])}: ")
+    assert str(tmp_path) not in "".join(said)
+    found = table(tmp_path)
+    assert found["Network"][0] and found["WT, mean"][0] == "90.00"
 
 
 def test_one_folder_or_none_of_a_run_is_refused(tmp_path):

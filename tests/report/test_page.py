@@ -1,5 +1,9 @@
+import dataclasses
+import errno
+import html
 import html.parser
 import json
+import os
 import re
 import shutil
 
@@ -9,6 +13,7 @@ import pytest
 
 from crossdim_jax import evaluate
 from crossdim_jax.challenges import brats
+from crossdim_jax.errors import DataError
 from crossdim_jax.report import page
 from crossdim_jax.report.run_folder import mean_dice, read_metrics, select
 
@@ -136,7 +141,7 @@ def test_an_empty_folder_says_what_is_missing_and_how_to_make_it(run, tmp_path):
     assert not any(tag == "img" for tag, _ in found.tags)
     for what in ("evaluation/summary.json", "metrics.jsonl", "evaluation/cases.csv", "config.json"):
         assert f"Not here yet: {what}" in text
-    assert f"--workdir={tmp_path} --mode=evaluate" in text
+    assert f"--workdir=.../{tmp_path.name} --mode=evaluate" in text
 
 
 def test_a_cross_validation_names_the_reports_of_its_folds(copy):
@@ -171,11 +176,110 @@ def test_missing_parts_leave_the_rest(copy):
     workdir, challenge, files = copy
     for path in (workdir / "predictions").iterdir():
         path.unlink()
-    (workdir / "evaluation/summary.json").write_text("{damaged")
+    (workdir / "evaluation/summary.json").unlink()
     found, text = check(page.write(workdir, challenge, files[:1], config={"a": 1}))
     assert "Not here yet: evaluation/summary.json" in text
     assert "its images are not among the cases" in text and files[1].id in text
     assert sum(tag == "img" for tag, _ in found.tags) == 3  # curves, panel, the one case left
+
+
+@pytest.fixture
+def sketched(monkeypatch):
+    """Figures are made, but not drawn: that takes most of the time."""
+
+    def save(_, path):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"")
+        return path
+
+    monkeypatch.setattr(page.figures, "save", save)
+
+
+DAMAGE = {
+    "config.json": "[1]",
+    "metrics.jsonl": None,  # a folder
+    "evaluation/summary.json": '{"regions": ["WT"]}',
+    "evaluation/cases.csv": "id;dice_WT\na;good\n",
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_part_is_named_in_its_place_and_the_others_stand(copy, sketched, name):
+    workdir, challenge, files = copy
+    (workdir / "config.json").write_text('{"model": {"name": "dxnet"}}')
+    (workdir / name).unlink()
+    if DAMAGE[name] is None:
+        (workdir / name).mkdir()
+    else:
+        (workdir / name).write_text(DAMAGE[name])
+    found, text = check(page.write(workdir, challenge, files))
+    assert f"{name}: " in text and str(workdir) not in text and "could not be made" not in text
+    lost = {"metrics.jsonl": 1, "evaluation/cases.csv": 3}.get(name, 0)
+    assert sum(tag == "img" for tag, _ in found.tags) == 4 - lost
+
+
+def test_a_table_saved_by_a_spreadsheet_makes_the_same_page(copy, sketched):
+    workdir, challenge, files = copy
+    path = workdir / "evaluation/cases.csv"
+    config = {"a": 1}
+    text = check(page.write(workdir, challenge, files, config=config))[1]
+    rows = [line.split(",") for line in path.read_text().splitlines()]
+    saved = "\r\n".join(";".join(cell.replace(".", ",") for cell in row) for row in rows)
+    path.write_text(f"\ufeff{saved}\r\n", encoding="utf-8", newline="")
+    assert check(page.write(workdir, challenge, files, config=config))[1] == text
+
+
+@pytest.mark.parametrize("what", ["prediction", "image"])
+def test_one_damaged_file_loses_its_case_alone(copy, sketched, what, tmp_path):
+    workdir, challenge, files = copy
+    if what == "prediction":
+        (workdir / f"predictions/{files[0].id}.nii.gz").write_bytes(b"\x1f\x8bnonsense")
+        left, told = 4, "no prediction"
+    else:
+        bad = tmp_path / "secret place" / files[0].images[0].name
+        bad.parent.mkdir()
+        bad.write_bytes(b"nonsense")
+        files = [dataclasses.replace(files[0], images=(bad, files[0].images[1])), files[1]]
+        left, told = 3, f"{files[0].id}: DataError: {bad.name}"
+    found, text = check(page.write(workdir, challenge, files, config={"a": 1}))
+    assert sum(tag == "img" for tag, _ in found.tags) == left
+    assert (told in text) == (what == "image") and "secret" not in text
+    assert "could not be made" not in text
+
+
+def test_the_challenges_own_figures_go_without_a_damaged_prediction(copy, sketched):
+    workdir, challenge, files = copy
+
+    class Drawing(brats.BraTS):
+        def figures(self, evaluated):
+            for case in evaluated:
+                self.read_prediction(case.prediction)
+            curves = page.figures.curves([], [], ())
+            return [("mine", curves, f"mine of {len(evaluated)} cases")]
+
+    drawing = Drawing(layout="plain", convention="2021", modalities=("flair", "t1"))
+    (workdir / f"predictions/{files[0].id}.nii.gz").write_bytes(b"nonsense")
+    text = page.write(workdir, drawing, files, config={"a": 1}).read_text(encoding="utf-8")
+    assert "mine of 1 cases" in text and "figures lack these cases" in text
+    assert f"{html.escape(files[0].id)}: DataError: predictions/{html.escape(files[0].id)}" in text
+
+
+def test_a_figure_that_cannot_be_written_leaves_the_old_one_and_is_named(copy, monkeypatch):
+    workdir, challenge, files = copy
+    shutil.rmtree(workdir / "figures", ignore_errors=True)
+    path = page.figures.save(page.figures.curves([], [], ()), workdir / "figures/curves.png")
+    before = path.read_bytes(), path.with_suffix(".pdf").read_bytes()
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DataError, match="curves.png: the figure cannot be written .No space left"):
+        page.figures.save(page.figures.curves([], [], ("WT",)), path)
+    assert (path.read_bytes(), path.with_suffix(".pdf").read_bytes()) == before
+    assert sorted(p.name for p in path.parent.iterdir()) == ["curves.pdf", "curves.png"]
+    with pytest.raises(DataError, match="report.html: cannot write the report: No space left"):
+        page.write(workdir, challenge, files, config={"a": 1})
 
 
 def test_a_section_that_breaks_does_not_break_the_page(copy, monkeypatch, caplog):
