@@ -164,7 +164,7 @@ class BraTS(Challenge):
 
     def prepare(self, case: Case) -> Prepared:
         """See `Challenge.prepare`: the brain, each modality z-scored over it."""
-        return preprocess.brain(case)
+        return preprocess.brain(case, self.modalities)
 
     def finish(self, probabilities: np.ndarray, prepared: Prepared) -> np.ndarray:
         """See `Challenge.finish`: `decode`, put back into the full volume."""
