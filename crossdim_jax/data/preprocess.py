@@ -200,8 +200,8 @@ def _unmasked_note(names: Sequence[str]) -> str:
     if not names:
         return ""
     return (
-        f"{', '.join(names)}: not masked, the edges of the volume are not 0; nothing is cropped, and "
-        "mean and sd are those of the whole volume with its background (skull-stripped images "
+        f"{', '.join(names)}: not masked, the edges of the volume are not 0; nothing is cropped, "
+        "and mean and sd are those of the whole volume with its background (skull-stripped images "
         "are expected here, 0 outside the brain)"
     )
 
