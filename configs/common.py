@@ -27,9 +27,11 @@ def _data() -> ConfigDict:
     # (z, y, x) voxels, multiples of 32, better not 32 itself; for a 2D network (y, x), to which
     # slices are resized.
     data.patch = (128, 128, 128)
-    data.foreground = 0.0  # probability that a 3D patch is centred on a labelled voxel
+    # Probability that a 3D patch holds a voxel of a region, each region equally often.
+    data.foreground = 0.0
     data.num_threads = 2  # that read patches
     data.num_processes = 2  # that prepare cases, a whole one each; 0: threads do it
+    data.changed_cases = "refuse"  # or accept: go on, though cases are not what they were before
     data.split = ConfigDict()
     data.split.kind = "holdout"  # or kfold, fixed, official, all; by patient
     data.split.fraction = 0.2  # holdout: of the patients

@@ -10,7 +10,6 @@ are said. Endings are the same in upper and lower case.
 
 import dataclasses
 import json
-import logging
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -26,11 +25,10 @@ from crossdim_jax.challenges.nifti_folders import (
     say_twice,
     stem_of,
     visible,
+    warn_once,
 )
 from crossdim_jax.errors import ConfigError, DataError
 from crossdim_jax.storage import reading
-
-logger = logging.getLogger(__name__)
 
 # Our names, in the order that every layout below shares.
 MODALITIES = ("flair", "t1", "t1ce", "t2")
@@ -180,7 +178,7 @@ def check_tasks(cases: Iterable[str], convention: str, root: Path, *, labelled: 
             raise ConfigError(
                 f"{message}. Use another root, or relabel the cases and name them otherwise"
             )
-        logger.warning("%s. Predictions are written in convention %r", message, convention)
+        warn_once(f"{message}. Predictions are written in convention {convention!r}")
         return
 
 
@@ -324,11 +322,9 @@ def _find_msd(root: Path, labelled: bool) -> tuple[list[CaseFiles], Failures]:
             good.append(CaseFiles(case, patients.of_case(case), (path,), label))
     say_twice(twice)
     if labelled and (alone := sorted(set(labels) - set(images))):
-        logger.warning(
-            "%s: %d labels have no image and are passed over, such as that of %s",
-            root / "labelsTr",
-            len(alone),
-            alone[0],
+        warn_once(
+            f"{root / 'labelsTr'}: {len(alone)} labels have no image and are passed over, such as "
+            f"that of {alone[0]}"
         )
     return good, bad
 

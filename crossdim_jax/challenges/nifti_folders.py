@@ -3,6 +3,7 @@
 Endings are the same in upper and lower case.
 """
 
+import functools
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,6 +11,13 @@ from pathlib import Path
 from crossdim_jax.errors import DataError
 
 logger = logging.getLogger(__name__)
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    """A warning that is not repeated: a run looks for its cases several times."""
+    logger.warning("%s", message)
+
 
 SUFFIXES = (".nii.gz", ".nii")  # in order of preference where both are there
 
@@ -53,11 +61,9 @@ def preferred(paths: Iterable[Path], twice: list[Path]) -> Path | None:
 def say_twice(twice: Sequence[Path]) -> None:
     """Warns of files that are not read, see `preferred`."""
     if twice:
-        logger.warning(
-            "%d files are passed over because there is another of that name, such as %s: .nii.gz "
-            "is read rather than .nii, and lower case rather than upper",
-            len(twice),
-            twice[0],
+        warn_once(
+            f"{len(twice)} files are passed over because there is another of that name, such as "
+            f"{twice[0]}: .nii.gz is read rather than .nii, and lower case rather than upper"
         )
 
 
@@ -89,12 +95,9 @@ def passed_over(root: Path, cases: set[Path]) -> list[tuple[str, str]]:
         if any(stem_of(inner) is not None for inner in visible(path))
     ]
     if others and cases:
-        logger.warning(
-            "%d folders hold NIfTI files that are not named as a case's are, and are passed over: "
-            "%s%s",
-            len(others),
-            ", ".join(str(path) for path in others[:5]),
-            ", ..." if len(others) > 5 else "",
+        warn_once(
+            f"{len(others)} folders hold NIfTI files that are not named as a case's are, and are "
+            f"passed over: {', '.join(map(str, others[:5]))}{', ...' if len(others) > 5 else ''}"
         )
     return [(p.name, why) for p in entries if not p.suffix and (why := broken_link(p))]
 

@@ -4,13 +4,14 @@ The order of patients is that of a digest of seed and name, so a split depends n
 of the input nor on a random number library, and changes little when a patient is added.
 """
 
+import collections
 import dataclasses
 import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from crossdim_jax.errors import ConfigError, DataError
 from crossdim_jax.files import write_text
@@ -23,6 +24,10 @@ class HasPatient(Protocol):
     patient: str
 
 
+def _apart() -> Any:
+    return dataclasses.field(default_factory=dict, compare=False, repr=False)
+
+
 @dataclasses.dataclass(frozen=True)
 class Split:
     """Case ids, sorted.
@@ -31,16 +36,26 @@ class Split:
       train: ids to learn from.
       validation: ids to watch; may be empty.
       test: ids to evaluate in the end, in place of those that were watched; empty: those.
+      contents: {case id: {"image": digest, "label": digest}} of the cases when they were split; not
+        compared, and empty where it is not known.
+      accepted: {case id: what of it was changed in the course of the training}; not compared.
     """
 
     train: list[str]
     validation: list[str]
     test: list[str] = dataclasses.field(default_factory=list)
+    contents: dict[str, dict[str, str | None]] = _apart()
+    accepted: dict[str, str] = _apart()
 
     @property
     def evaluated(self) -> list[str]:
         """The ids that are scored in the end."""
         return self.test or self.validation
+
+    @property
+    def watched(self) -> list[str]:
+        """The ids that are held out: to watch, and to evaluate in the end."""
+        return [*self.validation, *self.test]
 
     def write(self, path: str | os.PathLike) -> Path:
         """Writes JSON, all or nothing. Raises DataError if the folder cannot be written to."""
@@ -59,8 +74,13 @@ class Split:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             lists = {name: content[name] for name in ("train", "validation")}
             lists["test"] = content.get("test", [])  # older runs have none
-            return cls(**{name: [str(i) for i in ids] for name, ids in lists.items()})
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            lists = {name: [str(i) for i in ids] for name, ids in lists.items()}
+            contents = {
+                str(case): {"image": str(parts["image"]), "label": parts["label"]}
+                for case, parts in content.get("contents", {}).items()
+            }
+            return cls(**lists, contents=contents, accepted=dict(content.get("accepted", {})))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
                 f'{path}: is not a split ({error!r}); expected {{"train": [...], "validation": '
                 "[...]}}"
@@ -126,7 +146,7 @@ def make(
       DataError: two cases have the same id.
     """
     ids = [case.id for case in cases]
-    if twice := sorted({i for i in ids if ids.count(i) > 1}):
+    if twice := sorted(i for i, count in collections.Counter(ids).items() if count > 1):
         raise DataError(f"case ids must be unique; found more than once: {', '.join(twice)}")
     patients = [case.patient for case in cases]
     if kind == "fixed":
@@ -202,6 +222,8 @@ def _official(cases: Sequence[HasPatient], lists: Mapping[str, Sequence[str]]) -
 
 def _shuffled(patients: Sequence[str], seed: int) -> list[str]:
     """Distinct patients in an order that only seed and names decide."""
-    return sorted(
-        set(patients), key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()
-    )
+
+    def place(name: str) -> str:  # names of files may be no Unicode
+        return hashlib.sha256(f"{seed}:{name}".encode(errors="surrogateescape")).hexdigest()
+
+    return sorted(set(patients), key=place)
