@@ -142,8 +142,8 @@ def _say_padding(cached: Sequence[cache.CachedCase], patch: Sequence[int]) -> No
         middle = np.median([case.shape for case in cached], axis=0).astype(int).tolist()
         _say(
             f"warning: patches of {tuple(patch)} are mostly padding: the median case, about "
-            f"{tuple(middle)} voxels, fills {fraction:.0%} of one; set a smaller "
-            "--config.data.patch"
+            f"{tuple(middle)} voxels, fills {fraction:.0%} of one; a smaller --config.data.patch "
+            "wastes less (fewer slices than 32 need smaller config.model.depth_strides)"
         )
 
 
