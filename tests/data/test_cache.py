@@ -439,6 +439,8 @@ def test_leftovers_of_killed_runs_are_removed_but_not_those_of_running_ones(
         folder.mkdir()
         then = folder.stat().st_mtime - age
         os.utime(folder, (then, then))
+    (tmp_path / ".digests.json.tmp").write_text("torn")
+    os.utime(tmp_path / ".digests.json.tmp", (0, 0))
     build(challenge, phantom_folder, tmp_path)
     assert [path.name for path in tmp_path.glob(".*")] == [".new.tmp"]
 
