@@ -30,9 +30,11 @@ def _data() -> ConfigDict:
     # How far a voxel of a label or modality may lie from where the case's first image has it; None:
     # a twentieth of a voxel. What is farther is refused, nothing is resampled.
     data.grid_tolerance_mm = config_dict.placeholder(float)
-    data.foreground = 0.0  # probability that a 3D patch is centred on a labelled voxel
+    # Probability that a 3D patch holds a voxel of a region, each region equally often.
+    data.foreground = 0.0
     data.num_threads = 2  # that read patches
     data.num_processes = 2  # that prepare cases, a whole one each; 0: threads do it
+    data.changed_cases = "refuse"  # or accept: go on, though cases are not what they were before
     data.split = ConfigDict()
     data.split.kind = "holdout"  # or kfold, fixed, official, all; by patient
     data.split.fraction = 0.2  # holdout: of the patients

@@ -192,7 +192,7 @@ RANGES: dict[str, Any] = {
     "data.foreground": real("[0, 1]", "a probability"),
     "data.num_threads": whole("[0, 1024]"),
     "data.num_processes": whole("[0, 1024]"),
-    "data.grid_tolerance_mm": real("[0, 1000]", "mm", none=True),
+    "data.grid_tolerance_mm": real("(0, 1000]", "mm", none=True),
     "data.split.fraction": real("[0, 1)", "of the patients"),
     "data.split.folds": whole(f"[2, {COUNT}]"),
     "data.split.fold": whole(f"[0, {COUNT}]"),

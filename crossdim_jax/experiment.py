@@ -27,7 +27,7 @@ from crossdim_jax import (
     whole_volume,
 )
 from crossdim_jax.challenges import CaseFiles, Challenge
-from crossdim_jax.data import augment, grid, splits
+from crossdim_jax.data import augment, splits
 from crossdim_jax.errors import ConfigError
 
 
@@ -153,7 +153,7 @@ def build(
         settings["size"] = patch
     challenge = challenges.get(settings.pop("name"), **settings)
     # Older configs have no such field.
-    challenge.grid_tolerance_mm = grid.check_option(config.data.get("grid_tolerance_mm"))
+    challenge.grid_tolerance_mm = config.data.get("grid_tolerance_mm")
     attributes = config.model.to_dict()
     if "ops" in attributes:
         try:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jax
 
-from crossdim_jax import evaluate, modes, run_cases, run_folder
+from crossdim_jax import evaluate, modes, run_cases, run_content, run_folder
 from crossdim_jax.data import splits
 from crossdim_jax.distributed import say, wait_for_all
 from crossdim_jax.ensemble import DONE, of_fold
@@ -42,6 +42,7 @@ def run(experiment: Experiment) -> Path:
             "folds"
         )
     folds = [of_fold(experiment, fold) for fold in range(experiment.config.data.split.folds)]
+    run_cases.check_folds(folds)
     for number, fold in enumerate(folds):
         if _is_done(fold):
             say(f"fold {number} is done: {fold.workdir}")
@@ -79,10 +80,13 @@ def _combine(experiment: Experiment, folds: list[Experiment]) -> Path:
         return experiment.workdir
     config, folder = experiment.config, experiment.workdir / run_folder.PREDICTIONS
     run_folder.claim(experiment.workdir, config.to_dict(), defaults=experiment.defaults)
-    files = []
+    files, changed = [], {}
     evaluate.check_writable(folder)
     for fold in folds:
-        for case in run_cases.held_out(fold):
+        held = run_cases.held_out(fold)
+        for name, value in run_content.provenance(fold, held).items():
+            changed[name] = "; ".join(filter(None, [changed.get(name), value]))
+        for case in held:
             files.append(case)
             source = experiment.challenge.prediction_path(
                 fold.workdir / run_folder.PREDICTIONS, case.id
@@ -102,6 +106,7 @@ def _combine(experiment: Experiment, folds: list[Experiment]) -> Path:
             provenance={
                 "cross_validation": f"{len(folds)} folds, each case by the fold that held it out",
                 **experiment.provenance(),
+                **changed,
             },
         )
     table = experiment.workdir / run_folder.EVALUATION / "table.md"

@@ -14,6 +14,7 @@ from crossdim_jax import (
     losses,
     optim,
     run_cases,
+    run_content,
     run_cost,
     run_folder,
     start,
@@ -191,6 +192,7 @@ def _evaluate(experiment: Experiment, between: Callable[[], None]) -> Path:
             provenance={
                 "checkpoint_step": record["step"],
                 **experiment.provenance(),
+                **run_content.provenance(experiment, files),
             },
         )
         table = experiment.workdir / run_folder.EVALUATION / "table.md"

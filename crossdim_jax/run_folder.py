@@ -34,7 +34,7 @@ HARMLESS = (
     r"(.*\.)?keep",
     r"(.*\.)?num_(threads|processes)",
     r"(.*\.)?workdir",
-    r"data\.(root|cache)",  # the split knows the cases by name
+    r"data\.(root|cache|changed_cases)",  # `run_content` knows what the cases hold
     r"weights\.file",  # read at the first start only
     r"(.*\.)?skip_nonfinite",  # up to now all were finite, or few enough
     r"(inference|evaluate|predict|report|mesh)(\..*)?",

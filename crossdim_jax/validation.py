@@ -1,11 +1,13 @@
 """Validation during training: Dice per region over whole cases."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
+from crossdim_jax.distributed import say
 from crossdim_jax.metric_writer import Totals
 
 
@@ -58,10 +60,12 @@ def validate(
 ) -> np.ndarray | None:
     """Mean Dice per class over whole cases, as `losses.hard_dice`; None if stopped half-way.
 
-    A class empty in both truth and prediction scores 1.
+    A class empty in both truth and prediction scores 1, as in the BraTS evaluation. A class that is
+    empty in the truth of every case is NaN: such scores say nothing of how well it is found, and
+    would count in the mean over classes. If all are, there is nothing but these scores.
     """
     first = 1 if validation.activation == "softmax" else 0
-    totals = Totals()
+    totals, present = Totals(), False
     for case in validation.cases:
         if should_stop():
             return None
@@ -85,4 +89,20 @@ def validate(
         dice = np.where(size > 0, 2 * overlap / np.maximum(size, 1), 1.0)
         counted = np.asarray(weights) > 0
         totals.add({"dice": ((dice * counted)[first:], counted[first:])})
-    return totals.mean("dice")
+        present = present | (truth.any(axes) & counted)[first:]
+    dice = totals.mean("dice")
+    if not np.any(present) or np.all(present | np.isnan(dice)):
+        return dice
+    absent = tuple(np.flatnonzero(~present & ~np.isnan(dice)).tolist())
+    _say_absent(absent, len(present), len(validation.cases))
+    return np.where(present, dice, np.nan)
+
+
+@functools.cache
+def _say_absent(absent: tuple[int, ...], classes: int, cases: int) -> None:
+    """Once, however often it is validated."""
+    say(
+        f"warning: of the {classes} classes, {', '.join(f'number {k + 1}' for k in absent)} is in "
+        f"none of the {cases} validation cases: it is left out of the score by which the best "
+        "weights are chosen"
+    )

@@ -414,3 +414,16 @@ def test_cases_of_one_name_can_be_told_apart(challenge, files, tmp_path):
     other = dataclasses.replace(files[0], label=files[1].label)
     again = score(challenge, [other], tmp_path / "predictions")["truths"]
     assert again == {files[0].id: truths[files[1].id]}
+
+
+def test_an_image_that_is_not_masked_is_said_when_it_is_predicted(
+    challenge, data, files, tmp_path, caplog
+):
+    path = data / "BraTS2021_00001" / "BraTS2021_00001_t1.nii.gz"
+    image = nib.load(path)
+    nib.save(nib.Nifti1Image(np.asanyarray(image.dataobj) - 1000, AFFINE), path)
+    predict(challenge, files, tmp_path / "p", lambda x: np.zeros((*x.shape[:3], 3), np.float32))
+    assert [m for m in caplog.messages if "not masked" in m] == [
+        m for m in caplog.messages if m.startswith("BraTS2021_00001: t1: not masked")
+    ]
+    assert "t1: not masked" in caplog.text

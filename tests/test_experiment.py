@@ -47,7 +47,9 @@ def test_the_challenge_knows_how_far_grids_may_differ(tmp_path):
     with older.unlocked():
         del older.data.grid_tolerance_mm
     assert experiment.build(older, tmp_path).challenge.grid_tolerance_mm is None
-    with pytest.raises(ConfigError, match="config.data.grid_tolerance_mm=-1.0; a positive number"):
+    with pytest.raises(
+        ConfigError, match="config.data.grid_tolerance_mm=-1.0: expected .* above 0"
+    ):
         experiment.build(config(data__grid_tolerance_mm=-1.0), tmp_path)
 
 

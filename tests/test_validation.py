@@ -24,11 +24,20 @@ def test_validation_dice_counts_voxels_and_leaves_unlabelled_regions_out(cases):
     dice = validate(None, Validation(cases, predict, toy.encode))
     np.testing.assert_allclose(dice, [np.mean(expected), 0.0])
 
+    # A class that no case has says nothing, whether it is predicted or not.
+    first_only = [toy.Case(c.id, c.image, np.minimum(c.label, 1)) for c in cases]
+    dice = validate(None, Validation(first_only, predict, toy.encode))
+    assert dice[0] == np.mean(expected) and np.isnan(dice[1])
+    # But a case without a class that others have scores as in the official evaluation.
+    mixed = [first_only[0], *cases[1:]]
+    np.testing.assert_allclose(validate(None, Validation(mixed, predict, toy.encode))[1], 0.5)
+
     def half_labelled(label, kind):
         return toy.encode(label)[0], np.array([1.0, 0.0])
 
     dice = validate(None, Validation(cases, predict, half_labelled))
     assert dice[0] == np.mean(expected) and np.isnan(dice[1])
+    # Without any class there is nothing but what is predicted by mistake.
     nothing = [toy.Case("empty", cases[0].image, np.zeros_like(cases[0].label))]
     assert validate(None, Validation(nothing, predict, toy.encode)).tolist() == [0.0, 1.0]
 

@@ -134,6 +134,8 @@ class BraTS(Challenge):
             self._settle(brats_layouts.detect(root), root)
         names = self._file_names()
         good, bad = brats_layouts.find(root, self.layout, names, labelled=labelled)
+        every = [*(case.id for case in good), *(case for case, _ in bad)]
+        brats_layouts.check_tasks(every, self.convention, root, labelled=labelled)
         if bad and errors is None:
             raise ManyErrors(f"{root}: cases are incomplete; repair or remove them", bad)
         if errors is not None:
@@ -160,7 +162,7 @@ class BraTS(Challenge):
 
     def prepare(self, case: Case) -> Prepared:
         """See `Challenge.prepare`: the brain, each modality z-scored over it."""
-        return preprocess.brain(case)
+        return preprocess.brain(case, self.modalities)
 
     def finish(self, probabilities: np.ndarray, prepared: Prepared) -> np.ndarray:
         """See `Challenge.finish`: `decode`, put back into the full volume."""

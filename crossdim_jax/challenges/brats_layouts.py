@@ -4,17 +4,31 @@ The folders of cases may lie one level down, as HGG and LGG in 2017 to 2019: the
 them together are those of the root.
 
 Hidden files, and anything that is not named as a case is, are passed over: a data root may hold
-notes, spreadsheets or predictions beside the cases.
+notes, spreadsheets or predictions beside the cases. Folders that hold NIfTI files and are no case
+are said. Endings are the same in upper and lower case.
 """
 
 import dataclasses
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from crossdim_jax.challenges import CaseFiles
+from crossdim_jax.challenges import CaseFiles, patients
+from crossdim_jax.challenges.nifti_folders import (
+    broken_link,
+    files_in,
+    folders_in,
+    listing,
+    passed_over,
+    preferred,
+    say_twice,
+    stem_of,
+    visible,
+    warn_once,
+)
 from crossdim_jax.errors import ConfigError, DataError
+from crossdim_jax.storage import reading
 
 # Our names, in the order that every layout below shares.
 MODALITIES = ("flair", "t1", "t1ce", "t2")
@@ -43,14 +57,21 @@ LAYOUTS = {
     "plain": Layout((), "_", None),
 }
 
-_SUFFIXES = (".nii.gz", ".nii")  # in order of preference where both are there
 _OFFICIAL = re.compile(r"brats", re.IGNORECASE)  # a folder so named is meant to be a case
 _YEAR = {
     "2020": re.compile(r"brats20_", re.IGNORECASE),
     "2021": re.compile(r"brats(17|18|19|2021)_", re.IGNORECASE),
-    "2023": re.compile(r"brats-gli-", re.IGNORECASE),
+    "2023": re.compile(r"brats-[a-z]+-", re.IGNORECASE),
 }
-_TIMEPOINT = re.compile(r"(BraTS-[A-Za-z]+-\d+)-\d+")  # BraTS-GLI-00001-000: patient, visit
+# Tasks of 2023 and later, as the cases are named, whose labels mean what a convention says.
+TASKS = {
+    "GLI": ("2023", "2024"),
+    "SSA": ("2023",),
+    "MEN": ("2023",),
+    "MET": ("2023", "2024"),
+    "GOAT": ("2023",),
+}
+_TASK = re.compile(r"brats-([a-z]+(?:-rt)?)-\d.*", re.IGNORECASE)
 
 Failures = list[tuple[str, str]]
 
@@ -85,7 +106,7 @@ def detect(root: Path) -> str:
     if not found:
         raise DataError(
             f"{root}: no case is named as in BraTS 2017 to 2024 or the decathlon's Task01; found: "
-            f"{_listing(root)}.{_deeper(root)} For folders named otherwise set layout to 'plain', "
+            f"{listing(root)}.{_deeper(root)} For folders named otherwise set layout to 'plain', "
             "modalities and convention"
         )
     return min(found)
@@ -113,23 +134,52 @@ def find(
         wanted = "imagesTr/BRATS_001.nii.gz"
     else:
         separator = LAYOUTS[layout].separator
-        good, bad = [], []
+        good, bad, twice = [], [], []
         folders: dict[str, list[Path]] = {}
         for folder, case in _case_folders(root, separator, modalities):
             folders.setdefault(case, []).append(folder)
+        bad.extend(passed_over(root, {p for places in folders.values() for p in places}))
         for case, places in folders.items():
             if len(places) > 1:
                 bad.append((case, f"is in {' and in '.join(map(str, places))}; rename all but one"))
                 continue
-            files = _case_files(places[0], case, LAYOUTS[layout], modalities, labelled)
+            files = _case_files(places[0], case, LAYOUTS[layout], modalities, labelled, twice)
             bad.append((case, files)) if isinstance(files, str) else good.append(files)
+        say_twice(twice)
         wanted = f"CASE/CASE{separator}{modalities[0]}.nii.gz"
     if not good and not bad:
         raise DataError(
             f"{root}: holds no case of layout {layout!r}; expected files such as {wanted}, "
-            f"found: {_listing(root)}.{_deeper(root)}"
+            f"found: {listing(root)}.{_deeper(root)}"
         )
+    good = patients.assign(root, good)
     return sorted(good, key=lambda case: case.id), sorted(bad)
+
+
+def check_tasks(cases: Iterable[str], convention: str, root: Path, *, labelled: bool) -> None:
+    """Refuses cases of a BraTS task whose labels are not those of the convention.
+
+    Without labels the network sees the same four modalities: that is only warned of.
+
+    Raises ConfigError, naming the task.
+    """
+    for case in cases:
+        found = _TASK.fullmatch(case)
+        task = found[1].upper() if found else "GLI"
+        known = TASKS.get(task, ())
+        if convention in known or (known and convention not in ("2023", "2024")):
+            continue
+        fits = f"convention {' or '.join(map(repr, known))} fits" if known else "none here fits"
+        message = (
+            f"{root}: {case} is of the BraTS task {task}, whose labels are not those of "
+            f"convention {convention!r} ({fits}); known tasks: {', '.join(TASKS)}"
+        )
+        if labelled:
+            raise ConfigError(
+                f"{message}. Use another root, or relabel the cases and name them otherwise"
+            )
+        warn_once(f"{message}. Predictions are written in convention {convention!r}")
+        return
 
 
 def _check_root(root: Path) -> None:
@@ -138,48 +188,25 @@ def _check_root(root: Path) -> None:
         raise DataError(f"{root}: {what}; the data root must be a folder of cases")
 
 
-def _visible(folder: Path) -> list[Path]:
-    """Entries that are not hidden (.DS_Store, ._x), sorted."""
-    try:
-        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be listed ({error})") from error
-
-
-def _folders(folder: Path) -> list[Path]:
-    return [path for path in _visible(folder) if path.is_dir()]
-
-
-def _stem(path: Path) -> str | None:
-    """The name without .nii or .nii.gz; None for other files."""
-    return next((path.name.removesuffix(s) for s in _SUFFIXES if path.name.endswith(s)), None)
-
-
-def _listing(folder: Path, most: int = 12) -> str:
-    names = [path.name + "/" * path.is_dir() for path in _visible(folder)]
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return (", ".join(names[:most]) or "nothing") + more
-
-
 def _deeper(root: Path) -> str:
     """A hint when the cases lie further down than we look."""
-    above = _folders(root)
-    below = [folder for parent in above for folder in _folders(parent)]
-    holds = [folder for folder in below if any(_OFFICIAL.match(p.name) for p in _folders(folder))]
+    above = folders_in(root)
+    below = [folder for parent in above for folder in folders_in(parent)]
+    holds = [folder for folder in below if any(_OFFICIAL.match(p.name) for p in folders_in(folder))]
     found = [*filter(_is_msd, above), *filter(_is_msd, below), *holds]
     return f" The cases seem to be in {found[0]}: make that the root." if found else ""
 
 
 def _cases_of(folder: Path, separator: str, modalities: Sequence[str]) -> set[str]:
     """The case names of the files in `folder` that end in a modality or `seg`."""
-    stems = [_stem(path) for path in _visible(folder) if path.is_file()]
-    endings = [separator + name for name in (*modalities, "seg")]
+    stems = [stem_of(path) for path in files_in(folder)]
+    endings = [(separator + name).lower() for name in (*modalities, "seg")]
     return {
-        stem.removesuffix(ending)
+        stem[: -len(ending)]
         for stem in stems
         if stem is not None
         for ending in endings
-        if stem.endswith(ending)
+        if stem.lower().endswith(ending)
     }
 
 
@@ -196,10 +223,10 @@ def _case_folders(root: Path, separator: str, modalities: Sequence[str]) -> list
     def filled(folders: list[Path]) -> list[Path]:
         return [folder for folder in folders if _cases_of(folder, separator, modalities)]
 
-    folders = _folders(root)
+    folders = folders_in(root)
     cases = filled(folders)
     if not cases and not own:
-        inner = {group: _folders(group) for group in folders}
+        inner = {group: folders_in(group) for group in folders}
         cases = [folder for group in folders for folder in filled(inner[group])]
         # A group without any case is not one: its name may yet be that of an (empty) case.
         groups = {folder.parent for folder in cases}
@@ -217,20 +244,31 @@ def _case_folders(root: Path, separator: str, modalities: Sequence[str]) -> list
 
 
 def _case_files(
-    folder: Path, case: str, layout: Layout, modalities: Sequence[str], labelled: bool
+    folder: Path,
+    case: str,
+    layout: Layout,
+    modalities: Sequence[str],
+    labelled: bool,
+    twice: list[Path],
 ) -> CaseFiles | str:
-    """The case's files, or what is missing."""
+    """The case's files, or what is missing; files that are not read are added to `twice`."""
     separator = layout.separator
+    by_stem: dict[str, list[Path]] = {}
+    for path in files_in(folder):
+        if (stem := stem_of(path)) is not None:
+            by_stem.setdefault(stem.lower(), []).append(path)
 
     def file(ending: str) -> Path | None:
-        paths = [folder / f"{case}{separator}{ending}{suffix}" for suffix in _SUFFIXES]
-        return next((path for path in paths if path.is_file()), None)
+        return preferred(by_stem.get(f"{case}{separator}{ending}".lower(), ()), twice)
 
     images = {name: file(name) for name in modalities}
     label = file("seg")
     if label is None:
-        known = {case + separator + name for name in (*layout.modalities, *modalities)}
+        known = {(case + separator + name).lower() for name in (*layout.modalities, *modalities)}
         label = _misnamed_label(folder, known)
+    for path in (*images.values(), label):
+        if path is not None and (why := broken_link(path)):
+            return why
     missing = [f"modality {name!r}" for name, path in images.items() if path is None]
     endings = [name for name, path in images.items() if path is None]
     if labelled and label is None:
@@ -239,10 +277,9 @@ def _case_files(
         expected = ", ".join(f"{case}{separator}{ending}.nii.gz" for ending in endings)
         return (
             f"no {' and no '.join(missing)}: expected {expected} (or .nii) in {folder}, "
-            f"found: {_listing(folder)}"
+            f"found: {listing(folder)}"
         )
-    visit = _TIMEPOINT.fullmatch(case)
-    return CaseFiles(case, visit[1] if visit else case, tuple(images.values()), label)
+    return CaseFiles(case, patients.of_case(case), tuple(images.values()), label)
 
 
 def _misnamed_label(folder: Path, images: set[str]) -> Path | None:
@@ -250,15 +287,15 @@ def _misnamed_label(folder: Path, images: set[str]) -> Path | None:
 
     BraTS20_Training_355 was released with the label W39_1998.09.19_Segm.nii.
     """
-    volumes = [path for path in _visible(folder) if path.is_file() and _stem(path) is not None]
-    others = [path for path in volumes if _stem(path) not in images]
-    return others[0] if len(others) == 1 and _stem(others[0]).endswith("_Segm") else None
+    volumes = [path for path in files_in(folder) if stem_of(path) is not None]
+    others = [path for path in volumes if stem_of(path).lower() not in images]
+    return others[0] if len(others) == 1 and stem_of(others[0]).endswith("_Segm") else None
 
 
 def _is_msd(root: Path) -> bool:
     if any((root / name).is_dir() for name in ("imagesTr", "imagesTs")):
         return True
-    return any(re.fullmatch(r"BRATS_\d+", _stem(path) or "") for path in _visible(root))
+    return any(re.fullmatch(r"BRATS_\d+", stem_of(path) or "") for path in visible(root))
 
 
 def _find_msd(root: Path, labelled: bool) -> tuple[list[CaseFiles], Failures]:
@@ -267,19 +304,38 @@ def _find_msd(root: Path, labelled: bool) -> tuple[list[CaseFiles], Failures]:
     folders = ["imagesTr"] if labelled else ["imagesTs", "imagesTr", "."]
     folder = next((root / name for name in folders if (root / name).is_dir()), None)
     if folder is None:
-        raise DataError(f"{root}: has no folder imagesTr; found: {_listing(root)}")
-    good, bad = {}, []
-    for path in _visible(folder):
-        case = _stem(path)
-        if case is None or case in good or not path.is_file():
-            continue
-        labels = [root / "labelsTr" / (case + suffix) for suffix in _SUFFIXES]
-        label = next((label for label in labels if label.is_file()), None)
-        if labelled and label is None:
-            bad.append((case, f"no label: expected {labels[0]} (or .nii) beside {path}"))
+        raise DataError(f"{root}: has no folder imagesTr; found: {listing(root)}")
+    images, labels = _by_case(folder), _by_case(root / "labelsTr")
+    good, bad, twice = [], [], []
+    for case, paths in images.items():
+        path, label = (
+            preferred(paths, twice),
+            preferred(labels.get(case, ()), twice),
+        )
+        broken = [why for p in (path, label) if p and (why := broken_link(p))]
+        if broken:
+            bad.append((case, broken[0]))
+        elif labelled and label is None:
+            expected = root / "labelsTr" / f"{case}.nii.gz"
+            bad.append((case, f"no label: expected {expected} (or .nii) beside {path}"))
         else:
-            good[case] = CaseFiles(case, case, (path,), label)
-    return list(good.values()), bad
+            good.append(CaseFiles(case, patients.of_case(case), (path,), label))
+    say_twice(twice)
+    if labelled and (alone := sorted(set(labels) - set(images))):
+        warn_once(
+            f"{root / 'labelsTr'}: {len(alone)} labels have no image and are passed over, such as "
+            f"that of {alone[0]}"
+        )
+    return good, bad
+
+
+def _by_case(folder: Path) -> dict[str, list[Path]]:
+    """The NIfTI files of a folder by case; none if there is no such folder."""
+    found: dict[str, list[Path]] = {}
+    for path in files_in(folder) if folder.is_dir() else ():
+        if (case := stem_of(path)) is not None:
+            found.setdefault(case, []).append(path)
+    return found
 
 
 def _check_msd_json(path: Path) -> None:
@@ -287,7 +343,7 @@ def _check_msd_json(path: Path) -> None:
     if not path.is_file():
         return
     try:
-        channels = json.loads(path.read_text(encoding="utf-8"))["modality"]
+        channels = json.loads(reading.read_bytes(path, limit=1 << 26))["modality"]
         found = [str(channels[str(i)]) for i in range(len(channels))]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(

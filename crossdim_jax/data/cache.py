@@ -1,8 +1,8 @@
 """Cases decoded and prepared once, then memory-mapped.
 
-One folder per case, named by the case and a digest of everything its content depends on: a changed
-source file, label convention or preprocessing makes a new folder, and nothing is ever updated in
-place. Several runs may build the same cache at once.
+One folder per case, named by the case and a digest of everything its content depends on: other
+contents of the source files, another label convention or preprocessing make a new folder, and no
+array is ever updated in place. Several runs may build the same cache at once.
 """
 
 import contextlib
@@ -14,79 +14,26 @@ import os
 import re
 import shutil
 import time
-import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tqdm
 
 from crossdim_jax.challenges import CaseFiles, Challenge
-from crossdim_jax.data import preprocess, workers
+from crossdim_jax.data import cache_entry, digests, preprocess, workers
+from crossdim_jax.data.cache_entry import CachedCase
 from crossdim_jax.errors import ConfigError, DataError, ManyErrors
 
-CACHE_VERSION = 2  # raise it when the meaning of the cached files changes
+CACHE_VERSION = 3  # raise it when the meaning of the cached files changes
 DTYPES = ("float32", "float16")
-MAX_FOREGROUND = 50_000  # voxels kept per case to draw patch centres from
-_META = "meta.json"
+MAX_FOREGROUND = 50_000  # voxels kept of each region of a case, to draw patches that hold them
 _STALE_S = 24 * 3600.0  # a temporary folder this old belongs to a run that was killed
 
 
 class CacheWriteError(DataError):
     """The cache folder cannot be written to; no case is at fault."""
-
-
-@dataclasses.dataclass(frozen=True)
-class CachedCase:
-    """One prepared case on disk.
-
-    Files are opened at each access and closed with the last reference: a map held open for every
-    case of a large set would exceed the usual limit of open files.
-
-    Attributes:
-      id, patient: as in `CaseFiles`.
-      folder: holds image.npy, label.npy, foreground.npy and meta.json.
-      shape: (z, y, x) of the crop.
-      spacing_mm: (z, y, x).
-      bbox, full_shape: where the crop lay, see `preprocess.Prepared`.
-      kind: as in `CaseFiles`.
-    """
-
-    id: str
-    patient: str
-    folder: Path
-    shape: tuple[int, int, int]
-    spacing_mm: tuple[float, float, float]
-    bbox: preprocess.BBox
-    full_shape: tuple[int, int, int]
-    kind: str = ""
-
-    @property
-    def image(self) -> np.ndarray:
-        """(z, y, x, c) float32 or float16, z-scored; read-only, memory-mapped."""
-        return self._map("image")
-
-    @property
-    def label(self) -> np.ndarray | None:
-        """(z, y, x) uint8 in the convention of the files; None if the case has no label."""
-        return self._map("label") if (self.folder / "label.npy").exists() else None
-
-    @property
-    def foreground(self) -> np.ndarray:
-        """(n, 3) uint16: z, y, x of voxels in any region; all of them or a random subset."""
-        return self._map("foreground")
-
-    def _map(self, name: str) -> np.ndarray:
-        path = self.folder / f"{name}.npy"
-        try:
-            # Empty arrays cannot be mapped.
-            mode = "r" if name != "foreground" else None
-            return np.load(path, mmap_mode=mode, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(
-                f"{path}: the cached case cannot be read ({error}); remove the folder "
-                f"{self.folder} and run again"
-            ) from error
 
 
 def build(
@@ -143,9 +90,9 @@ def build(
     numbers = {"threads": num_threads, "processes": num_processes}
     index, count = share
     if count > 1:
-        _make(make, files[index::count], numbers, progress)
+        _make(make, files[index::count], root, numbers, progress)
         wait()
-    results = _make(make, files, numbers, progress)
+    results = _make(make, files, root, numbers, progress)
     faults = [
         (case.id, result.message)
         for case, result in zip(files, results, strict=True)
@@ -161,31 +108,17 @@ def build(
     return results
 
 
-def key(challenge: Challenge, files: CaseFiles, dtype: str) -> str:
-    """The digest of everything the cached content depends on.
-
-    Raises DataError if a source file is missing.
-    """
-    sources = []
-    paths = list(files.images)
-    if files.label is not None:
-        paths += sorted(files.label.iterdir()) if files.label.is_dir() else [files.label]
-    for path in paths:
-        try:
-            status = path.stat()
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error})") from error
-        sources.append([str(path.resolve()), status.st_size, status.st_mtime_ns])
-    content = {
+def key(challenge: Challenge, files: CaseFiles, content: digests.Content, dtype: str) -> str:
+    """The digest of everything the cached content depends on."""
+    everything = {
         "version": CACHE_VERSION,
-        "case": [files.id, files.patient, files.kind],
-        "sources": sources,
-        "labelled": files.label is not None,
+        "case": [files.id, files.kind],
+        "sources": [content.image, content.label],
         "challenge": challenge.fingerprint(),
         "preprocess": preprocess.PARAMETERS,
         "dtype": dtype,
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,39 +130,68 @@ class _Fault:
 
 
 def _make(
-    make: Callable[[CaseFiles], "CachedCase | _Fault"],
+    make: Callable[..., "CachedCase | _Fault"],
     files: Sequence[CaseFiles],
+    root: Path,
     numbers: dict[str, int],
     progress: bool,
 ) -> list["CachedCase | _Fault"]:
     """The result of each case: those that are there at once, the others by threads or processes."""
-    results = {index: make(case, only_look=True) for index, case in enumerate(files)}
+    record, total = digests.Digests(root), len(files)
+    looks = [functools.partial(_look, make, record, case) for case in files]
+    # Said after a while only: mostly they are there, and nothing is read.
+    bar = _bar("looking for cases", progress, total=total, delay=2, leave=False)
+    found = dict(_done(looks, bar, threads=numbers["threads"]))
+    record.save()
+    results = {index: found[index][1] for index in range(total)}
     missing = [index for index, result in results.items() if result is None]
     if len(missing) < 2:  # not worth a process
         numbers = numbers | {"processes": 0}
-    work = [functools.partial(make, files[index]) for index in missing]
-    bar = tqdm.tqdm(
-        total=len(files),
-        initial=len(files) - len(missing),
-        desc="preparing cases",
-        unit="case",
-        disable=None if progress else True,
-    )
-    with bar, contextlib.closing(workers.run(work, **numbers)) as attempts:
+    work = [functools.partial(make, files[index], found[index][0]) for index in missing]
+    bar = _bar("preparing cases", progress, total=total, initial=total - len(missing))
+    with contextlib.closing(_done(work, bar, **numbers)) as attempts:
         for index, result in attempts:
             if isinstance(result, _Fault) and result.error is not None:
                 raise result.error
             results[missing[index]] = result
-            bar.update()
     return list(results.values())
 
 
+def _bar(text: str, progress: bool, **options) -> tqdm.tqdm:
+    return tqdm.tqdm(desc=text, unit="case", disable=None if progress else True, **options)
+
+
+def _done(work: Sequence[Callable], bar: tqdm.tqdm, **numbers: int) -> Iterator[tuple[int, Any]]:
+    """`workers.run`, shown by the bar."""
+    with bar, contextlib.closing(workers.run(work, **numbers)) as results:
+        for result in results:
+            bar.update()
+            yield result
+
+
+def _look(
+    make: Callable[..., "CachedCase | _Fault | None"], record: digests.Digests, files: CaseFiles
+) -> tuple[digests.Content | None, "CachedCase | _Fault | None"]:
+    """The content of a case's files, and the case if it is in the cache."""
+    try:
+        content = record.of_case(files)
+    except DataError as error:
+        return None, _Fault(str(error))
+    return content, make(files, content, only_look=True)
+
+
 def _try(
-    challenge: Challenge, files: CaseFiles, *, root: Path, dtype: str, only_look: bool = False
+    challenge: Challenge,
+    files: CaseFiles,
+    content: digests.Content,
+    *,
+    root: Path,
+    dtype: str,
+    only_look: bool = False,
 ) -> "CachedCase | _Fault | None":
     """`_cached`, or why not: whatever is wrong with one case, the others are still tried."""
     try:
-        return _cached(challenge, files, root, dtype, only_look=only_look)
+        return _cached(challenge, files, content, root, dtype, only_look=only_look)
     except CacheWriteError as error:
         return _Fault(str(error), error)
     except DataError as error:
@@ -239,21 +201,29 @@ def _try(
 
 
 def _cached(
-    challenge: Challenge, files: CaseFiles, root: Path, dtype: str, *, only_look: bool = False
+    challenge: Challenge,
+    files: CaseFiles,
+    content: digests.Content,
+    root: Path,
+    dtype: str,
+    *,
+    only_look: bool = False,
 ) -> CachedCase | None:
     """The case from the cache; prepared and stored first if it is not there, or None."""
-    digest = key(challenge, files, dtype)
-    safe = re.sub(r"[^\w.-]", "_", files.id)
+    digest = key(challenge, files, content, dtype)
+    safe = re.sub(r"[^\w.-]", "_", files.id).encode()[:80].decode(errors="ignore")
     folder = root / f"{safe}-{digest[:16]}"
-    found = _open(folder, digest)
+    found = cache_entry.read(folder, digest, files.patient)
     if found or only_look:
         return found
     prepared = challenge.prepare(challenge.load(files))
+    if path := content.changed():
+        raise DataError(f"{path}: was changed while it was read; run again once it is complete")
     arrays = {"image": _narrow(prepared.image, dtype)}
-    foreground = np.zeros((0, 3), np.uint16)
+    foreground = _foreground(np.zeros((1, 1, 1, 0), bool), digest)
     if prepared.label is not None:
         arrays["label"] = prepared.label
-        foreground = _foreground(challenge.masks(prepared.label).any(axis=-1), digest)
+        foreground = _foreground(challenge.masks(prepared.label), digest)
     arrays["foreground"] = foreground
     case = CachedCase(
         id=files.id,
@@ -264,9 +234,10 @@ def _cached(
         bbox=prepared.bbox,
         full_shape=prepared.full_shape,
         kind=prepared.kind,
+        note=prepared.note,
     )
     with _writing(root):
-        _store(case, arrays, digest)
+        cache_entry.write(case, arrays, digest)
     return case
 
 
@@ -278,58 +249,18 @@ def _narrow(image: np.ndarray, dtype: str) -> np.ndarray:
     return narrow
 
 
-def _foreground(mask: np.ndarray, digest: str) -> np.ndarray:
-    """Coordinates (n, 3) of the true voxels; a random subset, the same every time, if too many."""
-    flat = np.flatnonzero(mask)
-    if flat.size > MAX_FOREGROUND:
-        rng = np.random.default_rng(int(digest[:16], 16))
-        flat = np.sort(rng.choice(flat, MAX_FOREGROUND, replace=False))
-    return np.stack(np.unravel_index(flat, mask.shape), axis=-1).astype(np.uint16)
-
-
-def _store(case: CachedCase, arrays: dict[str, np.ndarray], digest: str) -> None:
-    """Writes the folder under another name and renames it: it is there whole, or not at all."""
-    temporary = case.folder.with_name(f".{case.folder.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.mkdir()
-        for name, array in arrays.items():
-            np.save(temporary / f"{name}.npy", array, allow_pickle=False)
-        meta = dataclasses.asdict(case) | {
-            "key": digest,
-            "bytes": {path.name: path.stat().st_size for path in sorted(temporary.iterdir())},
-        }
-        del meta["folder"]
-        (temporary / _META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
-        try:
-            os.replace(temporary, case.folder)
-        except OSError:
-            # Another run was faster, and its content is the same; else what is there is damaged.
-            if not _open(case.folder, digest):
-                shutil.rmtree(case.folder)
-                os.replace(temporary, case.folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _open(folder: Path, digest: str) -> CachedCase | None:
-    """The case in `folder` if it is complete, by its own account of file sizes."""
-    try:
-        meta = json.loads((folder / _META).read_text(encoding="utf-8"))
-        sizes = {name: (folder / name).stat().st_size for name in meta["bytes"]}
-        if meta["key"] != digest or sizes != meta["bytes"]:
-            return None
-        return CachedCase(
-            id=meta["id"],
-            patient=meta["patient"],
-            folder=folder,
-            shape=tuple(meta["shape"]),
-            spacing_mm=tuple(meta["spacing_mm"]),
-            bbox=tuple(tuple(bounds) for bounds in meta["bbox"]),
-            full_shape=tuple(meta["full_shape"]),
-            kind=meta["kind"],
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def _foreground(masks: np.ndarray, digest: str) -> np.ndarray:
+    """(z, y, x, r) bool -> (n, 4): see `CachedCase.foreground`; the same every time."""
+    rng = np.random.default_rng(int(digest[:16], 16))
+    rows = [np.zeros((0, 4), np.int64)]
+    for region in range(masks.shape[-1]):
+        flat = np.flatnonzero(masks[..., region])
+        if flat.size > MAX_FOREGROUND:
+            flat = np.sort(rng.choice(flat, MAX_FOREGROUND, replace=False))
+        places = np.unravel_index(flat, masks.shape[:-1])
+        rows.append(np.stack([np.full(flat.size, region), *places], axis=-1))
+    small = max(masks.shape) <= np.iinfo(np.uint16).max
+    return np.concatenate(rows).astype(np.uint16 if small else np.uint32)
 
 
 @contextlib.contextmanager
@@ -347,4 +278,4 @@ def _remove_stale(root: Path) -> None:
     for path in root.glob(".*.tmp"):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > _STALE_S:
-                shutil.rmtree(path)
+                shutil.rmtree(path) if path.is_dir() else path.unlink()

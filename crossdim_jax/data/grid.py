@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 
 from crossdim_jax.data.geometry import PLACE, Geometry
-from crossdim_jax.errors import ConfigError, DataError
+from crossdim_jax.errors import DataError
 
 OF_A_VOXEL = 0.05
 _FORMS_OF_A_VOXEL = 0.5  # a qform is rounded: 1e-3 rad in the worst case, near half a turn
@@ -22,19 +22,6 @@ OPTION = "config.data.grid_tolerance_mm"
 MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 1e-3}  # NIfTI's unknown, metre, millimetre, micrometre
 _SIZES_MM = (1e-6, 1e6)  # of voxels
 _SKEW = 1e-5  # of axes of unit length; ITK takes up to 1e-4, headers have 1e-6
-
-
-def check_option(tolerance_mm: float | None) -> float | None:
-    """The user's tolerance. Raises ConfigError unless it is None or a positive number."""
-    if tolerance_mm is None:
-        return None
-    number = isinstance(tolerance_mm, int | float) and not isinstance(tolerance_mm, bool)
-    if not (number and math.isfinite(tolerance_mm) and tolerance_mm > 0):
-        raise ConfigError(
-            f"{OPTION}={tolerance_mm!r}; a positive number of millimetres is expected, or None for "
-            "a twentieth of a voxel"
-        )
-    return float(tolerance_mm)
 
 
 def tolerance_mm(geometry: Geometry, given: float | None = None) -> float:

@@ -40,8 +40,9 @@ def train_dataset(
         no more: of `process_count` equal parts, one after another, the one numbered
         `process_index`. The global batch is the same whatever the number of processes.
       seed: of order and positions, 0 <= seed < 2**32.
-      foreground: probability that a patch is centred on a voxel of some region (shifted as far
-        as needed to stay inside). Otherwise all positions are equally likely. 0 for slices.
+      foreground: probability that a patch is made to hold a voxel of a region: each region that
+        the case has is equally likely, then each voxel of it, then each position inside the volume
+        that holds the voxel. Otherwise all positions are equally likely. 0 for slices.
       num_threads: threads that read; 0 reads when asked, in the calling thread.
       prefetch: batches kept ready.
 
@@ -120,25 +121,42 @@ def crop_start(
     shape: Sequence[int],
     patch: Sequence[int],
     rng: np.random.Generator,
-    centre: Sequence[int] | None = None,
+    voxel: Sequence[int] | None = None,
 ) -> tuple[int, ...]:
     """Where a patch begins along each axis; negative where the volume is smaller than the patch.
 
     Args:
       shape, patch: (z, y, x).
       rng: draws one of all positions inside the volume, each equally likely.
-      centre: a voxel to centre on instead; the patch is shifted to stay inside.
+      voxel: (z, y, x): one of those positions that hold it.
     """
     start = []
     for axis, (length, width) in enumerate(zip(shape, patch, strict=True)):
         room = length - width
         if room <= 0:
             start.append(-(-room // 2))
-        elif centre is None:
+        elif voxel is None:
             start.append(int(rng.integers(room + 1)))
         else:
-            start.append(min(max(int(centre[axis]) - width // 2, 0), room))
+            at = int(voxel[axis])
+            start.append(int(rng.integers(max(at - width + 1, 0), min(at, room) + 1)))
     return tuple(start)
+
+
+def draw_voxel(foreground: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
+    """(z, y, x) of a voxel of a region: each region present is equally likely, however small.
+
+    Args:
+      foreground: see `CachedCase.foreground`; None is returned if it is empty.
+      rng: draws the region, then the voxel.
+    """
+    if not len(foreground):
+        return None
+    number = foreground[:, 0]
+    bounds = np.searchsorted(number, np.arange(int(number[-1]) + 2))
+    present = np.flatnonzero(np.diff(bounds))
+    region = present[rng.integers(len(present))]
+    return foreground[rng.integers(bounds[region], bounds[region + 1]), 1:]
 
 
 def crop(array: np.ndarray, start: Sequence[int], patch: Sequence[int]) -> np.ndarray:
@@ -160,15 +178,13 @@ def _example(
     foreground: float,
     rng: np.random.Generator,
 ) -> dict[str, object]:
-    centre = None
+    voxel = None
     # Drawn always, so that the positions at one `foreground` are those at another where both
     # take the uniform branch.
     wanted = rng.random() < foreground
     if wanted:
-        voxels = case.foreground
-        if len(voxels):
-            centre = voxels[rng.integers(len(voxels))]
-    start = crop_start(case.shape, patch, rng, centre)
+        voxel = draw_voxel(case.foreground, rng)
+    start = crop_start(case.shape, patch, rng, voxel)
     target, weights = challenge.encode(crop(case.label, start, patch), case.kind)
     image = crop(case.image, start, patch).astype(np.float32, copy=False)
     return {"image": image, "target": target, "weights": weights, "id": case.id}

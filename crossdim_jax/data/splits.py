@@ -4,17 +4,28 @@ The order of patients is that of a digest of seed and name, so a split depends n
 of the input nor on a random number library, and changes little when a patient is added.
 """
 
+import collections
 import dataclasses
 import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from crossdim_jax.errors import ConfigError, DataError
 from crossdim_jax.files import write_text
-from crossdim_jax.storage.records import NAMES, read_record
+from crossdim_jax.storage.records import NAMES, TEXT, Form, objects_of, read_record
+
+# Of one case; the label is null where there is none.
+_CONTENT = Form(
+    'an object of the digests "image" and "label"',
+    lambda v: (
+        isinstance(v, dict)
+        and isinstance(v.get("image"), str)
+        and isinstance(v.get("label"), str | None)
+    ),
+)
 
 
 class HasPatient(Protocol):
@@ -22,6 +33,10 @@ class HasPatient(Protocol):
 
     id: str
     patient: str
+
+
+def _apart() -> Any:
+    return dataclasses.field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,16 +47,26 @@ class Split:
       train: ids to learn from.
       validation: ids to watch; may be empty.
       test: ids to evaluate in the end, in place of those that were watched; empty: those.
+      contents: {case id: {"image": digest, "label": digest}} of the cases when they were split; not
+        compared, and empty where it is not known.
+      accepted: {case id: what of it was changed in the course of the training}; not compared.
     """
 
     train: list[str]
     validation: list[str]
     test: list[str] = dataclasses.field(default_factory=list)
+    contents: dict[str, dict[str, str | None]] = _apart()
+    accepted: dict[str, str] = _apart()
 
     @property
     def evaluated(self) -> list[str]:
         """The ids that are scored in the end."""
         return self.test or self.validation
+
+    @property
+    def watched(self) -> list[str]:
+        """The ids that are held out: to watch, and to evaluate in the end."""
+        return [*self.validation, *self.test]
 
     def write(self, path: str | os.PathLike) -> Path:
         """Writes JSON, all or nothing. Raises DataError if the folder cannot be written to."""
@@ -57,8 +82,9 @@ class Split:
     def read(cls, path: str | os.PathLike) -> "Split":
         """Reads what `write` wrote. Raises DataError naming the file if it is not that."""
         sides = {"train": NAMES, "validation": NAMES}
-        content = read_record(path, sides, optional={"test": NAMES}, remedy="put it back")
-        split = cls(**{name: content.get(name, []) for name in (*sides, "test")})
+        later = {"test": NAMES, "contents": objects_of(_CONTENT), "accepted": objects_of(TEXT)}
+        content = read_record(path, sides, optional=later, remedy="put it back")
+        split = cls(**{name: content[name] for name in (*sides, *later) if name in content})
         held_out = {*split.validation, *split.test}
         if both := sorted(held_out.intersection(split.train)):
             raise DataError(f"{path}: case {both[0]!r} trains and is held out; put it back")
@@ -124,7 +150,7 @@ def make(
       DataError: two cases have the same id.
     """
     ids = [case.id for case in cases]
-    if twice := sorted({i for i in ids if ids.count(i) > 1}):
+    if twice := sorted(i for i, count in collections.Counter(ids).items() if count > 1):
         raise DataError(f"case ids must be unique; found more than once: {', '.join(twice)}")
     patients = [case.patient for case in cases]
     if kind == "fixed":
@@ -201,7 +227,7 @@ def _official(cases: Sequence[HasPatient], lists: Mapping[str, Sequence[str]]) -
 def _shuffled(patients: Sequence[str], seed: int) -> list[str]:
     """Distinct patients in an order that only seed and names decide."""
 
-    def digest(name: str) -> str:  # a folder's name may hold bytes that are not UTF-8
-        return hashlib.sha256(os.fsencode(f"{seed}:{name}")).hexdigest()
+    def place(name: str) -> str:  # a folder's name may hold bytes that are not UTF-8
+        return hashlib.sha256(f"{seed}:{name}".encode(errors="surrogatepass")).hexdigest()
 
-    return sorted(set(patients), key=digest)
+    return sorted(set(patients), key=place)

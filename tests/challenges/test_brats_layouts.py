@@ -1,3 +1,4 @@
+import gzip
 import json
 import shutil
 
@@ -294,3 +295,127 @@ def test_the_real_folders(shared_data):
         shared_data / "brats2015", labelled=True
     )
     assert ids(plain) == ["pat0003", "pat0004", "pat0005", "pat0006"]
+
+
+@pytest.mark.parametrize(
+    ("case", "convention", "says"),
+    [
+        ("BraTS-PED-00001-000", "2024", "task PED.*convention '2024' .none here fits.*GLI, SSA"),
+        ("BraTS-MEN-RT-0001-1", "2023", "task MEN-RT.*none here fits"),
+        ("BraTS-XYZ-00001-000", "2023", "task XYZ"),
+        ("BraTS-SSA-00001-000", "2024", "task SSA.*convention '2023' fits"),
+        ("BraTS-SSA-00001-000", "2023", None),
+        ("BraTS-MEN-00001-000", "2023", None),
+        ("BraTS-MET-00001-000", "2024", None),
+        ("BraTS-GoAT-00001", "2023", None),
+        ("brats-gli-00001-000", "2024", None),
+        ("BraTS-GLI-00001-000", "2021", None),  # relabelled, says the user
+    ],
+)
+@pytest.mark.parametrize("layout", ["2023", "auto"])
+def test_labels_of_a_task_are_read_only_if_they_are_known(
+    tmp_path, write_case, caplog, case, convention, says, layout
+):
+    write_case(tmp_path, case, GLI, separator="-")
+    challenge = BraTS(layout, convention)
+    if says is None:
+        assert ids(challenge.cases(tmp_path, labelled=True)) == [case] and not caplog.text
+        return
+    with pytest.raises(ConfigError, match=says):
+        challenge.cases(tmp_path, labelled=True)
+    # Its images may be predicted, in this convention.
+    assert ids(challenge.cases(tmp_path, labelled=False)) == [case]
+    assert f"Predictions are written in convention '{convention}'" in caplog.text
+
+
+def test_a_task_is_told_in_the_plain_layout_and_among_others(tmp_path, write_case):
+    for case in ("BraTS-GLI-00001-000", "BraTS-PED-00001-000"):
+        write_case(tmp_path, case, ("t1", "t2"))
+    with pytest.raises(ConfigError, match="BraTS-PED-00001-000 is of the BraTS task PED"):
+        BraTS("plain", "2023", ("t1", "t2")).cases(tmp_path, labelled=True)
+
+
+@pytest.mark.parametrize("suffix", [".NII.GZ", ".Nii", ".NII", ".nii.GZ"])
+def test_endings_are_the_same_in_upper_case(tmp_path, write_case, write_msd, suffix):
+    write_case(tmp_path / "a", "BraTS2021_00000", FOUR)
+    folder = write_case(tmp_path / "a", "BraTS2021_00001", FOUR)
+    zipped = suffix.lower().endswith(".gz")
+    for path in list(folder.iterdir()):
+        content = path.read_bytes() if zipped else gzip.decompress(path.read_bytes())
+        name = path.name.removesuffix(".nii.gz").replace("_t1", "_T1") + suffix
+        (folder / name).write_bytes(content)
+        path.unlink()
+    challenge = BraTS()
+    cases = challenge.cases(tmp_path / "a", labelled=True)
+    assert ids(cases) == ["BraTS2021_00000", "BraTS2021_00001"]
+    one, two = (challenge.load(case) for case in cases)
+    np.testing.assert_array_equal(one.image, two.image)
+    np.testing.assert_array_equal(one.label, two.label)
+    if zipped:
+        root = write_msd(tmp_path / "b", ["BRATS_001", "BRATS_002"])
+        for kind in ("imagesTr", "labelsTr"):
+            path = root / kind / "BRATS_002.nii.gz"
+            path.rename(path.with_name("BRATS_002" + suffix))
+        assert ids(BraTS().cases(root, labelled=True)) == ["BRATS_001", "BRATS_002"]
+
+
+def test_of_a_file_that_is_there_twice_it_is_said_which_is_read(
+    tmp_path, write_case, write_msd, caplog
+):
+    folder = write_case(tmp_path / "a", "pat1", ("t1",))
+    for name in ("pat1_t1.nii", "pat1_seg.NII.GZ"):
+        (folder / name).write_bytes(b"older")
+    [case] = BraTS("plain", "2021", ("t1",)).cases(tmp_path / "a", labelled=True)
+    assert [case.images[0].name, case.label.name] == ["pat1_t1.nii.gz", "pat1_seg.nii.gz"]
+    assert "2 files are passed over because there is another of that name" in caplog.text
+    root = write_msd(tmp_path / "b", ["BRATS_001"])
+    (root / "imagesTr" / "BRATS_001.nii").write_bytes(b"older")
+    (root / "labelsTr" / "BRATS_002.nii.gz").write_bytes(b"alone")
+    [case] = BraTS().cases(root, labelled=True)
+    assert case.images[0].name == "BRATS_001.nii.gz"
+    assert "1 files are passed over" in caplog.text
+    assert "1 labels have no image and are passed over, such as that of BRATS_002" in caplog.text
+
+
+def test_links_that_lead_nowhere_are_faults(tmp_path, write_case, write_msd):
+    write_case(tmp_path / "a", "pat1", ("t1",))
+    folder = write_case(tmp_path / "a", "pat2", ("t1",))
+    for path in list(folder.iterdir()):
+        path.unlink()
+        path.symlink_to(tmp_path / "gone" / path.name)
+    (tmp_path / "a" / "pat3").symlink_to(tmp_path / "gone" / "pat3")
+    (tmp_path / "a" / "notes.txt").symlink_to(tmp_path / "gone" / "notes.txt")
+    errors = []
+    challenge = BraTS("plain", "2021", ("t1",))
+    assert ids(challenge.cases(tmp_path / "a", labelled=True, errors=errors)) == ["pat1"]
+    assert [case for case, _ in errors] == ["pat2", "pat3"]
+    assert all(f"is a link to {tmp_path}/gone" in why for _, why in errors)
+    root = write_msd(tmp_path / "b", ["BRATS_001", "BRATS_002"])
+    (root / "labelsTr" / "BRATS_002.nii.gz").unlink()
+    (root / "labelsTr" / "BRATS_002.nii.gz").symlink_to("gone")
+    with pytest.raises(ManyErrors, match="BRATS_002: .*BRATS_002.nii.gz is a link to gone"):
+        BraTS().cases(root, labelled=True)
+
+
+def test_folders_with_images_that_are_no_case_are_said(tmp_path, write_case, caplog):
+    write_case(tmp_path, "pat1", ("t1",))
+    challenge = BraTS("plain", "2021", ("t1",))
+    (tmp_path / "notes").mkdir()
+    challenge.cases(tmp_path, labelled=True)
+    assert not caplog.text
+    (tmp_path / "pat2").mkdir()
+    (tmp_path / "pat2" / "t1.nii.gz").write_bytes(b"x")
+    assert ids(challenge.cases(tmp_path, labelled=True)) == ["pat1"]
+    assert "1 folders hold NIfTI files that are not named as a case's are" in caplog.text
+    assert str(tmp_path / "pat2") in caplog.text
+
+
+def test_sessions_are_of_one_patient_in_every_layout(tmp_path, write_case, write_msd):
+    names = ["sub-01_ses-1", "sub-01_ses-2", "sub-02_ses-1", "sub-02"]
+    for name in names:
+        write_case(tmp_path / "a", name, ("t1",))
+    write_msd(tmp_path / "b", names)
+    (tmp_path / "b" / "imagesTr" / "BRATS_001.nii.gz").write_bytes(b"x")
+    for challenge, root in ((BraTS("plain", "2021", ("t1",)), "a"), (BraTS("msd"), "b")):
+        cases = challenge.cases(tmp_path / root, labelled=True, errors=[])
+        assert {case.id: case.patient for case in cases} == {name: name[:6] for name in names}

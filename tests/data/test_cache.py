@@ -2,6 +2,8 @@ import concurrent.futures
 import dataclasses
 import gzip
 import os
+import re
+import shutil
 import threading
 
 import nibabel as nib
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 
 from crossdim_jax import challenges
-from crossdim_jax.data import cache, preprocess
+from crossdim_jax.data import cache, cache_entry, digests, preprocess
 from crossdim_jax.errors import ConfigError, DataError, ManyErrors
 
 
@@ -30,10 +32,14 @@ def test_the_cache_holds_what_preprocessing_gives(challenge, phantom_folder, cac
         assert isinstance(entry.image, np.memmap) and not entry.image.flags.writeable
 
 
-def test_foreground_is_every_voxel_of_a_region(challenge, cached):
+def folders(root):
+    return [path for path in root.iterdir() if path.is_dir()]
+
+
+def test_foreground_is_every_voxel_of_each_region(challenge, cached):
     for entry in cached:
-        inside = challenge.encode(np.asarray(entry.label))[0].any(axis=-1)
-        np.testing.assert_array_equal(entry.foreground, np.argwhere(inside))
+        regions = np.moveaxis(challenge.masks(np.asarray(entry.label)), -1, 0)
+        np.testing.assert_array_equal(entry.foreground, np.argwhere(regions))
 
 
 def test_a_large_foreground_is_sampled_the_same_way_every_time(
@@ -43,8 +49,10 @@ def test_a_large_foreground_is_sampled_the_same_way_every_time(
     one = build(challenge, phantom_folder, tmp_path / "a")[0]
     two = build(challenge, phantom_folder, tmp_path / "b")[0]
     np.testing.assert_array_equal(one.foreground, two.foreground)
-    assert len(np.unique(one.foreground, axis=0)) == 50
-    assert (np.asarray(one.label)[tuple(one.foreground.T)] > 0).all()
+    regions = np.moveaxis(challenge.masks(np.asarray(one.label)), -1, 0)
+    kept = np.unique(one.foreground, axis=0)
+    assert np.bincount(kept[:, 0]).tolist() == [min(50, n) for n in regions.sum((1, 2, 3))]
+    assert regions[tuple(one.foreground.T)].all()
 
 
 def test_a_case_is_decoded_once(challenge, phantom_folder, tmp_path, monkeypatch):
@@ -67,27 +75,25 @@ def test_the_key_covers_everything_the_content_depends_on(
     challenge, own_phantoms, tmp_path, monkeypatch
 ):
     files = challenge.cases(own_phantoms, labelled=True)[0]
-    keys = [cache.key(challenge, files, "float32")]
+    keys = []
 
-    def changed():
-        keys.append(cache.key(challenge, files, "float32"))
+    def changed(dtype="float32"):
+        content = digests.Digests(None).of_case(files)
+        keys.append(cache.key(challenge, files, content, dtype))
         return keys[-1] not in keys[:-1]
 
-    assert not changed(), "the key must not change by itself"
-    keys.pop()
-    assert cache.key(challenge, files, "float16") not in keys
+    assert changed() and not changed(), "the key must not change by itself"
+    assert changed("float16")
     for path in (files.images[2], files.label):
-        status = path.stat()
-        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
-        assert changed(), path
+        path.touch()
+        assert not changed(), "only the content counts"
         path.write_bytes(path.read_bytes() + b"\0")
-        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
         assert changed(), path
     files = dataclasses.replace(files, label=None)
     assert changed()
-    files = dataclasses.replace(files, patient="someone else")
-    assert changed()
     files = dataclasses.replace(files, images=files.images[::-1])
+    assert changed()
+    files = dataclasses.replace(files, kind="another")
     assert changed()
     monkeypatch.setattr(challenge, "fingerprint", lambda: {"convention": "another"})
     assert changed()
@@ -104,7 +110,86 @@ def test_a_changed_source_is_decoded_again(challenge, own_phantoms, tmp_path):
     nib.save(nib.Nifti1Image(np.zeros(label.shape, np.uint8), label.affine, label.header), path)
     after = build(challenge, own_phantoms, tmp_path / "cache")
     assert [a == b for a, b in zip(before, after, strict=True)] == [True, False, True, True]
-    assert not after[1].label.any() and after[1].foreground.shape == (0, 3)
+    assert not after[1].label.any() and after[1].foreground.shape == (0, 4)
+
+
+def settle(monkeypatch):
+    """Lets files that were written just now be taken for old ones."""
+    monkeypatch.setattr(digests, "_SETTLED_NS", -(10**12))
+
+
+def test_a_source_changed_in_place_with_its_old_time_is_decoded_again(
+    challenge, own_phantoms, tmp_path, monkeypatch
+):
+    settle(monkeypatch)
+    path = own_phantoms / "Phantom_001" / "Phantom_001_seg.nii"
+    packed = path.with_name(path.name + ".gz")
+    path.write_bytes(gzip.decompress(packed.read_bytes()))
+    packed.unlink()
+    before = build(challenge, own_phantoms, tmp_path / "cache")[1]
+    found = path.stat()
+    content = bytearray(path.read_bytes())
+    content[-20000:] = bytes(20000)
+    path.write_bytes(content)
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+    assert path.stat().st_size == found.st_size and path.stat().st_mtime_ns == found.st_mtime_ns
+    after = build(challenge, own_phantoms, tmp_path / "cache")[1]
+    assert after.folder != before.folder
+    assert np.count_nonzero(after.label) < np.count_nonzero(before.label)
+
+
+def test_unchanged_sources_are_read_once_and_moved_ones_are_not_decoded_again(
+    challenge, own_phantoms, tmp_path, monkeypatch
+):
+    settle(monkeypatch)
+    root = tmp_path / "cache"
+    first = build(challenge, own_phantoms, root)
+    moved = own_phantoms.rename(tmp_path / "moved")
+    monkeypatch.setattr(challenge, "load", None)
+    assert build(challenge, moved, root) == first
+    monkeypatch.setattr(digests.reading, "open_regular", None)
+    assert build(challenge, moved, root) == first
+    (root / digests.FILE).write_text("{torn")
+    with pytest.raises(ManyErrors, match="4 of 4 cases"):
+        build(challenge, moved, root)
+
+
+def test_a_source_changed_while_it_is_decoded_is_not_kept(
+    challenge, own_phantoms, tmp_path, monkeypatch
+):
+    load = challenge.load
+
+    def meddling(files):
+        case = load(files)
+        if files.id == "Phantom_002":
+            files.label.write_bytes(files.label.read_bytes() + b"\0")
+        return case
+
+    monkeypatch.setattr(challenge, "load", meddling)
+    with pytest.raises(ManyErrors, match="Phantom_002_seg.nii.gz: was changed while it was read"):
+        build(challenge, own_phantoms, tmp_path / "cache")
+    assert len(folders(tmp_path / "cache")) == 3
+
+
+def test_the_voxels_of_a_metaimage_are_part_of_its_content(tmp_path):
+    header, voxels = tmp_path / "a.mhd", tmp_path / "a.raw"
+    header.write_text("ObjectType = Image\nElementDataFile = a.raw\n")
+    case = challenges.CaseFiles("a", "a", (header,), None)
+    contents = []
+    for values in (b"12", b"13"):
+        voxels.write_bytes(values)
+        contents.append(digests.Digests(None).of_case(case))
+    assert contents[0] != contents[1]
+
+
+def test_a_long_or_odd_name_of_a_case_makes_a_folder(challenge, phantom_folder, tmp_path):
+    files = challenge.cases(phantom_folder, labelled=True)[:2]
+    names = ("\udce9/../" + "é" * 300, "é" * 300)
+    files = [dataclasses.replace(f, id=name) for f, name in zip(files, names, strict=True)]
+    entries = cache.build(challenge, files, tmp_path, progress=False)
+    assert [entry.id for entry in entries] == list(names)
+    assert cache.build(challenge, files, tmp_path, progress=False) == entries
+    assert {entry.folder.parent for entry in entries} == {tmp_path}
 
 
 def test_half_precision_is_the_same_rounded(challenge, phantom_folder, cached, tmp_path):
@@ -119,7 +204,7 @@ def test_cases_without_label(challenge, own_phantoms, tmp_path):
     (own_phantoms / "Phantom_000" / "Phantom_000_seg.nii.gz").unlink()
     files = challenge.cases(own_phantoms, labelled=False)
     entries = cache.build(challenge, files, tmp_path / "cache", progress=False)
-    assert entries[0].label is None and len(entries[0].foreground) == 0
+    assert entries[0].label is None and entries[0].foreground.shape == (0, 4)
     assert entries[1].label is not None
 
 
@@ -224,12 +309,12 @@ def test_a_full_disk_is_one_error_and_leaves_no_debris(
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache.np, "save", full)
+    monkeypatch.setattr(cache_entry.np, "save", full)
     with pytest.raises(cache.CacheWriteError, match="the cache cannot be .*No space left") as error:
         build(challenge, phantom_folder, tmp_path, num_threads=num_threads)
     assert str(tmp_path) in str(error.value)
     assert not isinstance(error.value, ManyErrors)
-    assert list(tmp_path.iterdir()) == []
+    assert folders(tmp_path) == []
 
 
 def test_an_interrupted_build_is_finished_by_the_next(
@@ -253,13 +338,13 @@ def test_an_interrupted_build_is_finished_by_the_next(
 
 def test_two_builds_at_once_agree(phantom_folder, tmp_path, monkeypatch):
     ready = threading.Barrier(2)
-    store = cache._store
+    write = cache_entry.write
 
     def together(*args):
         ready.wait(20)
-        store(*args)
+        write(*args)
 
-    monkeypatch.setattr(cache, "_store", together)
+    monkeypatch.setattr(cache_entry, "write", together)
 
     def run(_):
         challenge = challenges.get("phantom")
@@ -268,7 +353,7 @@ def test_two_builds_at_once_agree(phantom_folder, tmp_path, monkeypatch):
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         one, two = pool.map(run, range(2))
     assert one == two
-    assert len(list(tmp_path.iterdir())) == 4
+    assert len(folders(tmp_path)) == 4
     assert all(np.isfinite(entry.image).all() for entry in one)
 
 
@@ -282,6 +367,70 @@ def test_a_damaged_entry_is_made_again(challenge, phantom_folder, tmp_path, cach
     np.testing.assert_array_equal(again.image, cached[0].image)
 
 
+def spoil_image(folder):
+    path = folder / "image.npy"
+    content = bytearray(path.read_bytes())
+    content[5000:5004] = np.float32(np.nan).tobytes()
+    found = path.stat()
+    path.write_bytes(content)
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+
+
+def spoil(name, change):
+    return lambda folder: (folder / name).write_bytes(change((folder / name).read_bytes()))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        spoil_image,
+        spoil("foreground.npy", lambda content: content[:-2] + b"\xff\xff"),
+        spoil("label.npy", lambda content: content.replace(b"|u1", b"|i1")),
+        spoil("meta.json", lambda content: content[:-9]),
+        spoil("meta.json", lambda content: b"[]"),
+        spoil("meta.json", lambda content: content.replace(b'"shape": [', b'"shape": [9,', 1)),
+        lambda folder: (folder / "meta.json").unlink(),
+        lambda folder: (folder / "label.npy").unlink(),
+    ],
+)
+def test_damage_of_any_kind_is_said_and_made_good(
+    challenge, phantom_folder, tmp_path, cached, damage, caplog
+):
+    damage(build(challenge, phantom_folder, tmp_path, num_threads=0)[0].folder)
+    again = build(challenge, phantom_folder, tmp_path, num_threads=0)
+    assert "Phantom_000" in caplog.text and "damaged" in caplog.text
+    for one, two in zip(again, cached, strict=True):
+        for name in ("image", "label", "foreground"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
+    caplog.clear()
+    assert build(challenge, phantom_folder, tmp_path) == again and not caplog.text
+
+
+def test_a_copied_cache_is_compared_once(challenge, phantom_folder, tmp_path, monkeypatch, caplog):
+    build(challenge, phantom_folder, tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b", copy_function=shutil.copy)
+    taken, account = [], cache_entry._account
+    monkeypatch.setattr(cache_entry, "_account", lambda path: taken.append(path) or account(path))
+    monkeypatch.setattr(challenge, "load", None)
+    build(challenge, phantom_folder, tmp_path / "b")
+    assert len(taken) == 12
+    build(challenge, phantom_folder, tmp_path / "b")
+    assert len(taken) == 12 and not caplog.text
+
+
+def test_a_header_that_claims_more_than_there_is_names_the_folder(
+    challenge, phantom_folder, tmp_path
+):
+    """Damage while a run reads."""
+    entry = build(challenge, phantom_folder, tmp_path)[0]
+    for name in ("image", "label", "foreground"):
+        path = entry.folder / f"{name}.npy"
+        header = re.sub(rb"\(\d+,", b"(99999999999,", path.read_bytes()[:128], count=1)
+        path.write_bytes(header.replace(b" " * 12, b"", 1))
+        with pytest.raises(DataError, match=f"{name}.npy: the cached case cannot be read.*remove"):
+            getattr(entry, name)
+
+
 def test_leftovers_of_killed_runs_are_removed_but_not_those_of_running_ones(
     challenge, phantom_folder, tmp_path
 ):
@@ -290,6 +439,8 @@ def test_leftovers_of_killed_runs_are_removed_but_not_those_of_running_ones(
         folder.mkdir()
         then = folder.stat().st_mtime - age
         os.utime(folder, (then, then))
+    (tmp_path / ".digests.json.tmp").write_text("torn")
+    os.utime(tmp_path / ".digests.json.tmp", (0, 0))
     build(challenge, phantom_folder, tmp_path)
     assert [path.name for path in tmp_path.glob(".*")] == [".new.tmp"]
 
@@ -307,7 +458,7 @@ def test_real_cases(shared_data, tmp_path):
     [entry] = cache.build(challenge, files, tmp_path, progress=False)
     assert entry.image.shape == (*entry.shape, 2) and entry.full_shape == (155, 240, 240)
     assert np.prod(entry.shape) < 0.5 * np.prod(entry.full_shape)
-    assert 0 < len(entry.foreground) <= cache.MAX_FOREGROUND
+    assert 0 < np.bincount(entry.foreground[:, 0]).max() <= cache.MAX_FOREGROUND
     truth = np.asanyarray(nib.load(files[0].label).dataobj)
     full = preprocess.uncrop(np.asarray(entry.label), entry.bbox, entry.full_shape)
     np.testing.assert_array_equal(full.transpose(2, 1, 0), truth)  # stored in LPS

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from crossdim_jax.data import grid, images, mhd
-from crossdim_jax.errors import ConfigError, DataError
+from crossdim_jax.errors import DataError
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SHAPE = (20, 16, 12)
@@ -84,13 +84,6 @@ def test_a_label_that_lost_its_rotation_or_is_of_another_shape(tmp_path):
     sizes = geometry(tmp_path / "label.nii", turned(30) @ LPS @ np.diag([1, 1.5, 1, 1]))
     with pytest.raises(DataError, match=r"voxels of 1 x 1.5 x 1 mm instead of 1 x 1 x 1"):
         grid.check_same(expected, sizes)
-
-
-@pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf, True, "1"])
-def test_the_option_is_a_positive_number(value):
-    with pytest.raises(ConfigError, match="config.data.grid_tolerance_mm="):
-        grid.check_option(value)
-    assert grid.check_option(None) is None and grid.check_option(2) == 2.0
 
 
 def test_sheared_axes_are_refused_with_the_shift_and_the_option(tmp_path):

@@ -10,6 +10,7 @@ from crossdim_jax.data import cache, pipeline
 from crossdim_jax.errors import ConfigError, DataError
 
 PATCH = (12, 16, 8)
+PINNED = [[0, 0, 4], [1, 0, 3], [4, 1, 2], [4, 3, 1], [4, 1, 4], [1, 2, 0]]
 
 
 def dataset(cached, **kwargs):
@@ -35,7 +36,8 @@ def ramp(tmp_path):
         label = np.zeros(shape, np.uint8) if label is None else label
         np.save(tmp_path / "image.npy", values[..., None].astype(dtype))
         np.save(tmp_path / "label.npy", label)
-        np.save(tmp_path / "foreground.npy", np.argwhere(label).astype(np.uint16))
+        regions = np.moveaxis(challenges.get("phantom").masks(label), -1, 0)
+        np.save(tmp_path / "foreground.npy", np.argwhere(regions).astype(np.uint16))
         return cache.CachedCase("ramp", "ramp", tmp_path, shape, (1.0, 1.0, 1.0), None, shape)
 
     return make
@@ -166,25 +168,72 @@ def test_a_small_volume_is_padded_evenly(ramp):
     assert np.count_nonzero(image) == 60 and target.sum() == 60 * 3
 
 
-def test_foreground_patches_are_centred_on_it_and_stay_inside(ramp, rng):
-    label = np.zeros((9, 9, 9), np.uint8)
-    label[4, 5, 3] = 2
-    batch = next(iter(dataset([ramp((9, 9, 9), label)], patch=(3, 3, 3), foreground=1.0)))
-    assert (batch["target"][:, 1, 1, 1, 0] == 1).all()
-    assert pipeline.crop_start((9, 9, 9), (4, 4, 4), rng, (0, 8, 4)) == (0, 5, 2)
+def corners(batch, shape):
+    """Where the patches of `ramp` begin, (b, 3)."""
+    first = batch["image"][:, 0, 0, 0, 0].astype(int) - 1
+    return np.stack(np.unravel_index(first, shape), -1)
 
 
-@pytest.mark.parametrize(
-    ("probability", "low", "high"), [(0.0, 0, 8), (0.5, 80, 130), (1.0, 200, 200)]
-)
-def test_foreground_is_a_probability(ramp, probability, low, high):
+@pytest.mark.parametrize("voxel", [(4, 5, 3), (0, 0, 0), (8, 8, 7), (1, 8, 0)])
+def test_a_labelled_voxel_is_anywhere_in_a_foreground_patch(ramp, voxel):
+    """Each position inside the volume that holds the voxel is as likely as the others."""
+    shape, patch = (9, 9, 8), (3, 4, 8)
+    label = np.zeros(shape, np.uint8)
+    label[voxel] = 2
+    batch = next(
+        iter(
+            dataset(
+                [ramp(shape, label)], patch=patch, batch_size=400, foreground=1.0, num_threads=0
+            )
+        )
+    )
+    assert (batch["target"][..., 0].sum((1, 2, 3)) == 1).all()
+    starts, counts = np.unique(corners(batch, shape), axis=0, return_counts=True)
+    possible = [
+        [s for s in range(length - width + 1) if s <= v < s + width]
+        for v, length, width in zip(voxel, shape, patch, strict=True)
+    ]
+    assert [tuple(start) for start in starts] == list(itertools.product(*possible))
+    expected = 400 / len(starts)
+    assert (abs(counts - expected) < 5 * expected**0.5).all()
+
+
+def test_a_tiny_region_is_drawn_as_often_as_a_huge_one(ramp):
+    """20 voxels of one class beside 5,000 of another; nothing else tells them apart."""
+    shape = (30, 30, 30)
+    label = np.zeros(shape, np.uint8)
+    label[2:22, 2:22, 2:15] = 2  # whole tumour only
+    label[25:27, 25:27, 20:25] = 1  # and its core
+    batch = next(
+        iter(
+            dataset(
+                [ramp(shape, label)], patch=(3, 3, 3), batch_size=400, foreground=1.0, num_threads=0
+            )
+        )
+    )
+    whole, core, enhancing = batch["target"].any((1, 2, 3)).T
+    assert whole.all() and not enhancing.any()
+    assert 150 < core.sum() < 250  # the whole tumour holds the core, which is 1 of its 260 voxels
+
+
+def test_the_positions_without_foreground_are_what_they_were(ramp):
+    batch = next(iter(dataset([ramp((9, 8, 7))], patch=(3, 3, 3), batch_size=6)))
+    assert corners(batch, (9, 8, 7)).tolist() == PINNED
+
+
+def test_foreground_is_a_probability(ramp):
     label = np.zeros((20, 20, 20), np.uint8)
     label[10, 10, 10] = 1
-    batches = dataset(
-        [ramp(label.shape, label)], patch=(3, 3, 3), batch_size=200, foreground=probability
-    )
-    hits = int(next(iter(batches))["target"][:, 1, 1, 1, 0].sum())
-    assert low <= hits <= high
+    for probability, low, high in ((0.0, 0, 8), (0.5, 80, 130), (1.0, 200, 200)):
+        batches = dataset(
+            [ramp(label.shape, label)],
+            patch=(3, 3, 3),
+            batch_size=200,
+            foreground=probability,
+            num_threads=0,
+        )
+        hits = int(next(iter(batches))["target"][..., 0].any((1, 2, 3)).sum())
+        assert low <= hits <= high
 
 
 def test_a_case_without_foreground_still_gives_patches(ramp):

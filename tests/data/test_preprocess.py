@@ -19,25 +19,33 @@ def image(rng):
     return image
 
 
+def box_of(image, **kwargs):
+    return preprocess.crop_to_inside(preprocess.inside(image)[0], **kwargs)
+
+
+def zscored(image):
+    return preprocess.zscore(image, preprocess.inside(image)[0])
+
+
 def test_the_crop_is_the_smallest_box_with_everything_in_it(image):
-    assert preprocess.crop_to_brain(image) == ((2, 7), (3, 9), (1, 5))
+    assert box_of(image) == ((2, 7), (3, 9), (1, 5))
     # Each channel counts, and so do negative values.
     single = np.zeros((5, 5, 5, 2), np.float32)
     single[1, 2, 3, 1], single[4, 2, 0, 0] = -1, 1
-    assert preprocess.crop_to_brain(single) == ((1, 5), (2, 3), (0, 4))
+    assert box_of(single) == ((1, 5), (2, 3), (0, 4))
 
 
 def test_a_margin_stays_inside_the_volume(image):
-    assert preprocess.crop_to_brain(image, margin=2) == ((0, 9), (1, 10), (0, 7))
+    assert box_of(image, margin=2) == ((0, 9), (1, 10), (0, 7))
 
 
 def test_an_empty_image_has_no_crop():
     with pytest.raises(ValueError, match="every voxel"):
-        preprocess.crop_to_brain(np.zeros((2, 3, 4, 1), np.float32))
+        box_of(np.zeros((2, 3, 4, 1), np.float32))
 
 
-def test_zscore_is_over_each_channels_own_non_zero_voxels(image):
-    result = preprocess.zscore(image)
+def test_zscore_is_over_each_channels_own_voxels_inside(image):
+    result = zscored(image)
     assert result.dtype == np.float32
     for channel in range(2):
         inside = image[..., channel] != 0
@@ -47,17 +55,86 @@ def test_zscore_is_over_each_channels_own_non_zero_voxels(image):
         assert values.std() == pytest.approx(1, abs=1e-6)
 
 
+def head(rng, shape=(20, 24, 22), radius=8):
+    """A ball of positive values in a volume of zeros, and the ball."""
+    grid = np.stack(np.indices(shape), -1) - np.array(shape) / 2
+    ball = (grid**2).sum(-1) <= radius**2
+    return np.where(ball, rng.normal(50, 5, shape), 0).astype(np.float32), ball
+
+
+def case_of(*channels, label=None):
+    return Case("a", "a", np.stack(channels, -1), label, (1.0, 1.0, 1.0), geometry=None)
+
+
+def test_a_zero_within_the_brain_is_a_value_and_no_outside(rng):
+    volume, ball = head(rng)
+    volume[10, 12, 11] = volume[8:10, 12, 11] = 0
+    np.testing.assert_array_equal(preprocess.outside(volume), ~ball)
+    prepared = preprocess.brain(case_of(volume - 0, volume))
+    centre = prepared.image[tuple(np.array(prepared.image.shape[:3]) // 2)]
+    assert (centre < -5).all() and prepared.note == ""
+    values = prepared.image[prepared.image != 0]
+    assert values.mean() == pytest.approx(0, abs=1e-5)
+
+
+def test_a_value_of_zero_in_an_image_that_is_not_masked_lies_between_its_neighbours(rng):
+    """CT: air -1024, tissue about 0 HU, which touches the border."""
+    _, ball = head(rng, radius=11)
+    hu = np.where(ball, rng.integers(-5, 6, ball.shape), -1024).astype(np.float32)
+    prepared = preprocess.brain(case_of(hu, hu), ("ct", "again"))
+    assert prepared.image.shape[:3] == hu.shape and prepared.bbox[0] == (0, hu.shape[0])
+    below, at, above = (prepared.image[..., 0][hu == value].mean() for value in (-1, 0, 1))
+    assert below < at < above
+    assert prepared.note.startswith("ct, again: not masked")
+    np.testing.assert_allclose(prepared.image.mean((0, 1, 2)), 0, atol=1e-5)
+    # Tissue alone, to all edges: some of them are 0 by chance.
+    assert preprocess.outside(rng.integers(-5, 6, ball.shape)) is None
+    assert preprocess.outside(rng.integers(-1, 2, ball.shape)) is None
+
+
+@pytest.mark.parametrize("radius", [8, 11])
+@pytest.mark.parametrize("shape", [(20, 24, 22), (5, 24, 22), (1, 24, 22)])
+def test_a_masked_image_is_known_as_one_however_it_is_cropped(rng, shape, radius):
+    volume, ball = head(rng, shape, radius)
+    [(z0, z1), (y0, y1), (x0, x1)] = box_of(volume[..., None])
+    for cut in (volume, volume[z0:z1, y0:y1, x0:x1], volume[:, shape[1] // 2 :]):
+        out = preprocess.outside(cut)
+        np.testing.assert_array_equal(out, cut == 0)
+    assert preprocess.outside(volume - 0.7) is None
+
+
+def test_a_modality_that_is_cut_off_or_not_masked_leaves_the_others_alone(rng):
+    volume, ball = head(rng)
+    cut = volume.copy()
+    cut[:9] = 0
+    prepared = preprocess.brain(case_of(volume, cut))
+    alone = preprocess.brain(case_of(volume))
+    np.testing.assert_array_equal(prepared.image[..., :1], alone.image)
+    within = prepared.image[..., 1][prepared.image[..., 1] != 0]
+    assert within.std() == pytest.approx(1, abs=1e-4) and prepared.note == ""
+    mixed = preprocess.brain(case_of(volume, volume - 0.7), ("t1", "t2"))
+    assert mixed.note.startswith("t2: not masked")
+    inside = mixed.image[..., 0][ball]
+    assert inside.mean() == pytest.approx(0, abs=1e-5) and not mixed.image[..., 0][~ball].any()
+
+
+def test_what_is_no_number_is_refused(rng):
+    volume, _ = head(rng)
+    volume[10, 12, 11] = np.nan
+    for prepare in (preprocess.brain, lambda case: preprocess.slices(case, (24, 22))):
+        with pytest.raises(ValueError, match="1 of the image's .* NaN or infinite"):
+            prepare(case_of(volume))
+
+
 def test_zscore_does_not_know_the_scanners_units(image):
-    np.testing.assert_allclose(
-        preprocess.zscore(image * np.float32(12.5)), preprocess.zscore(image), atol=1e-5
-    )
+    np.testing.assert_allclose(zscored(image * np.float32(12.5)), zscored(image), atol=1e-5)
 
 
 @pytest.mark.parametrize("value", [0.0, 3.0, 0.1])
 def test_a_constant_channel_becomes_zero(value):
     image = np.zeros((3, 4, 5, 1), np.float32)
-    image[1:] = value
-    assert not preprocess.zscore(image).any()
+    image[1, 1:3, 1:4] = value
+    assert not zscored(image).any()
 
 
 def test_uncrop_undoes_the_crop(image, rng):

@@ -47,7 +47,7 @@ def test_each_process_of_a_run_prepares_its_share_first(challenge, phantom_folde
     seen = []
 
     def others_come():
-        seen.extend(sorted(path.name.split("-")[0] for path in tmp_path.iterdir()))
+        seen.extend(sorted(p.name.split("-")[0] for p in tmp_path.iterdir() if p.is_dir()))
 
     every = cache.build(challenge, files, tmp_path, progress=False, share=(1, 2), wait=others_come)
     assert seen == sorted(case.id for case in files[1::2])

@@ -14,7 +14,7 @@ from crossdim_jax import params, sharding, statistics
 from crossdim_jax.config_gate import MOST_VOXELS
 from crossdim_jax.data import images
 from crossdim_jax.data.pipeline import crop, crop_start
-from crossdim_jax.data.preprocess import crop_to_brain, zscore
+from crossdim_jax.data.preprocess import crop_and_zscore
 from crossdim_jax.errors import DataError, WeightsError
 from crossdim_jax.models import encoders
 from weight_port import forward, norms, records, rename
@@ -22,7 +22,7 @@ from weight_port.certificate import recipe_of
 from weight_port.commands import recipe_flags
 from weight_port.convert import check_shapes
 
-PREPARATION = "cropped to non-zero voxels, each channel z-scored over its non-zero voxels"
+PREPARATION = "cropped to the brain, each channel z-scored over its voxels inside"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -180,10 +180,9 @@ def read_case(files: Sequence[str], channels: int) -> np.ndarray:
     if not np.isfinite(image).all():
         raise DataError(f"{files[0]}: holds NaN or infinite voxels; repair or leave it out")
     try:
-        box = tuple(slice(*bounds) for bounds in crop_to_brain(image))
+        return crop_and_zscore(image)[0]
     except ValueError as error:
         raise DataError(f"{files[0]}: {error}") from error
-    return zscore(image[box])
 
 
 def patches_of(
