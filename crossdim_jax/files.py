@@ -4,6 +4,8 @@ import os
 import uuid
 from pathlib import Path
 
+from crossdim_jax import stop
+
 
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Replaces a text file so that a reader, or a crash, sees the old text or the new.
@@ -17,14 +19,12 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
     """`write_text` for bytes."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
+    with stop.at_the_end(lambda: temporary.unlink(missing_ok=True)):
         with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def duration(seconds: float) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jax
 
-from crossdim_jax import evaluate, modes, run_cases, run_folder
+from crossdim_jax import evaluate, modes, run_cases, run_folder, stop
 from crossdim_jax.data import splits
 from crossdim_jax.distributed import say, wait_for_all
 from crossdim_jax.ensemble import DONE, of_fold
@@ -19,7 +19,6 @@ from crossdim_jax.errors import ConfigError, DataError
 from crossdim_jax.experiment import Experiment
 from crossdim_jax.files import write_text
 from crossdim_jax.report import page
-from crossdim_jax.stop import repeatable
 
 
 def run(experiment: Experiment) -> Path:
@@ -62,6 +61,7 @@ def _is_done(fold: Experiment) -> bool:
 
 def _combine(experiment: Experiment, folds: list[Experiment]) -> Path:
     """Predictions, scores and report over the held-out cases of all folds."""
+    stop.enter(stop.repeatable("evaluating"))
     wait_for_all("folds")
     if jax.process_index() > 0:
         return experiment.workdir
@@ -81,17 +81,16 @@ def _combine(experiment: Experiment, folds: list[Experiment]) -> Path:
     files.sort(key=lambda case: case.id)
     # Every case was held out once: so evaluation and report know which cases are meant.
     splits.Split([], [case.id for case in files]).write(experiment.workdir / run_folder.SPLITS)
-    with repeatable("evaluating"):
-        evaluate.evaluate_cases(
-            experiment.challenge,
-            files,
-            folder,
-            experiment.workdir / run_folder.EVALUATION,
-            provenance={
-                "cross_validation": f"{len(folds)} folds, each case by the fold that held it out",
-                **experiment.provenance(),
-            },
-        )
+    evaluate.evaluate_cases(
+        experiment.challenge,
+        files,
+        folder,
+        experiment.workdir / run_folder.EVALUATION,
+        provenance={
+            "cross_validation": f"{len(folds)} folds, each case by the fold that held it out",
+            **experiment.provenance(),
+        },
+    )
     table = experiment.workdir / run_folder.EVALUATION / "table.md"
     say(table.read_text(encoding="utf-8"))
     return page.write(experiment.workdir, experiment.challenge, files)

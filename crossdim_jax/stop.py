@@ -1,103 +1,277 @@
-"""Stopping a run from outside without losing work."""
+"""SIGTERM and Ctrl-C, answered at once whatever the program is doing.
 
+Python runs a signal's handler in the main thread, between two instructions: while XLA compiles, for
+minutes, none runs. Here a thread of its own learns of every signal (`signal.set_wakeup_fd`) and
+ends the program in the way that the main thread's current `Phase` says.
+
+With several processes a signal to one stops all. They go through the same phases in the same order
+and count them. Each stays in its phase once it learns of the stop, and notes its number where all
+can read it; when all have, those behind go on to the phase of the foremost, and all leave in that
+one, or in the first after it that can be left. Imports nothing heavy: it is installed first of all.
+"""
+
+import atexit
 import contextlib
+import dataclasses
 import os
+import select
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from typing import Any
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
 
-import jax
-from jax.experimental import multihost_utils
+from crossdim_jax.errors import CrossdimError
+
+AGAIN = 75  # EX_TEMPFAIL, "try again": a scheduler may requeue on it
+POLL_S = 0.5  # between two looks at the notes of other processes
+BRIEFLY_S = 2.0  # for what is done before leaving and may hang, such as a last message
+SAVED_TOGETHER_S = 60.0  # for all processes to have saved, once this one has
 
 
 class Interrupted(SystemExit):
-    """SIGTERM or SIGINT came and nothing is lost: running the same command goes on.
-
-    The exit status is 75 (EX_TEMPFAIL, "try again"), unlike the 143 or 130 of a process that the
-    signal killed: a scheduler may requeue on it.
+    """The end of a program that notices stops but has not installed their answers: see `notice`.
 
     Attributes:
       step: of the training, whose state is saved; None outside of it.
     """
 
-    STATUS = 75
-
-    def __init__(self, step: int | None = None):
+    def __init__(self, status: int, step: int | None = None):
         self.step = step
-        super().__init__(self.STATUS)
+        super().__init__(status)
 
 
-class StopSignal:
-    """Notices SIGTERM and SIGINT, so that the loop can save before it goes.
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """What a stop does while the main thread is in this phase.
 
-    A second SIGINT interrupts at once. Outside the main thread signals cannot be caught, and
-    nothing is noticed. With many processes the runtime's own preemption notice is asked instead:
-    it makes all of them stop after the same step.
+    Attributes:
+      says: follows the signal's name in the message that is printed at once.
+      status: of the exit; None: 128 + the signal's number, as of a process that it killed.
+      save: called before the program ends, from another thread: the main thread may still compute,
+        but changes nothing that `save` reads. Returns the step that was saved.
+      waits: the program cannot be left here; it is in the next phase that does not wait.
     """
 
-    def __init__(self):
-        self._name: str | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopSignal":
-        if _in_main_thread() and jax.process_count() == 1:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._notice)
-        return self
-
-    def __exit__(self, *exception) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _notice(self, number, frame) -> None:
-        del frame
-        if number == signal.SIGINT and self._name == "SIGINT":
-            raise KeyboardInterrupt
-        self._name = signal.Signals(number).name
-        print(f"{self._name}: finishing the step, then saving", file=sys.stderr, flush=True)
+    says: str
+    status: int | None = None
+    save: Callable[[], int] | None = None
+    waits: bool = False
 
     @property
-    def noticed(self) -> bool:
-        """Whether a signal has come to this process."""
-        return self._name is not None
-
-    def requested(self, step: int) -> bool:
-        """Whether to stop after `step`."""
-        if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self.noticed
+    def free(self) -> bool:
+        """True if the program can be left without another process."""
+        return not self.waits and self.save is None
 
 
-@contextlib.contextmanager
-def repeatable(what: str) -> Iterator[Callable[[], None]]:
-    """Around work that can be made again: SIGTERM ends it with the status of `Interrupted`.
+START = Phase("stopped; nothing was to be saved")
+BUSY = Phase("finishing the step, then saving", waits=True)
+
+
+def repeatable(what: str) -> Phase:
+    """The phase of work that the same command makes again, or goes on with."""
+    return Phase(f"stopped {what}; run the same command again", AGAIN)
+
+
+class Notes(Protocol):
+    """Short texts that all processes of a run can read; `index` of `count` is this one."""
+
+    index: int
+    count: int
+
+    def put(self, name: str, text: str) -> None:
+        """Writes a note, in place of an older one of that name."""
+
+    def all(self, folder: str) -> Mapping[str, str]:
+        """The notes under `folder/`; raises nothing: none if they cannot be read."""
+
+
+class Program:
+    """The phases of a program, and its end.
 
     Args:
-      what: what is being done, for the message.
-
-    Yields:
-      a function to call between two pieces of the work. Of many processes, none stops: they would
-      have to stop together.
+      leave: ends the process with a status, whatever other threads do.
     """
-    came = threading.Event()
 
-    def leave(*_) -> None:
-        if not came.is_set():  # a handler may not use a buffer
-            os.write(2, f"SIGTERM: stopped {what}; run the same command again\n".encode())
-        came.set()
-        raise Interrupted
+    def __init__(self, leave: Callable[[int], Any] = os._exit):
+        self._leave = leave
+        self._changed = threading.Condition()  # guards all that follows
+        self._phase, self._number = START, 0
+        self._signal: signal.Signals | None = None
+        self._interrupts = 0
+        self._until: int | None = None  # the phase that has to be reached, once that is known
+        self._ender: str | None = None  # "main" or "stop": who ends the process
+        self._answers = False
+        self._notes: Notes | None = None
+        self._endings: list[Callable[[], None]] = []
 
-    alone = jax.process_count() == 1 and _in_main_thread()
-    before = signal.signal(signal.SIGTERM, leave) if alone else None
-    try:
-        # What a handler raises is lost where Python cannot pass it on, as within a `__del__`.
-        yield lambda: leave() if came.is_set() else None
-    finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+    def install(self) -> None:
+        """Answers SIGTERM and SIGINT from now on. For the main thread of a program, at its top."""
+        read, write = os.pipe()
+        os.set_blocking(write, False)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)  # without one, there would be no wake-up
+        listener = threading.Thread(target=self._listen, args=(read,), daemon=True)
+
+        def end() -> None:  # last of all, see `atexit`; jax's client must not be asked after it
+            self.hold()
+            os.write(write, b"\0")
+            listener.join(BRIEFLY_S)
+
+        atexit.register(end)
+        self._answers = True
+        listener.start()
+
+    def share(self, notes: Notes) -> None:
+        """Stops with other processes from now on; all call this in the same phase."""
+        with self._changed:
+            self._notes = notes
+
+    def enter(self, phase: Phase) -> None:
+        """Begins a phase of the main thread. Does not return if a stop ends the one before.
+
+        Raises Interrupted instead where answers are not installed.
+        """
+        with self._changed:
+            if self._answers:
+                self._changed.wait_for(self._may_go_on)
+            else:
+                self._raise_if_due()
+            self._phase, self._number = phase, self._number + 1
+            self._changed.notify_all()
+            if not self._answers:
+                self._raise_if_due()
+
+    def notice(self, number: int) -> None:
+        """What a signal does; where answers are not installed, the next phase heeds it."""
+        with self._changed:
+            self._interrupts += number == signal.SIGINT
+            if self._signal is not None:
+                if self._answers and number == signal.SIGINT and self._interrupts > 1:
+                    said = "SIGINT again: left at once; what was done since the last save is lost"
+                    _briefly(lambda: _say(said))
+                    self._leave(128 + number)
+                return
+            self._signal = signal.Signals(number)
+            answer = threading.Thread(
+                target=self._answer, args=(self._phase, self._number), daemon=True
+            )
+        if self._answers:
+            answer.start()
+
+    def hold(self) -> None:
+        """Before the process ends by itself: does not return if a stop is already ending it."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._ender != "stop")
+            self._ender = "main"
+
+    @contextlib.contextmanager
+    def at_the_end(self, call: Callable[[], None]) -> Iterator[None]:
+        """Around work after which `call` is called, also if a stop ends the process within it."""
+        self._endings.append(call)
+        try:
+            yield
+        finally:
+            self._endings.remove(call)
+            call()
+
+    def _may_go_on(self) -> bool:
+        if self._signal is None:
+            return True
+        return self._until is not None and (self._number < self._until or self._phase.waits)
+
+    def _raise_if_due(self) -> None:
+        if self._signal is None or self._phase.waits:
+            return
+        phase, number, self._signal = self._phase, self._signal, None
+        step = phase.save() if phase.save else None
+        raise Interrupted(phase.status or 128 + number, step)
+
+    def _listen(self, read: int) -> None:
+        while self._ender != "main":
+            if select.select([read], [], [], POLL_S)[0]:
+                numbers = os.read(read, 64)
+            elif self._notes is not None and self._signal is None:
+                numbers = [signal.Signals[name] for name in self._notes.all("stop").values()][:1]
+            else:
+                continue
+            for number in filter(None, numbers):
+                self.notice(number)
+
+    def _answer(self, phase: Phase, number: int) -> None:
+        """Ends the process; `phase` and its number are those in which the signal came."""
+        name = self._signal.name
+        _briefly(lambda: _say(f"{name}: {phase.says}"))
+        try:
+            until = self._agree(phase, number)
+            with self._changed:
+                self._until = until
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._number >= until and not self._phase.waits)
+                if self._ender is not None:
+                    return
+                self._ender, phase = "stop", self._phase
+            if phase.save:
+                phase.save()
+            status = phase.status or 128 + self._signal
+        except CrossdimError as error:
+            _say(f"error: {error}")
+            status = 1
+        except BaseException:  # a thread's would be printed, and the process would stay
+            traceback.print_exc()
+            status = 1
+        for call in [*self._endings, sys.stdout.flush, sys.stderr.flush]:
+            _briefly(call)
+        if self._notes is not None and status != 1:
+            self._part(self._notes, SAVED_TOGETHER_S if phase.save else BRIEFLY_S)
+        self._leave(status)
+
+    def _agree(self, phase: Phase, number: int) -> int:
+        """The number of the phase from which on all processes leave; each returns its own or the
+        same: its own where no process has anything to save."""
+        if (notes := self._notes) is None:
+            return number
+        notes.put(f"stop/{notes.index}", self._signal.name)
+        notes.put(f"at/{notes.index}", f"{number} {'free' if phase.free else 'saves'}")
+        while len(told := notes.all("at")) < notes.count:
+            time.sleep(0.1)
+        numbers, kinds = zip(*(text.split() for text in told.values()), strict=True)
+        return number if set(kinds) == {"free"} else max(map(int, numbers))
+
+    def _part(self, notes: Notes, patience_s: float) -> None:
+        """Returns when it is time to leave: after all are ready, and process 0 after the others.
+
+        It keeps the notes, and jax aborts a process that finds it gone; all that a process says
+        about others that are gone is of no use any more.
+        """
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        for name, everyone in (("ready", notes.count), ("gone", notes.count - 1)):
+            if name == "ready" or notes.index > 0:
+                notes.put(f"{name}/{notes.index}", "")
+            if name == "gone" and notes.index > 0:
+                return
+            until = time.monotonic() + patience_s
+            while len(notes.all(name)) < everyone and time.monotonic() < until:
+                time.sleep(0.05)
+        time.sleep(0.5)
 
 
-def _in_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
+def _say(text: str) -> None:
+    start = "\n" if os.isatty(2) else ""  # after a progress bar
+    with contextlib.suppress(OSError):
+        os.write(2, f"{start}{text}\n".encode())
+
+
+def _briefly(call: Callable[[], Any]) -> None:
+    """Calls, and waits for `BRIEFLY_S` at most: a terminal or a disk may hang."""
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(BRIEFLY_S)
+
+
+_PROGRAM = Program()
+install, share, enter = _PROGRAM.install, _PROGRAM.share, _PROGRAM.enter
+notice, hold, at_the_end = _PROGRAM.notice, _PROGRAM.hold, _PROGRAM.at_the_end

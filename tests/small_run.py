@@ -15,6 +15,12 @@ import sys
 import time
 from pathlib import Path
 
+if __name__ == "__main__":
+    from crossdim_jax import stop
+
+    stop.install()
+
+# ruff: noqa: E402
 import jax
 import numpy as np
 
