@@ -244,10 +244,9 @@ class Program:
     def _part(self, notes: Notes, patience_s: float) -> None:
         """Returns when it is time to leave: after all are ready, and process 0 after the others.
 
-        It keeps the notes, and jax aborts a process that finds it gone; all that a process says
-        about others that are gone is of no use any more.
+        It keeps the notes, and jax aborts a process that finds it gone.
         """
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        _mute()
         for name, everyone in (("ready", notes.count), ("gone", notes.count - 1)):
             if name == "ready" or notes.index > 0:
                 notes.put(f"{name}/{notes.index}", "")
@@ -263,6 +262,11 @@ def _say(text: str) -> None:
     start = "\n" if os.isatty(2) else ""  # after a progress bar
     with contextlib.suppress(OSError):
         os.write(2, f"{start}{text}\n".encode())
+
+
+def _mute() -> None:
+    """Ends what is printed: what jax and this process say of others that are gone helps nobody."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def _briefly(call: Callable[[], Any]) -> None:

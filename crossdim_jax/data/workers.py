@@ -52,9 +52,10 @@ def run[Result](
 
 
 def _processes(count: int) -> concurrent.futures.ProcessPoolExecutor:
-    return concurrent.futures.ProcessPoolExecutor(
-        count, mp_context=multiprocessing.get_context("spawn"), initializer=_begin
-    )
+    with _starting():
+        return concurrent.futures.ProcessPoolExecutor(
+            count, mp_context=multiprocessing.get_context("spawn"), initializer=_begin
+        )
 
 
 def _begin() -> None:
@@ -73,13 +74,19 @@ def _starting() -> Iterator[None]:
     """Context manager for starting processes, which inherit what it sets.
 
     They do not import the program that was started and all that it imports, and do not get the
-    Ctrl-C that may come before `_begin`; of this process another thread gets it.
+    Ctrl-C that may come before `_begin`; of this process another thread gets it. Python's process
+    that unlinks semaphores does so without a word when this one is stopped.
     """
     main = sys.modules["__main__"]
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    warnings = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [warnings, "ignore:resource_tracker"]))
     sys.modules["__main__"] = types.ModuleType("__main__")
     try:
         yield
     finally:
         sys.modules["__main__"] = main
+        os.environ.pop("PYTHONWARNINGS")
+        if warnings is not None:
+            os.environ["PYTHONWARNINGS"] = warnings
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
