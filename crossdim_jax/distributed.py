@@ -104,12 +104,12 @@ class Notes:
 
     def put(self, name: str, text: str) -> None:
         """Writes a note; one that cannot be written is lost, as process 0 is."""
-        with contextlib.suppress(jax.errors.JaxRuntimeError):
+        with contextlib.suppress(RuntimeError):
             self._client.key_value_set(f"{self.FOLDER}/{name}", text or "-", allow_overwrite=True)
 
     def all(self, folder: str) -> dict[str, str]:
         """The notes under `folder/`, by their full names."""
-        with contextlib.suppress(jax.errors.JaxRuntimeError):
+        with contextlib.suppress(RuntimeError):  # also jax's, if there is none
             return dict(self._client.key_value_dir_get(f"{self.FOLDER}/{folder}/"))
         return {}
 

@@ -13,6 +13,7 @@ one, or in the first after it that can be left. Imports nothing heavy: it is ins
 import atexit
 import contextlib
 import dataclasses
+import math
 import os
 import select
 import signal
@@ -28,7 +29,8 @@ from crossdim_jax.errors import CrossdimError
 AGAIN = 75  # EX_TEMPFAIL, "try again": a scheduler may requeue on it
 POLL_S = 0.5  # between two looks at the notes of other processes
 BRIEFLY_S = 2.0  # for what is done before leaving and may hang, such as a last message
-SAVED_TOGETHER_S = 60.0  # for all processes to have saved, once this one has
+LOST_S = 10.0  # in which a process that has something to save would have told so
+TOGETHER_S = 60.0  # for all processes to be ready to leave, once this one is
 
 
 class Interrupted(SystemExit):
@@ -145,10 +147,13 @@ class Program:
             if not self._answers:
                 self._raise_if_due()
 
-    def notice(self, number: int) -> None:
-        """What a signal does; where answers are not installed, the next phase heeds it."""
+    def notice(self, number: int, *, told: bool = False) -> None:
+        """What a signal does; where answers are not installed, the next phase heeds it.
+
+        told: by another process, which may have got the same Ctrl-C as this one.
+        """
         with self._changed:
-            self._interrupts += number == signal.SIGINT
+            self._interrupts += number == signal.SIGINT and not told
             if self._signal is not None:
                 if self._answers and number == signal.SIGINT and self._interrupts > 1:
                     said = "SIGINT again: left at once; what was done since the last save is lost"
@@ -193,13 +198,11 @@ class Program:
     def _listen(self, read: int) -> None:
         while self._ender != "main":
             if select.select([read], [], [], POLL_S)[0]:
-                numbers = os.read(read, 64)
+                for number in filter(None, os.read(read, 64)):
+                    self.notice(number)
             elif self._notes is not None and self._signal is None:
-                numbers = [signal.Signals[name] for name in self._notes.all("stop").values()][:1]
-            else:
-                continue
-            for number in filter(None, numbers):
-                self.notice(number)
+                for name in self._notes.all("stop").values():
+                    self.notice(signal.Signals[name], told=True)
 
     def _answer(self, phase: Phase, number: int) -> None:
         """Ends the process; `phase` and its number are those in which the signal came."""
@@ -226,36 +229,48 @@ class Program:
         for call in [*self._endings, sys.stdout.flush, sys.stderr.flush]:
             _briefly(call)
         if self._notes is not None and status != 1:
-            self._part(self._notes, SAVED_TOGETHER_S if phase.save else BRIEFLY_S)
+            _part(self._notes)
         self._leave(status)
 
     def _agree(self, phase: Phase, number: int) -> int:
-        """The number of the phase from which on all processes leave; each returns its own or the
-        same: its own where no process has anything to save."""
+        """The number of the phase from which on to leave.
+
+        Of all processes that of the foremost, so that they leave together; its own where none has
+        anything to save, or where one is lost and this one has not.
+        """
         if (notes := self._notes) is None:
             return number
         notes.put(f"stop/{notes.index}", self._signal.name)
         notes.put(f"at/{notes.index}", f"{number} {'free' if phase.free else 'saves'}")
-        while len(told := notes.all("at")) < notes.count:
-            time.sleep(0.1)
+        told = _wait_for(notes, "at", notes.count, LOST_S if phase.free else math.inf)
+        if len(told) < notes.count:
+            self._notes = None
+            return number
         numbers, kinds = zip(*(text.split() for text in told.values()), strict=True)
         return number if set(kinds) == {"free"} else max(map(int, numbers))
 
-    def _part(self, notes: Notes, patience_s: float) -> None:
-        """Returns when it is time to leave: after all are ready, and process 0 after the others.
 
-        It keeps the notes, and jax aborts a process that finds it gone.
-        """
-        _mute()
-        for name, everyone in (("ready", notes.count), ("gone", notes.count - 1)):
-            if name == "ready" or notes.index > 0:
-                notes.put(f"{name}/{notes.index}", "")
-            if name == "gone" and notes.index > 0:
-                return
-            until = time.monotonic() + patience_s
-            while len(notes.all(name)) < everyone and time.monotonic() < until:
-                time.sleep(0.05)
+def _part(notes: Notes) -> None:
+    """Returns when it is time to leave: after all are ready, and process 0 after the others.
+
+    It keeps the notes, and jax aborts a process that finds it gone.
+    """
+    _mute()
+    notes.put(f"ready/{notes.index}", "")
+    _wait_for(notes, "ready", notes.count, TOGETHER_S)
+    if notes.index > 0:
+        notes.put(f"gone/{notes.index}", "")
+    else:
+        _wait_for(notes, "gone", notes.count - 1, TOGETHER_S)
         time.sleep(0.5)
+
+
+def _wait_for(notes: Notes, folder: str, count: int, patience_s: float) -> Mapping[str, str]:
+    """The notes under `folder/` once there are so many, or those that are there by then."""
+    until = time.monotonic() + patience_s
+    while len(told := notes.all(folder)) < count and time.monotonic() < until:
+        time.sleep(0.05)
+    return told
 
 
 def _say(text: str) -> None:

@@ -62,7 +62,7 @@ def test_two_processes_then_four_have_the_curve_of_one(folder):
     # where it has to.
     for place, number, status, kept in (
         ("step", signal.SIGINT, 130, []),
-        ("validation", signal.SIGTERM, 75, ["6"]),
+        ("validation", signal.SIGTERM, 75, ["4", "6"]),
     ):
         two = begin_all(folder, 2, deaf_at=place)
         while (said := two[1].stdout.readline()) != "deaf\n":
@@ -71,7 +71,7 @@ def test_two_processes_then_four_have_the_curve_of_one(folder):
         codes, told = end_all(two)
         assert codes == [status] * 2 and "Traceback" not in told, told
         folders = (folder / "many" / "checkpoints").glob("[0-9]*")
-        assert [path.name for path in folders] == kept
+        assert sorted(path.name for path in folders) == kept
 
     # The scheduler takes one of them away: both save, after the same step.
     two = begin_all(folder, 2, seconds=0.2)
