@@ -33,8 +33,13 @@ def saving():
 
 def start(program):
     """Runs PROGRAM and what follows it; returns the process once it has printed "here"."""
+    return begin("-c", PROGRAM + program)
+
+
+def begin(*arguments):
+    """Runs Python; returns the process once it has printed "here"."""
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM + program],
+        [sys.executable, *arguments],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -67,6 +72,15 @@ def test_a_program_deaf_in_c_is_left_at_once(number, status):
         process = start(f"{phase}\ndeaf()")
         process.send_signal(number)
         assert end(process) == (expected, printed, f"{name}: {says}")
+
+
+@pytest.mark.parametrize("command", [["launch.py", "--workdir=none"], ["-m", "weight_port"]])
+def test_the_commands_are_left_at_once(command, tmp_path):
+    config = tmp_path / "deaf.py"
+    config.write_text(PROGRAM.replace("stop.install()", "") + "\ndeaf()\n")
+    process = begin(*command, f"--config={config}")
+    process.send_signal(signal.SIGINT)
+    assert end(process)[::2] == (130, "SIGINT: stopped; nothing was to be saved\n")
 
 
 def test_a_signal_that_comes_where_an_exception_would_be_lost():
