@@ -104,7 +104,7 @@ class Program:
         self._signal: signal.Signals | None = None
         self._interrupts = 0
         self._until: int | None = None  # the phase that has to be reached, once that is known
-        self._ender: str | None = None  # "main" or "stop": who ends the process
+        self._over = False  # the main thread ends the process by itself
         self._answers = False
         self._notes: Notes | None = None
         self._endings: list[Callable[[], None]] = []
@@ -168,10 +168,17 @@ class Program:
             answer.start()
 
     def hold(self) -> None:
-        """Before the process ends by itself: does not return if a stop is already ending it."""
+        """Before the process ends by itself: does not return if a stop ends it.
+
+        What failed may have failed by the stop: child processes and other hosts get it too.
+        """
+        if not self._answers:
+            return
+        time.sleep(0.05)  # for the listener: the signal may have come just now
         with self._changed:
-            self._changed.wait_for(lambda: self._ender != "stop")
-            self._ender = "main"
+            if self._signal is not None and not self._phase.waits:
+                self._changed.wait_for(lambda: False)
+            self._over = True
 
     @contextlib.contextmanager
     def at_the_end(self, call: Callable[[], None]) -> Iterator[None]:
@@ -196,7 +203,7 @@ class Program:
         raise Interrupted(phase.status or 128 + number, step)
 
     def _listen(self, read: int) -> None:
-        while self._ender != "main":
+        while not self._over:
             if select.select([read], [], [], POLL_S)[0]:
                 for number in filter(None, os.read(read, 64)):
                     self.notice(number)
@@ -214,9 +221,9 @@ class Program:
                 self._until = until
                 self._changed.notify_all()
                 self._changed.wait_for(lambda: self._number >= until and not self._phase.waits)
-                if self._ender is not None:
+                if self._over:
                     return
-                self._ender, phase = "stop", self._phase
+                phase = self._phase
             if phase.save:
                 phase.save()
             status = phase.status or 128 + self._signal
