@@ -44,6 +44,8 @@ def run(experiment: Experiment) -> Path:
         if _is_done(fold):
             say(f"fold {number} is done: {fold.workdir}")
             continue
+        if number:  # what is done is kept
+            stop.enter(stop.repeatable(f"in fold {number}"))
         say(f"fold {number} of {len(folds)}: {fold.workdir}")
         modes.run_training(fold)
         if jax.process_index() == 0:

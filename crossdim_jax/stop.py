@@ -126,6 +126,7 @@ class Program:
         atexit.register(end)
         self._answers = True
         listener.start()
+        threading.Thread(target=self._answer, daemon=True).start()
 
     def share(self, notes: Notes) -> None:
         """Stops with other processes from now on; all call this in the same phase."""
@@ -161,11 +162,7 @@ class Program:
                     self._leave(128 + number)
                 return
             self._signal = signal.Signals(number)
-            answer = threading.Thread(
-                target=self._answer, args=(self._phase, self._number), daemon=True
-            )
-        if self._answers:
-            answer.start()
+            self._changed.notify_all()
 
     def hold(self) -> None:
         """Before the process ends by itself: does not return if a stop ends it.
@@ -211,9 +208,11 @@ class Program:
                 for name in self._notes.all("stop").values():
                     self.notice(signal.Signals[name], told=True)
 
-    def _answer(self, phase: Phase, number: int) -> None:
-        """Ends the process; `phase` and its number are those in which the signal came."""
-        name = self._signal.name
+    def _answer(self) -> None:
+        """Ends the process once a signal has come."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._signal is not None)
+            phase, number, name = self._phase, self._number, self._signal.name
         _briefly(lambda: _say(f"{name}: {phase.says}"))
         try:
             until = self._agree(phase, number)
@@ -294,7 +293,10 @@ def _mute() -> None:
 def _briefly(call: Callable[[], Any]) -> None:
     """Calls, and waits for `BRIEFLY_S` at most: a terminal or a disk may hang."""
     thread = threading.Thread(target=call, daemon=True)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError:  # Python starts none any more once the main thread has ended
+        return call()
     thread.join(BRIEFLY_S)
 
 

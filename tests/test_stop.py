@@ -161,6 +161,17 @@ os._exit(1)
     assert end(process)[0] == 1
 
 
+def test_a_process_that_only_waits_for_others_at_its_end():
+    """Where Python starts no thread any more."""
+    process = start("""
+import atexit
+stop.enter(stop.repeatable("x"))
+atexit.register(deaf)
+""")
+    process.send_signal(signal.SIGTERM)
+    assert end(process)[0] == 75
+
+
 def test_without_answers_the_next_phase_raises():
     program = stop.Program()
     program.enter(stop.BUSY)
@@ -196,6 +207,7 @@ def test_several_processes_leave_in_the_same_phase(monkeypatch, seed):
     def process(index):
         program = stop.Program(leave=lambda status: left.__setitem__(index, status))
         program._answers = True
+        threading.Thread(target=program._answer, daemon=True).start()
         program.share(Shared(notes, index, count))
         programs[index] = program
         pause = random.Random(seed * count + index)
