@@ -113,9 +113,17 @@ class Program:
         """Answers SIGTERM and SIGINT from now on. For the main thread of a program, at its top."""
         read, write = os.pipe()
         os.set_blocking(write, False)
-        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+
+        def wake() -> int:
+            return signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+
+        def handle(number, frame) -> None:  # without a handler, there would be no wake-up
+            if wake() != write:  # an event loop of a library had its own there
+                os.write(write, bytes([number]))
+
+        wake()
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: None)  # without one, there would be no wake-up
+            signal.signal(number, handle)
         listener = threading.Thread(target=self._listen, args=(read,), daemon=True)
 
         def end() -> None:  # last of all, see `atexit`; jax's client must not be asked after it

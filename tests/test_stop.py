@@ -96,6 +96,19 @@ Lost()
     assert end(process)[0] == 130
 
 
+def test_a_library_that_takes_the_wake_up_for_itself():
+    process = start("""
+import signal
+read, write = os.pipe()
+os.set_blocking(write, False)
+signal.set_wakeup_fd(write)
+print("here", flush=True)
+time.sleep(60)
+""")
+    process.send_signal(signal.SIGINT)
+    assert end(process)[0] == 130
+
+
 def test_what_cannot_be_left_is_finished_first():
     process = start("""
 stop.enter(stop.BUSY)
