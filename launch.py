@@ -1,5 +1,11 @@
 """Trains, evaluates, predicts or reports: `python launch.py --config=FILE --workdir=FOLDER`."""
 
+if __name__ == "__main__":  # first of all: the imports take seconds
+    from crossdim_jax import stop
+
+    stop.install()
+
+# ruff: noqa: E402
 import sys
 
 from absl import app, flags, logging

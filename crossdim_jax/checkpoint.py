@@ -13,6 +13,7 @@ are compared before anything is restored.
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import shutil
@@ -36,6 +37,8 @@ from crossdim_jax.train_state import TrainState
 
 FOLDER = "checkpoints"
 BEST = "best"
+
+_MANAGERS = itertools.count()
 
 
 class Checkpointer:
@@ -376,18 +379,37 @@ class _Summed(ocp.path.atomicity.AtomicRenameTemporaryPath):
 
 def _manager(folder: Path, keep: int | None, *, read_only: bool = False) -> ocp.CheckpointManager:
     logging.getLogger("absl").addFilter(_not_orbax)
-    handlers = {"variables": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+    together = _together()
+    handlers = {
+        "variables": ocp.StandardCheckpointHandler(multiprocessing_options=together),
+        "meta": ocp.JsonCheckpointHandler(multiprocessing_options=together),
+    }
     if folder.name != BEST:
-        handlers["training"] = ocp.StandardCheckpointHandler()
+        handlers["training"] = ocp.StandardCheckpointHandler(multiprocessing_options=together)
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep,
         save_interval_steps=0 if read_only else 1,
         cleanup_tmp_directories=not read_only,
-        create=not read_only,
+        create=False,  # not possible for named processes; the folder is there
         read_only=read_only,
         temporary_path_class=_Summed,
+        multiprocessing_options=together,
     )
     return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
+
+
+def _together() -> ocp.options.MultiprocessingOptions:
+    """How processes wait for each other while they write.
+
+    Those that are named do so through the runtime's service. Otherwise it would be on their
+    devices, and behind what is computed there: a stop saves while a validation is compiled.
+    """
+    if jax.process_count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    return ocp.options.MultiprocessingOptions(
+        active_processes=set(range(jax.process_count())),
+        barrier_sync_key_prefix=f"manager_{next(_MANAGERS)}",  # a barrier's name may not come again
+    )
 
 
 def _check_saved(saved: bool, folder: Path, step: int) -> None:

@@ -4,6 +4,7 @@ The same command runs on every host. Who takes part is read from flags, or from 
 left in the environment; the table `LAUNCHERS` is asked in its order.
 """
 
+import contextlib
 import dataclasses
 import glob
 import importlib.util
@@ -18,6 +19,7 @@ from typing import NoReturn
 import jax
 from jax.experimental import multihost_utils
 
+from crossdim_jax import stop
 from crossdim_jax.errors import ConfigError
 from crossdim_jax.storage.text import for_stream
 
@@ -68,20 +70,49 @@ def start(
         "shutdown_timeout_seconds": SHUTDOWN_TIMEOUT_S,
     }
     sys.excepthook = _leave_at_once
+    # Its own handler of SIGTERM would take the signal from `stop`. It cannot replace it: Orbax asks
+    # it too, with numbers of its own, and only the very number that was agreed on gets a yes.
+    with contextlib.suppress(AttributeError):  # should a version of jax have no such service
+        jax.config.update("jax_enable_preemption_service", False)
     if cluster.coordinator is None:
         jax.distributed.initialize(**timeouts)
-        return cluster
-    if cluster.process > 0:
-        _wait_for(cluster)
-    jax.distributed.initialize(
-        cluster.coordinator,
-        cluster.processes,
-        cluster.process,
-        local_device_ids=cluster.local_device,
-        cluster_detection_method="deactivate",
-        **timeouts,
-    )
+    else:
+        if cluster.process > 0:
+            _wait_for(cluster)
+        jax.distributed.initialize(
+            cluster.coordinator,
+            cluster.processes,
+            cluster.process,
+            local_device_ids=cluster.local_device,
+            cluster_detection_method="deactivate",
+            **timeouts,
+        )
+    if jax.process_count() > 1:
+        stop.share(Notes())
     return cluster
+
+
+class Notes:
+    """`stop.Notes` in the key-value store of jax's distributed runtime, which process 0 serves."""
+
+    FOLDER = "crossdim_jax"
+
+    def __init__(self):
+        from jax._src import distributed  # jax has no public name for it
+
+        self._client = distributed.global_state.client
+        self.index, self.count = jax.process_index(), jax.process_count()
+
+    def put(self, name: str, text: str) -> None:
+        """Writes a note; one that cannot be written is lost, as process 0 is."""
+        with contextlib.suppress(RuntimeError):
+            self._client.key_value_set(f"{self.FOLDER}/{name}", text or "-", allow_overwrite=True)
+
+    def all(self, folder: str) -> dict[str, str]:
+        """The notes under `folder/`, by their full names."""
+        with contextlib.suppress(RuntimeError):  # also jax's, if there is none
+            return dict(self._client.key_value_dir_get(f"{self.FOLDER}/{folder}/"))
+        return {}
 
 
 def wait_for_all(what: str) -> None:
@@ -102,6 +133,7 @@ def give_up(message: str) -> NoReturn:
     One of several leaves at once: the others wait for it in the middle of something, and would for
     ever if it waited in turn for them to finish.
     """
+    stop.hold()
     message = for_stream(message, sys.stderr)
     if jax.distributed.is_initialized():
         print(message, file=sys.stderr, flush=True)
@@ -110,6 +142,7 @@ def give_up(message: str) -> NoReturn:
 
 
 def _leave_at_once(kind, error, traceback) -> None:
+    stop.hold()
     sys.__excepthook__(kind, error, traceback)
     sys.stderr.flush()
     os._exit(1)

@@ -114,7 +114,6 @@ def predict_folder(
     export: bool = False,
     errors: Iterable[tuple[str, str]] = (),
     progress: bool = True,
-    between: Callable[[], None] = lambda: None,
 ) -> Result:
     """Predicts every case, going on after one that fails.
 
@@ -123,7 +122,6 @@ def predict_folder(
       first, where the network spans several. All must see the same `out_folder`.
     export: also write the challenge's further formats, see `Challenge.export` and `export_all`.
     errors: (case id, message) of cases that already failed, put first among the result's failures.
-    between: called before each case, on every process; may raise to end it all.
     Raises DataError at once if `out_folder` cannot be written or is full.
     """
     out_folder = Path(out_folder)
@@ -139,7 +137,6 @@ def predict_folder(
     with _bar(files, "predict", progress) as bar:
         for case in bar:
             bar.set_postfix_str(shown(case.id))
-            between()
             try:
                 path = _output_path(challenge, out_folder, case)
                 if case.id in there and not overwrite:

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from crossdim_jax import stop
 from crossdim_jax.storage.text import encoded
 
 
@@ -21,14 +22,16 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp{''.join(path.suffixes[-2:])[-16:]}")
-    try:
+
+    def remove() -> None:
+        with contextlib.suppress(OSError):  # what went wrong before has more to say
+            temporary.unlink()
+
+    with stop.at_the_end(remove):
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    finally:
-        with contextlib.suppress(OSError):  # what went wrong above has more to say
-            temporary.unlink()
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

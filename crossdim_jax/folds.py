@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jax
 
-from crossdim_jax import evaluate, modes, run_cases, run_content, run_folder
+from crossdim_jax import evaluate, modes, run_cases, run_content, run_folder, stop
 from crossdim_jax.data import splits
 from crossdim_jax.distributed import say, wait_for_all
 from crossdim_jax.ensemble import DONE, of_fold
@@ -19,7 +19,6 @@ from crossdim_jax.errors import ConfigError, DataError
 from crossdim_jax.experiment import Experiment
 from crossdim_jax.files import write_text
 from crossdim_jax.report import page
-from crossdim_jax.stop import repeatable
 from crossdim_jax.storage.reading import read_bytes
 
 
@@ -47,6 +46,8 @@ def run(experiment: Experiment) -> Path:
         if _is_done(fold):
             say(f"fold {number} is done: {fold.workdir}")
             continue
+        if number:  # what is done is kept
+            stop.enter(stop.repeatable(f"in fold {number}"))
         say(f"fold {number} of {len(folds)}: {fold.workdir}")
         modes.run_training(fold)
         if jax.process_index() == 0:
@@ -75,6 +76,7 @@ def _mark_done(path: Path) -> None:
 
 def _combine(experiment: Experiment, folds: list[Experiment]) -> Path:
     """Predictions, scores and report over the held-out cases of all folds."""
+    stop.enter(stop.repeatable("evaluating"))
     wait_for_all("folds")
     if jax.process_index() > 0:
         return experiment.workdir
@@ -97,18 +99,17 @@ def _combine(experiment: Experiment, folds: list[Experiment]) -> Path:
     files.sort(key=lambda case: case.id)
     # Every case was held out once: so evaluation and report know which cases are meant.
     splits.Split([], [case.id for case in files]).write(experiment.workdir / run_folder.SPLITS)
-    with repeatable("evaluating"):
-        evaluate.evaluate_cases(
-            experiment.challenge,
-            files,
-            folder,
-            experiment.workdir / run_folder.EVALUATION,
-            provenance={
-                "cross_validation": f"{len(folds)} folds, each case by the fold that held it out",
-                **experiment.provenance(),
-                **changed,
-            },
-        )
+    evaluate.evaluate_cases(
+        experiment.challenge,
+        files,
+        folder,
+        experiment.workdir / run_folder.EVALUATION,
+        provenance={
+            "cross_validation": f"{len(folds)} folds, each case by the fold that held it out",
+            **experiment.provenance(),
+            **changed,
+        },
+    )
     table = experiment.workdir / run_folder.EVALUATION / "table.md"
     say(table.read_text(encoding="utf-8"))
     return page.write(experiment.workdir, experiment.challenge, files)

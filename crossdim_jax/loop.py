@@ -16,11 +16,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from crossdim_jax import nonfinite, sharding
+from crossdim_jax import nonfinite, sharding, stop
 from crossdim_jax.checkpoint import Checkpointer, variables
 from crossdim_jax.errors import ConfigError, CrossdimError
 from crossdim_jax.metric_writer import MetricWriter, Progress, Totals, mean_known
-from crossdim_jax.stop import Interrupted, StopSignal
 from crossdim_jax.train import Step
 from crossdim_jax.train_state import TrainState
 from crossdim_jax.validation import Validation, validate
@@ -87,7 +86,8 @@ def fit(
         not finite; more than 0 needs a step made with `skip_nonfinite`.
 
     Raises:
-      Interrupted: SIGTERM or SIGINT came; the state is saved.
+      stop.Interrupted: a stop was noticed, in a program that has not installed answers to it; the
+        state is saved.
       TrainingError: the loss or its gradient is not finite; names the step, the cases, and the file
         that their batch was written to.
       DataError: the run folder cannot be written; the last checkpoint is intact.
@@ -98,7 +98,6 @@ def fit(
     batches = iter(data)
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpointer(workdir, keep=keep))
-        stop = stack.enter_context(StopSignal())
         record = _Record(steps_per_epoch)
         restored = checkpoints.restore_latest(state)
         if restored is not None:
@@ -108,6 +107,7 @@ def fit(
             if record.best_step not in checkpoints.best_steps:  # removed by hand, or lost
                 record.best_score = record.best_step = None
             batches.set_state(meta["data"])
+            stop.enter(stop.repeatable("before the next step; the last checkpoint holds"))
         first = jax.process_index() == 0
         writer = MetricWriter(workdir, step=record.step, redo=record.unwritten(), enabled=first)
         stack.callback(writer.close)
@@ -115,12 +115,13 @@ def fit(
         stack.callback(shown.close)
         if restored is not None:
             shown.say(f"going on after step {record.step} of {total_steps}")
-        run = _Run(record, checkpoints, writer, shown, stop, validation)
+        run = _Run(record, checkpoints, writer, shown, validation)
         run.regions, run.config = tuple(regions), dict(config or {})
         run.log_every_steps, run.total_steps = log_every_steps, total_steps
         run.skip_nonfinite, run.workdir = skip_nonfinite, workdir
         run.early_stop_epochs = early_stop_epochs
         state = _train(run, state, step, batches, mesh, every)
+        stop.enter(stop.repeatable("after the last step"))
     return FitResult(state, record.best_score, record.best_step)
 
 
@@ -136,15 +137,18 @@ def _train(run: "_Run", state: TrainState, step: Step, batches, mesh, every: int
     record = run.record
     if record.validation_pending:
         run.validate(state)
-        if record.validation_pending:  # stopped again; the checkpoint it came from still holds
-            raise Interrupted(record.step)
         if run.exhausted():
             run.end()
+        stop.enter(run.before_a_step(state))
     exhausted = run.exhausted()
     while record.step < run.total_steps and not exhausted:
         batch = dict(next(batches))
         arrays = {name: array for name, array in batch.items() if name != "id"}
+        if run.begun:  # else nothing is lost by leaving, and this compiles
+            stop.enter(stop.BUSY)
         state, metrics = step(state, sharding.shard_batch(arrays, mesh))
+        stop.enter(stop.BUSY)
+        run.data_state = batches.get_state()
         run.dispatched(metrics, batch)
         end = record.step == run.total_steps
         if end or record.step % record.steps_per_epoch == 0:
@@ -153,14 +157,11 @@ def _train(run: "_Run", state: TrainState, step: Step, batches, mesh, every: int
             if exhausted:
                 end = True
                 run.end()
-        stopping = run.stop.requested(record.step)
-        if end or stopping or record.step % every == 0:
-            run.save(state, batches.get_state())
-        if stopping:
-            run.leave()
+        if end or record.step % every == 0:
+            run.save(state)
+        if not end:
+            stop.enter(run.before_a_step(state))
     run.checkpoints.wait()
-    if run.stop.noticed:
-        run.leave()
     return state
 
 
@@ -213,6 +214,7 @@ class _Run:
     skip_nonfinite: int
     workdir: Path
     early_stop_epochs: int | None = None
+    data_state: Any = None  # after the batch of the last step
 
     def __init__(
         self,
@@ -220,11 +222,11 @@ class _Run:
         checkpoints: Checkpointer,
         writer: MetricWriter,
         shown: Progress,
-        stop: StopSignal,
         validation: Validation | None,
     ):
         self.record, self.checkpoints, self.writer = record, checkpoints, writer
-        self.shown, self.stop, self.validation = shown, stop, validation
+        self.shown, self.validation = shown, validation
+        self._saved = record.step
         self._in_flight: tuple | None = None
         self._clock = time.monotonic()
         self._images, self._images_since = 0, None
@@ -237,6 +239,11 @@ class _Run:
         if self._images_since is None:  # by now the step is compiled, which is no part of a rate
             self._images_since = time.monotonic()
         self._in_flight = (self.record.step, metrics, batch)
+
+    @property
+    def begun(self) -> bool:
+        """Whether this process has made a step."""
+        return self._images_since is not None
 
     def receive(self) -> None:
         """Waits for the metrics of the step in flight, if there is one."""
@@ -324,16 +331,20 @@ class _Run:
             self.validate(state)
 
     def validate(self, state: TrainState) -> None:
-        """Validates the slow weights and keeps them if they are the best; pending if stopped."""
-        with self._outside_the_rate():
-            self._validate(state)
+        """Validates the slow weights and keeps them if they are the best.
 
-    def _validate(self, state: TrainState) -> None:
+        A stop saves at once: the validation is then made by the start that goes on.
+        """
+        with self._outside_the_rate():
+            self.record.validation_pending = True
+            stop.enter(self._saving(state, "saving; the validation is made again"))
+            dice = validate(variables(state), self.validation)
+            stop.enter(stop.BUSY)
+            self.record.validation_pending = False
+            self._take_in(dice, state)
+
+    def _take_in(self, dice: np.ndarray, state: TrainState) -> None:
         record = self.record
-        dice = validate(variables(state), self.validation, lambda: self.stop.requested(record.step))
-        record.validation_pending = dice is None
-        if dice is None:
-            return
         score = mean_known(dice)
         if record.best_score is None or score > record.best_score:
             record.best_score, record.best_step = score, record.step
@@ -373,19 +384,30 @@ class _Run:
             )
         return found
 
-    def save(self, state: TrainState, data_state: Any) -> None:
+    def save(self, state: TrainState) -> None:
         """Checkpoints the step that was dispatched last, once its metrics are known good."""
         self.receive()
         with self._outside_the_rate():
             self.writer.sync()
-            self.checkpoints.save(state, self._meta() | {"data": data_state})
+            self.checkpoints.save(state, self._meta() | {"data": self.data_state})
+        self._saved = self.record.step
 
-    def leave(self) -> None:
-        """Raises Interrupted, once all is on disk."""
-        self.checkpoints.wait()
-        step = self.record.step
-        self.shown.say(f"stopped and saved after step {step}; run the same command to go on")
-        raise Interrupted(step)
+    def before_a_step(self, state: TrainState) -> stop.Phase:
+        """The phase in which the next batch is waited for."""
+        return self._saving(state, stop.BUSY.says)
+
+    def _saving(self, state: TrainState, says: str) -> stop.Phase:
+        """A phase in which nothing changes `state`, and a stop saves what is not saved yet."""
+
+        def save() -> int:
+            if self._saved != self.record.step:
+                self.save(state)
+            self.checkpoints.wait()
+            step = self.record.step
+            self.shown.say(f"stopped and saved after step {step}; run the same command to go on")
+            return step
+
+        return stop.Phase(says, stop.AGAIN, save)
 
     def _meta(self) -> dict[str, Any]:
         return self.record.meta() | {"config": self.config, "seconds": self._seconds()}

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -18,6 +18,7 @@ from crossdim_jax import (
     run_cost,
     run_folder,
     start,
+    stop,
     train,
 )
 from crossdim_jax import experiment as experiment_lib
@@ -26,7 +27,6 @@ from crossdim_jax.distributed import say, wait_for_all
 from crossdim_jax.errors import ConfigError, DataError
 from crossdim_jax.experiment import Experiment
 from crossdim_jax.report import page
-from crossdim_jax.stop import repeatable
 from crossdim_jax.validation import Validation
 
 
@@ -65,7 +65,8 @@ def _train(experiment: Experiment) -> bool:
         run_folder.claim, experiment.workdir, config.to_dict(), defaults=experiment.defaults
     )
     claim(write=False)
-    resuming = run_folder.has_checkpoint(experiment.workdir)
+    if resuming := run_folder.has_checkpoint(experiment.workdir):
+        stop.enter(stop.repeatable("before the next step; the last checkpoint holds"))
     weights = None if resuming else start.load_weights(experiment)
 
     split, training, held_out_cases = run_cases.prepare_cases(experiment)
@@ -90,7 +91,9 @@ def _train(experiment: Experiment) -> bool:
         if record is not None:
             run_folder.write_json(experiment.workdir / run_folder.WEIGHTS, record)
         run_cost.record(experiment.workdir, state, experiment.mesh.size)
-    try:
+    peak = functools.partial(run_cost.record_peak, experiment.workdir)
+    # Also of a start that is stopped: it may be the one that compiled.
+    with stop.at_the_end(peak) if first else contextlib.nullcontext():
         loop.fit(
             state,
             train.compiled_first(make_step(experiment, optimizer, loss)),
@@ -108,9 +111,6 @@ def _train(experiment: Experiment) -> bool:
             config=config.to_dict(),
             skip_nonfinite=options.get("skip_nonfinite", 0),
         )
-    finally:  # also of a start that is stopped: it may be the one that compiled
-        if first:
-            run_cost.record_peak(experiment.workdir)
     return bool(held_out_cases)
 
 
@@ -151,11 +151,12 @@ def run_evaluation(experiment: Experiment) -> Path:
     Raises:
       ManyErrors: some cases could not be predicted; the others are scored.
     """
-    with _alone(experiment, "evaluating"), repeatable("evaluating") as between:
-        return _evaluate(experiment, between)
+    stop.enter(stop.repeatable("evaluating"))
+    with _alone(experiment, "evaluating"):
+        return _evaluate(experiment)
 
 
-def _evaluate(experiment: Experiment, between: Callable[[], None]) -> Path:
+def _evaluate(experiment: Experiment) -> Path:
     experiment = experiment_lib.for_inference(experiment)
     config, first = experiment.config, jax.process_index() == 0
     run_folder.require_same_network(
@@ -179,7 +180,6 @@ def _evaluate(experiment: Experiment, between: Callable[[], None]) -> Path:
         overwrite=True,  # those that are there may be of older weights
         write=first,
         progress=first,
-        between=between,
     )
     wait_for_all("predictions")
     if first:
@@ -223,25 +223,24 @@ def run_prediction(
     """
     if not source:
         raise ConfigError("--mode=predict needs --input=FOLDER, a folder of cases")
+    stop.enter(stop.repeatable("predicting"))
     experiment = experiment_lib.for_inference(experiment)
     folder = Path(target) if target else experiment.workdir / "predictions_new"
     failed: list[tuple[str, str]] = []
     predict, weights = ensemble.predictor(experiment)
     files = experiment.challenge.cases(source, labelled=False, errors=failed)
     say(f"predicting {len(files)} cases with {weights}")
-    with repeatable("predicting") as between:
-        result = evaluate.predict_folder(
-            experiment.challenge,
-            files,
-            predict,
-            folder,
-            overwrite=overwrite,
-            write=jax.process_index() == 0,
-            export=True,
-            errors=failed,
-            progress=jax.process_index() == 0,
-            between=between,
-        )
+    result = evaluate.predict_folder(
+        experiment.challenge,
+        files,
+        predict,
+        folder,
+        overwrite=overwrite,
+        write=jax.process_index() == 0,
+        export=True,
+        errors=failed,
+        progress=jax.process_index() == 0,
+    )
     say(
         f"{len(result.written)} written, {len(result.skipped)} already there, "
         f"{len(result.failed)} failed: {folder}"
@@ -252,6 +251,7 @@ def run_prediction(
 
 def run_report(experiment: Experiment) -> Path:
     """Writes `report.html` from what the run folder holds; returns its path."""
+    stop.enter(stop.repeatable("reporting"))
     with _alone(experiment, "evaluating"):
         return _report(experiment)
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from crossdim_jax import checkpoint, loop, losses, optim, sharding, train
+from crossdim_jax import checkpoint, loop, losses, optim, sharding, stop, train
 from crossdim_jax.checkpoint import Checkpointer
 from crossdim_jax.errors import ConfigError, DataError
 from crossdim_jax.loop import TrainingError, fit
@@ -77,12 +77,12 @@ def assert_equal(one, other):
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(one), jax.device_get(other))
 
 
-def stop_at(position, number=signal.SIGTERM):
-    """Sends this process a signal while the batch at `position` is made."""
+def stop_at(position):
+    """Notices a stop while the batch after that at `position` is made: that one's step is saved."""
 
     def on_batch(at):
-        if at == position:
-            os.kill(os.getpid(), number)
+        if at == position + 1:
+            stop.notice(signal.SIGTERM)
 
     return toy.Batches(on_batch=on_batch)
 
@@ -122,8 +122,7 @@ def test_a_stop_in_the_validation_that_decides_changes_nothing(
         def validate(*_):
             step = next(steps)
             if step == stop_at:
-                os.kill(os.getpid(), signal.SIGTERM)
-                return None
+                stop.notice(signal.SIGTERM)
             return np.full(2, scores.get(step, 0.5))
 
         return validate
@@ -195,7 +194,7 @@ def test_a_signal_during_validation_saves_and_validates_later(start, cases, tmp_
     predict = toy.make_predict(MODEL)
 
     def stopping(variables, image):
-        os.kill(os.getpid(), signal.SIGINT)
+        stop.notice(signal.SIGINT)
         return predict(variables, image)
 
     whole = checking(cases, from_dice=0.0)
@@ -224,12 +223,6 @@ def test_a_best_whose_weights_are_lost_is_no_longer_to_be_beaten(start, cases, t
     result = run(start, tmp_path, validation=checking(cases, from_dice=0.0))
     assert result.best_step == 6 and result.best_score < 1
     assert checkpoint.load_variables(tmp_path)[1]["score"] == result.best_score
-
-
-def test_signal_handlers_are_put_back(start, tmp_path):
-    before = signal.getsignal(signal.SIGTERM)
-    run(start, tmp_path, total_steps=1)
-    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_logged_numbers_are_means_over_their_steps(start, tmp_path):
@@ -372,6 +365,8 @@ def test_the_loop_fetches_nothing_of_the_step_it_has_just_dispatched(start, tmp_
 SCRIPT = """
 import resource, sys, time
 from pathlib import Path
+from crossdim_jax import stop
+stop.install()
 from tests import toy
 from crossdim_jax.errors import DataError
 from crossdim_jax.loop import fit

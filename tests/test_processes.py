@@ -21,13 +21,20 @@ def folder(tmp_path_factory):
     return root
 
 
-def begin_all(folder, count, **settings):
-    """So many processes of one run, each with a device."""
+def begin_all(folder, count, deaf_at=None, **settings):
+    """So many processes of one run, each with a device; the second does not hear somewhere."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     return [
-        small_run.begin(folder, "many", STEPS, join=[address, count, index], **settings)
+        small_run.begin(
+            folder,
+            "many",
+            STEPS,
+            join=[address, count, index],
+            deaf_at=deaf_at if index == 1 else None,
+            **settings,
+        )
         for index in range(count)
     ]
 
@@ -51,7 +58,22 @@ def test_two_processes_then_four_have_the_curve_of_one(folder):
     codes, told = end_all([one])
     assert codes == [0], told
 
-    # Two processes; the scheduler takes one of them away: both save, after the same step.
+    # Two processes; one is told to stop while the other compiles, and waits for it or goes on to
+    # where it has to.
+    for place, number, status, kept in (
+        ("step", signal.SIGINT, 130, []),
+        ("validation", signal.SIGTERM, 75, ["4", "6"]),
+    ):
+        two = begin_all(folder, 2, deaf_at=place)
+        while (said := two[1].stdout.readline()) != "deaf\n":
+            assert said, end_all(two)
+        two[0].send_signal(number)
+        codes, told = end_all(two)
+        assert codes == [status] * 2 and "Traceback" not in told, told
+        folders = (folder / "many" / "checkpoints").glob("[0-9]*")
+        assert sorted(path.name for path in folders) == kept
+
+    # The scheduler takes one of them away: both save, after the same step.
     two = begin_all(folder, 2, seconds=0.2)
     metrics = folder / "many" / "metrics.jsonl"
     until = time.monotonic() + 120

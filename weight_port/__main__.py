@@ -1,5 +1,11 @@
 """The command: `python -m weight_port`."""
 
+if __name__ == "__main__":  # first of all: the imports take seconds
+    from crossdim_jax import stop
+
+    stop.install()
+
+# ruff: noqa: E402
 import argparse
 import importlib
 import sys

@@ -37,7 +37,7 @@ def run[Result](
         return
     pool = _processes(processes) if processes else concurrent.futures.ThreadPoolExecutor(threads)
     try:
-        with _without_main() if processes else contextlib.nullcontext():
+        with _starting() if processes else contextlib.nullcontext():
             pending = {pool.submit(call): index for index, call in enumerate(work)}
         for future in concurrent.futures.as_completed(pending):
             yield pending[future], future.result()
@@ -52,13 +52,14 @@ def run[Result](
 
 
 def _processes(count: int) -> concurrent.futures.ProcessPoolExecutor:
-    return concurrent.futures.ProcessPoolExecutor(
-        count, mp_context=multiprocessing.get_context("spawn"), initializer=_begin
-    )
+    with _starting():
+        return concurrent.futures.ProcessPoolExecutor(
+            count, mp_context=multiprocessing.get_context("spawn"), initializer=_begin
+        )
 
 
 def _begin() -> None:
-    """In a new process: Ctrl-C is the parent's affair, and nothing is done without a parent."""
+    """Worker initialiser: ignores SIGINT and exits when the parent dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -69,11 +70,23 @@ def _end_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def _without_main() -> Iterator[None]:
-    """Keeps new processes from importing the program that was started, and all that it imports."""
+def _starting() -> Iterator[None]:
+    """Context manager for starting processes, which inherit what it sets.
+
+    They do not import the program that was started and all that it imports, and do not get the
+    Ctrl-C that may come before `_begin`; of this process another thread gets it. Python's process
+    that unlinks semaphores does so without a word when this one is stopped.
+    """
     main = sys.modules["__main__"]
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    warnings = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [warnings, "ignore:resource_tracker"]))
     sys.modules["__main__"] = types.ModuleType("__main__")
     try:
         yield
     finally:
         sys.modules["__main__"] = main
+        os.environ.pop("PYTHONWARNINGS")
+        if warnings is not None:
+            os.environ["PYTHONWARNINGS"] = warnings
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)

@@ -88,6 +88,33 @@ def test_processes_end_with_their_parent(tmp_path, how):
     wait_until(lambda: not any(map(running, pids)))
 
 
+GROUP = f"""
+from crossdim_jax import stop
+stop.install()
+try:
+    {PARENT.strip().replace(chr(10), chr(10) + "    ")}
+finally:
+    stop.hold()
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_of_the_whole_group_says_one_line(tmp_path, how):
+    """As Ctrl-C in a terminal, or a scheduler, sends it: to the processes too."""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", GROUP, str(tmp_path)],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    wait_until(lambda: len(list(tmp_path.iterdir())) == 2)
+    os.killpg(parent.pid, how)
+    _, err = parent.communicate(timeout=30)  # which all have closed
+    assert err == f"{how.name}: stopped; nothing was to be saved\n"
+    assert parent.returncode == 128 + how
+
+
 def running(pid):
     with contextlib.suppress(OSError):
         return "zombie" not in Path(f"/proc/{pid}/status").read_text().split("\n")[2]
