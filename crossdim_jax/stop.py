@@ -230,9 +230,11 @@ class Program:
                 self._changed.wait_for(lambda: self._number >= until and not self._phase.waits)
                 if self._over:
                     return
-                phase = self._phase
+                announced, phase = phase, self._phase
             if phase.save:
                 phase.save()
+            elif phase is not announced:
+                _briefly(lambda: _say(f"{name}: {phase.says}"))
             status = phase.status or 128 + self._signal
         except CrossdimError as error:
             _say(f"error: {error}")

@@ -124,6 +124,20 @@ time.sleep(60)
     assert found == (75, "step\nsaved\n", "SIGTERM: finishing the step, then saving\n")
 
 
+def test_how_it_ended_is_told_where_the_work_was_done_meanwhile():
+    process = start("""
+stop.enter(stop.BUSY)
+print("here", flush=True)
+while stop._PROGRAM._signal is None:
+    time.sleep(0.01)
+stop.enter(stop.repeatable("after it"))
+time.sleep(60)
+""")
+    process.send_signal(signal.SIGTERM)
+    last = "SIGTERM: stopped after it; run the same command again"
+    assert end(process)[::2] == (75, f"SIGTERM: finishing the step, then saving\n{last}\n")
+
+
 def test_a_second_ctrl_c_does_not_wait_for_the_step():
     process = start("stop.enter(stop.BUSY)\ndeaf()")
     process.send_signal(signal.SIGTERM)
