@@ -133,7 +133,7 @@ class Chaos(SliceChallenge):
             volume, geometry = images.read_nifti(files.images[0])
             grid.check_orthogonal(geometry, self.grid_tolerance_mm)
         else:
-            volume, series = dicom.read_series(files.images)
+            volume, series = dicom.read_series(files.images, tolerance_mm=self.grid_tolerance_mm)
             geometry = series.geometry
             if series.spacing_from != "ImagePositionPatient":
                 logger.info(

@@ -6,6 +6,7 @@
 One image for each file of the series, in the order of their names; grey values as in the truth.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,6 +43,11 @@ def tasks_of(files: CaseFiles, t1dual: str) -> dict[int, int]:
     }
 
 
+def _series(files: CaseFiles) -> dicom.Series:
+    """The slices of a case whose grid was judged when it was loaded."""
+    return dicom.read_header(files.images, tolerance_mm=math.inf)
+
+
 def write(submission: Path, files: CaseFiles, label: np.ndarray, t1dual: str) -> list[Path]:
     """Writes the masks of one case for every task it is part of.
 
@@ -53,7 +59,7 @@ def write(submission: Path, files: CaseFiles, label: np.ndarray, t1dual: str) ->
     if chaos_layouts.is_nifti(files.images[0]):
         slices = label  # no files to be in the order of: from below upwards
     else:
-        slices = dicom.read_header(files.images).to_slices(label)
+        slices = _series(files).to_slices(label)
     written = []
     for task, organs in tasks.items():
         asked = np.where(slices <= organs, slices, 0).astype(np.uint8)
@@ -69,7 +75,7 @@ def read(submission: Path, files: CaseFiles, task: int) -> np.ndarray:
     Raises DataError: there are no masks, or their number, size or grey values are not the series'.
     """
     folder = folder_of(submission, files, task)
-    series = dicom.read_header(files.images)
+    series = _series(files)
     masks = chaos_masks.files_of(folder)
     if len(masks) != len(files.images):
         raise DataError(
@@ -118,5 +124,5 @@ def write_seg(
             f"{files.images[0]}: a DICOM segmentation refers to DICOM slices, and this is NIfTI; "
             "leave 'seg' out of config.challenge.formats"
         )
-    series = dicom.read_header(files.images)
+    series = _series(files)
     return dicom_seg.write(path, series, label, segments, deidentify=deidentify)

@@ -25,7 +25,8 @@ logger = logging.getLogger(__name__)
 
 UNEVEN = 0.1  # a step may differ from the usual one by so much of it
 # By so much a voxel may lie beside the nearest grid with right angles: less than positions and
-# directions differ by that are written with four digits, and less than any pixel.
+# directions differ by that are written with four digits, and less than any pixel. For users who do
+# not say another number (`grid.OPTION`).
 TOLERANCE_MM = 0.2
 _COSINES_ATOL = 1e-3
 _MIXED = "several series lie in one folder. Give each a folder of its own"
@@ -92,11 +93,15 @@ def natural(path: Path) -> tuple[tuple[object, ...], str]:
     return key, path.name
 
 
-def read_series(files: Sequence[str | os.PathLike]) -> tuple[np.ndarray, Series]:
+def read_series(
+    files: Sequence[str | os.PathLike], *, tolerance_mm: float | None = None
+) -> tuple[np.ndarray, Series]:
     """Reads the slices of one series.
 
     Args:
       files: one slice each, in the order in which masks pair with them; see `files_of`.
+      tolerance_mm: by how much a voxel may lie beside a grid with right angles; None:
+        `TOLERANCE_MM`.
 
     Returns:
       The volume, (z, y, x) float32 in LPS, with the slope and intercept of each file applied; and
@@ -106,7 +111,7 @@ def read_series(files: Sequence[str | os.PathLike]) -> tuple[np.ndarray, Series]
       DataError: naming the file: not DICOM, truncated, compressed without a decoder, without a
         position, no plain grey values; or the files are no single, straight, evenly spaced series.
     """
-    series, slices, datasets = _series(files, pixels=True)
+    series, slices, datasets = _series(files, _tolerance(tolerance_mm), pixels=True)
     volume = np.empty((len(slices), *slices[0].shape), np.float32)
     padded = 0
     for index, (one, data) in enumerate(zip(slices, datasets, strict=True)):
@@ -123,9 +128,13 @@ def read_series(files: Sequence[str | os.PathLike]) -> tuple[np.ndarray, Series]
     return series.to_volume(volume), series
 
 
-def read_header(files: Sequence[str | os.PathLike]) -> Series:
-    """The series without its pixels; raises as `read_series`."""
-    return _series(files, pixels=False)[0]
+def read_header(files: Sequence[str | os.PathLike], *, tolerance_mm: float | None = None) -> Series:
+    """The series without its pixels; arguments and errors as those of `read_series`."""
+    return _series(files, _tolerance(tolerance_mm), pixels=False)[0]
+
+
+def _tolerance(given: float | None) -> float:
+    return TOLERANCE_MM if given is None else given
 
 
 def read_slices(files: Sequence[str | os.PathLike]) -> list[Slice]:
@@ -140,7 +149,7 @@ def datasets(series: Series) -> list[pydicom.Dataset]:
 
 
 def _series(
-    files: Sequence[str | os.PathLike], pixels: bool
+    files: Sequence[str | os.PathLike], tolerance_mm: float, *, pixels: bool
 ) -> tuple[Series, list[Slice], list[pydicom.Dataset]]:
     paths = tuple(Path(path) for path in files)
     if not paths:
@@ -151,23 +160,23 @@ def _series(
         slices.append(dicom_slice.read(path, data))
         if pixels:
             opened.append(data)
-    _check_one_series(slices)
+    _check_one_series(slices, tolerance_mm)
     _check_memory(slices)
     first = slices[0]
     normal = np.cross(*first.cosines)
-    planes, step, spacing_from = _planes(slices, normal)
+    planes, step, spacing_from = _planes(slices, normal, tolerance_mm)
     down, across = first.spacing
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1] = first.cosines[0] * across, first.cosines[1] * down
     affine[:3, 2], affine[:3, 3] = step, slices[planes.index(0)].position
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # DICOM's millimetres are LPS
     shape = (first.shape[1], first.shape[0], len(paths))
-    _check_right_angles(paths[0].parent, affine, shape)
+    _check_right_angles(paths[0].parent, affine, shape, tolerance_mm)
     geometry = Geometry.from_affine(paths[0].parent, shape, affine, np.int16)
     return Series(paths, tuple(planes), geometry, first.modality, spacing_from), slices, opened
 
 
-def _check_one_series(slices: Sequence[Slice]) -> None:
+def _check_one_series(slices: Sequence[Slice], tolerance_mm: float) -> None:
     """All files share size, orientation, spacing and modality, and the series' identifiers."""
     first = slices[0]
     for one in slices:
@@ -183,7 +192,7 @@ def _check_one_series(slices: Sequence[Slice]) -> None:
             ("PixelSpacing", one.spacing, first.spacing),
         ):
             differ = not np.array_equal(mine, others)
-            if not np.allclose(mine, others, atol=_COSINES_ATOL) or differ and apart > TOLERANCE_MM:
+            if not np.allclose(mine, others, atol=_COSINES_ATOL) or differ and apart > tolerance_mm:
                 found, expected = np.ravel(mine).tolist(), np.ravel(others).tolist()
                 raise DataError(
                     f"{one.path}: {name} is {found}, but {expected} in {first.path}, which moves a "
@@ -237,14 +246,16 @@ def _check_memory(slices: Sequence[Slice]) -> None:
         )
 
 
-def _check_right_angles(folder: Path, affine: np.ndarray, shape: Sequence[int]) -> None:
+def _check_right_angles(
+    folder: Path, affine: np.ndarray, shape: Sequence[int], tolerance_mm: float
+) -> None:
     """Raises DataError for a tilted gantry and any other shear that moves voxels.
 
     Arrays and file formats used here have axes at right angles; whoever takes such a stack for one
     sees it up to that far beside its place.
     """
     apart = grid.displacement_mm(affine, grid.orthogonal(affine, shape), shape)
-    if apart <= TOLERANCE_MM:
+    if apart <= tolerance_mm:
         return
     normal, step = np.cross(affine[:3, 0], affine[:3, 1]), affine[:3, 2]
     cosine = abs(normal @ step) / np.linalg.norm(normal) / np.linalg.norm(step)
@@ -252,13 +263,15 @@ def _check_right_angles(folder: Path, affine: np.ndarray, shape: Sequence[int]) 
     raise DataError(
         f"{folder}: the axes of the volume are not at right angles: from slice to slice positions "
         f"move {degrees:.3g} degrees away from the normal of the slices (a tilted gantry?), so "
-        f"voxels lie up to {apart:.3g} mm beside any grid with right angles; {TOLERANCE_MM} mm are "
-        "accepted. Resample the series, as dcm2niix does for a tilted gantry, and give the NIfTI "
-        "file instead"
+        f"voxels lie up to {apart:.3g} mm beside any grid with right angles; {tolerance_mm:g} mm "
+        "are accepted. Resample the series, as dcm2niix does for a tilted gantry, and give the NIfTI "
+        f"file instead, or accept the shift by {grid.OPTION}={grid.rounded_up(apart)}"
     )
 
 
-def _planes(slices: Sequence[Slice], normal: np.ndarray) -> tuple[list[int], np.ndarray, str]:
+def _planes(
+    slices: Sequence[Slice], normal: np.ndarray, tolerance_mm: float
+) -> tuple[list[int], np.ndarray, str]:
     """Each file's plane, the step from one plane to the next in mm, and what says so."""
     if len(slices) == 1:
         return [0], *_single(slices[0], normal)
@@ -292,7 +305,7 @@ def _planes(slices: Sequence[Slice], normal: np.ndarray) -> tuple[list[int], np.
     beside = ordered - (ordered[0] + step * np.arange(n)[:, None])
     along = np.abs(beside @ normal)
     aside = np.linalg.norm(beside - np.outer(beside @ normal, normal), axis=1)
-    for distance, most in ((along, max(TOLERANCE_MM, UNEVEN * usual)), (aside, TOLERANCE_MM)):
+    for distance, most in ((along, max(tolerance_mm, UNEVEN * usual)), (aside, tolerance_mm)):
         if distance.max() > most:
             raise DataError(
                 f"{paths[order[int(distance.argmax())]]}: lies {distance.max():.4g} mm beside the "

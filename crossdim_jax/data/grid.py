@@ -50,7 +50,7 @@ def difference(expected: Geometry, found: Geometry, given: float | None = None) 
     sizes = "" if alike else f" (voxels of {_sizes(theirs)} mm instead of {_sizes(ours)})"
     return (
         f"its affine puts the farthest voxel {apart:.3g} mm from where {expected.path} has it"
-        f"{sizes}; at most {allowed:.3g} mm are accepted, {OPTION}={_rounded_up(apart)} accepts it"
+        f"{sizes}; at most {allowed:.3g} mm are accepted, {OPTION}={rounded_up(apart)} accepts it"
     )
 
 
@@ -69,7 +69,7 @@ def check_orthogonal(geometry: Geometry, given: float | None = None) -> None:
             f"{geometry.path}: its axes are sheared: the farthest voxel lies {apart:.3g} mm from "
             f"where it would with axes at right angles (at most {allowed:.3g} mm are accepted). "
             "Resample image and label to an orthogonal grid, or accept the shift of what is "
-            f"written: {OPTION}={_rounded_up(apart)}"
+            f"written: {OPTION}={rounded_up(apart)}"
         )
 
 
@@ -181,7 +181,7 @@ def _sizes(sizes: Sequence[float]) -> str:
     return " x ".join(f"{float(size):.4g}" for size in sizes)
 
 
-def _rounded_up(value: float) -> str:
+def rounded_up(value: float) -> str:
     """With two digits, not less than the value."""
     unit = 10.0 ** (math.floor(math.log10(value)) - 1)
     return f"{math.ceil(value / unit * (1 - 1e-9)) * unit:.2g}"

@@ -226,6 +226,20 @@ def test_a_tilted_gantry_is_refused_in_degrees_and_millimetres(tmp_path, rng, de
         read(tmp_path)
 
 
+def test_a_user_may_accept_a_tilt_that_the_error_tells(tmp_path, rng):
+    def change(data, index):
+        data.ImageOrientationPatient = [1, 0, 0, 0, np.cos(0.01), -np.sin(0.01)]
+
+    volume = rng.integers(0, 9, (20, 64, 8))
+    files = dicom_files.write(tmp_path, volume, change=change)
+    with pytest.raises(DataError, match=r"0.2 mm are accepted.*grid_tolerance_mm=") as error:
+        dicom.read_series(files)
+    told = float(str(error.value).rpartition("=")[2])
+    assert dicom.read_series(files, tolerance_mm=told)[0].shape == volume.shape
+    with pytest.raises(DataError, match=f"{told / 2:g} mm are accepted"):
+        dicom.read_series(files, tolerance_mm=told / 2)
+
+
 def test_slices_a_little_aside_are_read_and_others_named(tmp_path, volume):
     def aside(mm):
         def change(data, index):
