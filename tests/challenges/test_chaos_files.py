@@ -201,7 +201,7 @@ def test_phantoms_are_kept_replaced_or_refused(tmp_path):
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     with pytest.raises(DataError, match="thesis.txt and no phantoms.json"):
         chaos_phantom.ensure(tmp_path / "mine", 1)
-    with pytest.raises(ConfigError, match="size 50"):
+    with pytest.raises(ConfigError, match="phantoms.size=50"):
         chaos_phantom.ensure(tmp_path / "p", 1, size=50)
 
 
