@@ -76,7 +76,7 @@ def predict_case(
     case = challenge.load(dataclasses.replace(files, label=None))
     prepared = challenge.prepare(case)
     if prepared.note:
-        logger.warning("%s: %s", files.id, prepared.note)
+        logger.warning("%s: %s", shown(files.id), prepared.note)
     probabilities = np.asarray(predict_fn(prepared.image))
     expected = (*prepared.image.shape[:-1], len(challenge.classes))
     if probabilities.shape != expected:

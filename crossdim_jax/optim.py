@@ -298,7 +298,8 @@ def make(
         raise ConfigError(f"optimiser {name!r} is unknown; known: {', '.join(sorted(RULES))}")
     config_ranges.check(
         "optim",
-        **{} if callable(learning_rate) else {"learning_rate": learning_rate},
+        # A rate of 0, which keeps all as it is, is no training; but code may ask for it.
+        **{} if callable(learning_rate) or learning_rate == 0 else {"learning_rate": learning_rate},
         b1=b1,
         b2=b2,
         eps=eps,

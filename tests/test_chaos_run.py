@@ -95,7 +95,7 @@ def test_a_damaged_series_does_not_keep_the_others_from_being_predicted(job, tmp
 @pytest.mark.parametrize(
     ("field", "value", "text"),
     [
-        ("augment.scale", 1.5, "augment.scale is 1.5"),
+        ("augment.scale", 1.5, "augment.scale=1.5"),
         ("augment.flip", (2,), r"axes 0 to 1"),
         ("data.patch", (100, 100), "multiples of 32"),
     ],

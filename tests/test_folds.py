@@ -86,6 +86,7 @@ def test_an_interrupted_cross_validation_goes_on_with_the_folds_that_are_left(
 
     def stops(fold):
         if fold.workdir.name == "fold_2":
+            run_folder.claim(fold.workdir, fold.config.to_dict(), defaults=fold.defaults)
             (fold.workdir / "checkpoints" / "1").mkdir(parents=True)
             raise KeyboardInterrupt
         run_training(fold)

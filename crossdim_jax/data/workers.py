@@ -6,6 +6,7 @@ the work needs, leave interrupting to their parent and end with it, even if it i
 
 import concurrent.futures
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
@@ -15,6 +16,7 @@ import types
 from collections.abc import Callable, Iterator, Sequence
 
 from crossdim_jax.errors import DataError
+from crossdim_jax.storage.text import Visible
 
 
 def run[Result](
@@ -61,6 +63,7 @@ def _processes(count: int) -> concurrent.futures.ProcessPoolExecutor:
 def _begin() -> None:
     """Worker initialiser: ignores SIGINT and exits when the parent dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.lastResort.addFilter(Visible())
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

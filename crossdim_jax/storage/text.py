@@ -1,5 +1,6 @@
 """Text that leaves the machine or meets a terminal: names as they can be shown, and no paths."""
 
+import logging
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -50,6 +51,15 @@ def for_stream(text: str, stream: TextIO) -> str:
     encoding = getattr(stream, "encoding", None) or "utf-8"
     visible = shown(text, keep="\n\t")
     return visible.encode(encoding, "backslashreplace").decode(encoding)
+
+
+class Visible(logging.Filter):
+    """Filter of a log handler that shows each message as `for_stream` would."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Changes the record's message; lets all pass."""
+        record.msg, record.args = shown(record.getMessage(), keep="\n\t"), ()
+        return True
 
 
 def encoded(text: str) -> bytes:
