@@ -120,7 +120,11 @@ def fit(
         run.log_every_steps, run.total_steps = log_every_steps, total_steps
         run.skip_nonfinite, run.workdir = skip_nonfinite, workdir
         run.early_stop_epochs = early_stop_epochs
-        state = _train(run, state, step, batches, mesh, every)
+        try:
+            state = _train(run, state, step, batches, mesh, every)
+        except BaseException:  # a stop that is saving does so before all is closed
+            stop.enter(stop.FAILING)
+            raise
         stop.enter(stop.repeatable("after the last step"))
     return FitResult(state, record.best_score, record.best_step)
 

@@ -1,13 +1,14 @@
 """The metrics file of a run, one JSON object a line, and the progress shown while it runs."""
 
 import contextlib
+import functools
 import json
 import logging
 import math
 import os
 import sys
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -168,6 +169,17 @@ def mean_known(values: np.ndarray) -> float:
     return float(known.mean()) if known.size else math.nan
 
 
+def _if_read[**P](show: Callable[P, None]) -> Callable[P, None]:
+    """Decorator: a terminal that is closed, or a pipe that nobody reads, ends no training."""
+
+    @functools.wraps(show)
+    def quietly(*args: P.args, **kwargs: P.kwargs) -> None:
+        with contextlib.suppress(OSError):
+            show(*args, **kwargs)
+
+    return quietly
+
+
 class Progress:
     """How far the training is: a bar on a terminal, now and then a line elsewhere.
 
@@ -206,6 +218,7 @@ class Progress:
                 desc="training",
             )
 
+    @_if_read
     def update(self, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
         """Shows a step.
 
@@ -242,6 +255,7 @@ class Progress:
         if self._bar is not None:
             self._bar.unpause()
 
+    @_if_read
     def say(self, text: str) -> None:
         """Prints a line without tearing the bar."""
         if not self._enabled:
@@ -252,6 +266,7 @@ class Progress:
         else:
             print(text, file=self._stream, flush=True)
 
+    @_if_read
     def close(self) -> None:
         """Leaves the bar as it stands."""
         if self._bar is not None:

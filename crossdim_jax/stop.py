@@ -69,6 +69,7 @@ class Phase:
 
 
 START = Phase("stopped; nothing was to be saved")
+FAILING = Phase("stopped; an error had ended the program already")
 BUSY = Phase("finishing the step, then saving", waits=True)
 
 
@@ -162,6 +163,8 @@ class Program:
         told: by another process, which may have got the same Ctrl-C as this one.
         """
         with self._changed:
+            if self._over:
+                return None if told else self._leave(128 + number)
             self._interrupts += number == signal.SIGINT and not told
             if self._signal is not None:
                 if self._answers and number == signal.SIGINT and self._interrupts > 1:
@@ -208,11 +211,13 @@ class Program:
         raise Interrupted(phase.status or 128 + number, step)
 
     def _listen(self, read: int) -> None:
-        while not self._over:
+        while True:
             if select.select([read], [], [], POLL_S)[0]:
-                for number in filter(None, os.read(read, 64)):
+                for number in os.read(read, 64):
+                    if not number:
+                        return
                     self.notice(number)
-            elif self._notes is not None and self._signal is None:
+            elif self._notes is not None and self._signal is None and not self._over:
                 for name in self._notes.all("stop").values():
                     self.notice(signal.Signals[name], told=True)
 
@@ -236,17 +241,18 @@ class Program:
             elif phase is not announced:
                 _briefly(lambda: _say(f"{name}: {phase.says}"))
             status = phase.status or 128 + self._signal
-        except CrossdimError as error:
-            _say(f"error: {error}")
+        except BaseException as error:  # a thread's would be printed, and the process would stay
+            own = isinstance(error, CrossdimError)
+            told = f"error: {error}" if own else traceback.format_exc()
+            _briefly(lambda: _say(told))
             status = 1
-        except BaseException:  # a thread's would be printed, and the process would stay
-            traceback.print_exc()
-            status = 1
-        for call in [*self._endings, sys.stdout.flush, sys.stderr.flush]:
-            _briefly(call)
-        if self._notes is not None and status != 1:
-            _part(self._notes)
-        self._leave(status)
+        try:
+            for call in [*self._endings, sys.stdout.flush, sys.stderr.flush]:
+                _briefly(call)
+            if self._notes is not None and status != 1:
+                _part(self._notes)
+        finally:
+            self._leave(status)
 
     def _agree(self, phase: Phase, number: int) -> int:
         """The number of the phase from which on to leave.
@@ -291,8 +297,7 @@ def _wait_for(notes: Notes, folder: str, count: int, patience_s: float) -> Mappi
 
 def _say(text: str) -> None:
     start = "\n" if os.isatty(2) else ""  # after a progress bar
-    with contextlib.suppress(OSError):
-        os.write(2, f"{start}{text}\n".encode())
+    os.write(2, f"{start}{text}\n".encode(errors="backslashreplace"))
 
 
 def _mute() -> None:
@@ -301,12 +306,17 @@ def _mute() -> None:
 
 
 def _briefly(call: Callable[[], Any]) -> None:
-    """Calls, and waits for `BRIEFLY_S` at most: a terminal or a disk may hang."""
-    thread = threading.Thread(target=call, daemon=True)
+    """Calls, and waits for `BRIEFLY_S` at most: a terminal or a disk may hang, or be gone."""
+
+    def quietly() -> None:
+        with contextlib.suppress(Exception):
+            call()
+
+    thread = threading.Thread(target=quietly, daemon=True)
     try:
         thread.start()
     except RuntimeError:  # Python starts none any more once the main thread has ended
-        return call()
+        return quietly()
     thread.join(BRIEFLY_S)
 
 

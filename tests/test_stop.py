@@ -162,6 +162,63 @@ deaf()
     assert end(process)[::2] == (1, "SIGTERM: saving\nerror: the disk is full\n")
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
+def test_it_saves_though_nobody_reads_what_it_says(number, tmp_path):
+    """As in `... 2>&1 | tee log`, where Ctrl-C ends tee as well; and names of any bytes."""
+    for kind, expected in (("saving", 75), ("failing", 1), ("breaking", 1)):
+        path = tmp_path / kind
+        process = start(f"""
+from crossdim_jax import metric_writer
+shown = metric_writer.Progress(9)
+def saving():
+    shown.say("stopped and saved")
+    shown.update(3, 1.0, {{"loss": 1.0}})
+    pathlib.Path({str(path)!r}).touch()
+    if {kind!r} != "saving":
+        raise (DataError if {kind!r} == "failing" else KeyError)(chr(0xdcfc))
+stop.enter(stop.Phase("saving", 75, saving))
+deaf()
+""")
+        process.stderr.close()
+        process.stdout.close()
+        process.send_signal(number)
+        try:
+            assert process.wait(timeout=30) == expected and path.exists()
+        finally:
+            process.kill()
+
+
+def test_an_error_lets_a_stop_save_before_all_is_closed(tmp_path):
+    """As `loop.fit` does where a batch fails while the last step is saved."""
+    process = start(f"""
+began = threading.Event()
+def saving():
+    began.set()
+    time.sleep(1)
+    pathlib.Path({str(tmp_path / "saved")!r}).touch()
+stop.enter(stop.Phase("saving", 75, saving))
+print("here", flush=True)
+began.wait(30)
+try:
+    raise DataError("a batch cannot be read")
+except DataError:
+    stop.enter(stop.FAILING)
+    os._exit(1)
+""")
+    process.send_signal(signal.SIGTERM)
+    assert end(process)[0] == 75 and (tmp_path / "saved").exists()
+
+
+def test_a_program_at_its_end_can_still_be_left():
+    process = start("""
+stop.hold()
+threading.Thread(target=deaf).start()  # which the end of a program waits for
+sys.exit(3)
+""")
+    process.send_signal(signal.SIGTERM)
+    assert end(process)[0] == 143
+
+
 def test_what_is_left_over_is_removed(tmp_path):
     path = tmp_path / "half written"
     path.touch()
