@@ -72,8 +72,8 @@ TASKS = {
     "GOAT": ("2023",),
 }
 _TASK = re.compile(r"brats-([a-z]+(?:-rt)?)-\d.*", re.IGNORECASE)
-# In the convention of 2015, 1, 2 and 4 mean the same as in that of 2021; that of 2023 only has 3 for
-# 4, and a 4 that was not relabelled is refused when it is read.
+# In the convention of 2015, 1, 2 and 4 mean the same as in that of 2021; that of 2023 only has 3
+# for 4, and a 4 that was not relabelled is refused when it is read.
 _EARLY = re.compile(r"brats(20)?(17|18|19|20|21)_.*", re.IGNORECASE)
 _DECATHLON = re.compile(r"brats_\d+", re.IGNORECASE)
 

@@ -350,7 +350,7 @@ def test_labels_of_early_releases_are_not_read_by_numbers_that_mean_something_el
 
 
 def test_labels_of_the_decathlon_are_not_read_by_another_convention(tmp_path, write_msd):
-    write_msd(tmp_path, "BRATS_001")
+    write_msd(tmp_path, ["BRATS_001"])
     for convention in ("2015", "2021", "2023", "2024"):
         with pytest.raises(ConfigError, match="BRATS_001 is of the decathlon.*'msd' fits"):
             BraTS("msd", convention).cases(tmp_path, labelled=True)
