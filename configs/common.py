@@ -92,7 +92,7 @@ def _optim() -> ConfigDict:
     optim.schedule_decay = config_dict.placeholder(float)  # released code: 0.004
     optim.sync_period = 6  # lookahead; 0 for none
     optim.slow_step_size = 0.5
-    optim.clip_norm = config_dict.placeholder(float)
+    optim.clip_norm = config_dict.placeholder(float)  # None or 0: not clipped
     optim.weight_decay = 0.0
     optim.freeze = ()  # patterns, such as "encoder/.*"
     optim.freeze_epochs = config_dict.placeholder(float)  # how long; None: always
@@ -107,7 +107,7 @@ def _train() -> ConfigDict:
     train.epochs = 90  # None: until an exponential schedule has come to its end
     train.batch_size = 1  # patches per update, over all devices
     train.accumulate = 1  # micro-batches that make up one batch
-    train.validate_from_dice = 0.85  # validation starts above this training Dice
+    train.validate_from_dice = 0.85  # starts above this training Dice; 1: only at the end
     train.validate_every_epochs = 1
     train.early_stop_epochs = config_dict.placeholder(int)  # without a better validation
     train.skip_nonfinite = 0  # steps whose loss is not a number that may be left out

@@ -22,7 +22,11 @@ from crossdim_jax.errors import ConfigError, CrossdimError
 from crossdim_jax.metric_writer import MetricWriter, Progress, Totals, mean_known
 from crossdim_jax.train import Step
 from crossdim_jax.train_state import TrainState
-from crossdim_jax.validation import Validation, validate
+from crossdim_jax.validation import Validation, absent_classes, validate
+
+# What the best score is a mean over, as checkpoints record it: a version that scores otherwise
+# writes something else here.
+PRESENT = "classes that a validation case has"
 
 
 class TrainingError(CrossdimError):
@@ -169,6 +173,13 @@ def _train(run: "_Run", state: TrainState, step: Step, batches, mesh, every: int
     return state
 
 
+def _better(score: float, best: float | None) -> bool:
+    """Whether a score is a new best; NaN, for no score at all, is better than nothing only."""
+    if best is None or math.isnan(best):
+        return best is None or not math.isnan(score)
+    return score > best
+
+
 class _Record:
     """What a resume needs besides arrays and data position; becomes the checkpoint's `meta`."""
 
@@ -180,6 +191,7 @@ class _Record:
         self.validation_pending = False
         self.best_score: float | None = None
         self.best_step: int | None = None
+        self.scored_over: str | None = None
         self.skipped_steps = 0
         self.learning_rate: float | None = None
         self.seconds = 0.0
@@ -190,7 +202,7 @@ class _Record:
             setattr(self, name, meta.get(name, getattr(self, name)))  # some are of later versions
 
     _PLAIN = (
-        *("step", "gate_open", "validation_pending", "best_score", "best_step"),
+        *("step", "gate_open", "validation_pending", "best_score", "best_step", "scored_over"),
         *("skipped_steps", "seconds", "learning_rate"),
     )
 
@@ -350,7 +362,8 @@ class _Run:
     def _take_in(self, dice: np.ndarray, state: TrainState) -> None:
         record = self.record
         score = mean_known(dice)
-        if record.best_score is None or score > record.best_score:
+        self._forget_a_best_scored_otherwise()
+        if _better(score, record.best_score):
             record.best_score, record.best_step = score, record.step
             self.checkpoints.save_best(state, self._meta() | {"score": score})
         self.writer.write(
@@ -364,6 +377,18 @@ class _Run:
         named = ", ".join(f"{r} {d:.3f}" for r, d in zip(self.regions, dice, strict=True))
         best = " (best so far)" if record.best_step == record.step else ""
         self.shown.say(f"validation after step {record.step}: Dice {score:.3f}: {named}{best}")
+
+    def _forget_a_best_scored_otherwise(self) -> None:
+        """A best score of an earlier version may count classes that no validation case has."""
+        record = self.record
+        known, record.scored_over = record.scored_over == PRESENT, PRESENT
+        if known or record.best_score is None or not absent_classes(self.validation):
+            return
+        self.shown.say(
+            f"the best score up to now, {record.best_score:.3f} of step {record.best_step}, counts "
+            "classes that no validation case has; it is not compared with the scores from now on"
+        )
+        record.best_score = record.best_step = None
 
     @contextlib.contextmanager
     def _outside_the_rate(self) -> Iterator[None]:

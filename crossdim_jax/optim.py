@@ -277,10 +277,12 @@ def make(
       b1: decay of the first moment.
       b2: decay of the second moment.
       eps: added to the root of the second moment.
-      schedule_decay: momentum schedule of nadam, see `scale_by_scheduled_nadam`; None for none.
+      schedule_decay: momentum schedule of nadam, see `scale_by_scheduled_nadam`, at 0 the constant
+        momentum b1 / 2; None for none.
       sync_period: fast updates per slow update; 0 or None for no lookahead.
       slow_step_size: of the way from slow to fast, taken at each synchronisation.
-      clip_norm: limit of the global gradient norm over the parameters that are not frozen.
+      clip_norm: limit of the global gradient norm over the parameters that are not frozen; 0 or
+        None for none.
       weight_decay: decoupled, times the learning rate.
       decay: patterns of the parameters that decay; looked at only when `weight_decay` is not 0.
       freeze: patterns of the parameters that keep their value.

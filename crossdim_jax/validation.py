@@ -62,8 +62,7 @@ def validate(variables: Any, validation: Validation) -> np.ndarray:
     empty in the truth of every case is NaN: such scores say nothing of how well it is found, and
     would count in the mean over classes. If all are, there is nothing but these scores.
     """
-    first = 1 if validation.activation == "softmax" else 0
-    totals, present = Totals(), False
+    totals, present, first = Totals(), False, _first(validation)
     for case in validation.cases:
         try:
             image = np.asarray(case.image, np.float32)
@@ -87,11 +86,33 @@ def validate(variables: Any, validation: Validation) -> np.ndarray:
         totals.add({"dice": ((dice * counted)[first:], counted[first:])})
         present = present | (truth.any(axes) & counted)[first:]
     dice = totals.mean("dice")
-    if not np.any(present) or np.all(present | np.isnan(dice)):
-        return dice
-    absent = tuple(np.flatnonzero(~present & ~np.isnan(dice)).tolist())
-    _say_absent(absent, len(present), len(validation.cases))
-    return np.where(present, dice, np.nan)
+    if absent := _absent(present, ~np.isnan(dice)):
+        _say_absent(absent, len(present), len(validation.cases))
+        return np.where(present, dice, np.nan)
+    return dice
+
+
+def absent_classes(validation: Validation) -> tuple[int, ...]:
+    """The classes that `validate` leaves out because no case has them, told from labels alone."""
+    present, counted = False, False
+    for case in validation.cases:
+        targets, weights = validation.encode(np.asarray(case.label), case.kind)
+        present = present | (targets > 0).any(tuple(range(targets.ndim - 1))) & (
+            np.asarray(weights) > 0
+        )
+        counted = counted | (np.asarray(weights) > 0)
+    first = _first(validation)
+    return _absent(present[first:], counted[first:]) if validation.cases else ()
+
+
+def _first(validation: Validation) -> int:
+    """The first class that is scored."""
+    return 1 if validation.activation == "softmax" else 0
+
+
+def _absent(present: np.ndarray, counted: np.ndarray) -> tuple[int, ...]:
+    """The classes that are counted and never present; none if no class is present."""
+    return tuple(np.flatnonzero(counted & ~present).tolist()) if np.any(present) else ()
 
 
 @functools.cache

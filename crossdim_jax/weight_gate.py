@@ -1,12 +1,12 @@
 """What a weight file may hold: sound numbers, and a record with fields of the right types."""
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from crossdim_jax.errors import WeightsError
+from crossdim_jax.storage.records import is_count, is_number
 
 
 def check_numbers(arrays: Mapping[str, np.ndarray], name: str) -> None:
@@ -55,17 +55,8 @@ def check_record(record: Mapping[str, Any], name: str) -> None:
         )
 
 
-def is_number(value: Any) -> bool:
-    """Whether it is a finite number; a bool is none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
 def _are(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -73,7 +64,7 @@ def _are(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 def _counts(value: Any) -> bool:
-    return _is_count(value) or _are(_is_count)(value)
+    return is_count(value) or _are(is_count)(value)
 
 
 # Field of a record -> whether it can be read, and what it should be.
@@ -84,7 +75,7 @@ _RECORDED: dict[str, tuple[Callable[[Any], bool], str]] = {
         (_is_text, "a text"),
     ),
     **dict.fromkeys(
-        ("in_channels", "seed", "tensors", "values", "step"), (_is_count, "a whole number")
+        ("in_channels", "seed", "tensors", "values", "step"), (is_count, "a whole number")
     ),
     **dict.fromkeys(("inflate_at", "unused", "fresh"), (_are(_is_text), "a list of texts")),
     **dict.fromkeys(("depth_kernels", "depth_taps"), (_counts, "whole numbers")),

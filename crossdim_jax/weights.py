@@ -20,8 +20,9 @@ import numpy as np
 from safetensors.numpy import save as to_safetensors
 
 from crossdim_jax.errors import DataError, WeightsError
+from crossdim_jax.storage.records import is_number
 from crossdim_jax.storage.tensors import read_safetensors
-from crossdim_jax.weight_gate import check_numbers, check_record, is_number
+from crossdim_jax.weight_gate import check_numbers, check_record
 
 FORMAT = "crossdim_jax weights 1"  # raise the number when an older reader would misread a file
 COLLECTIONS = ("params", "batch_stats")

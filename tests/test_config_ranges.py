@@ -123,7 +123,7 @@ def test_what_lies_outside_is_refused_with_field_value_and_expectation(field, tm
     [
         ("optim.sync_period", "-1"),
         ("optim.clip_norm", "-1.0"),
-        ("optim.clip_norm", "0.0"),
+        ("optim.schedule_decay", "-0.004"),
         ("optim.weight_decay", "-1.0"),
         ("optim.b1", "nan"),
         ("optim.b2", "1.0"),

@@ -1,3 +1,4 @@
+import math
 import os
 import re
 import shutil
@@ -223,6 +224,43 @@ def test_a_best_whose_weights_are_lost_is_no_longer_to_be_beaten(start, cases, t
     result = run(start, tmp_path, validation=checking(cases, from_dice=0.0))
     assert result.best_step == 6 and result.best_score < 1
     assert checkpoint.load_variables(tmp_path)[1]["score"] == result.best_score
+
+
+@pytest.mark.parametrize("scored_over", [None, loop.PRESENT])
+@pytest.mark.parametrize("lacking", [False, True])
+def test_a_best_that_counts_classes_which_no_case_has_is_forgotten_once(
+    start, cases, tmp_path, monkeypatch, capsys, scored_over, lacking
+):
+    """(0.8 + 0.8 + 1) / 3 of an earlier version is no more than 0.85 of what is there."""
+    if lacking:
+        cases = [toy.Case(c.id, c.image, np.minimum(c.label, 1)) for c in cases]
+    scores = {2: 0.9, 4: 0.85, 6: 0.84}
+    steps = iter(scores)
+    monkeypatch.setattr(loop, "validate", lambda *_: np.array([scores[next(steps)], np.nan]))
+    monkeypatch.setattr(loop, "PRESENT", scored_over)  # None: as an earlier version leaves it
+    with pytest.raises(Interrupted):
+        run(start, tmp_path, stop_at(2), validation=checking(cases, from_dice=0.0))
+    monkeypatch.undo()
+    monkeypatch.setattr(loop, "validate", lambda *_: np.array([scores[next(steps)], np.nan]))
+    result = run(start, tmp_path, validation=checking(cases, from_dice=0.0), progress=True)
+    forgotten = lacking and scored_over is None
+    assert (result.best_score, result.best_step) == ((0.85, 4) if forgotten else (0.9, 2))
+    assert checkpoint.load_variables(tmp_path)[1]["step"] == result.best_step
+    said = "best score up to now, 0.900 of step 2, counts classes that no validation case has"
+    assert capsys.readouterr().err.count(said) == forgotten
+
+
+def test_no_score_is_never_better_and_always_beaten(start, cases, tmp_path, monkeypatch):
+    for name, scores, best in (
+        ("first", [math.nan, math.nan, 0.1], 6),
+        ("later", [0.1, math.nan, 0.05], 2),
+        ("only", [math.nan] * 3, 2),
+    ):
+        found = iter(scores)
+        monkeypatch.setattr(loop, "validate", lambda *_, found=found: np.full(2, next(found)))
+        validation = checking(cases, from_dice=0.0)
+        assert run(start, tmp_path / name, validation=validation).best_step == best
+        assert checkpoint.load_variables(tmp_path / name)[1]["step"] == best
 
 
 def test_logged_numbers_are_means_over_their_steps(start, tmp_path):

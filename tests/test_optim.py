@@ -164,6 +164,19 @@ def test_clipping_limits_the_gradient_norm():
     np.testing.assert_allclose(optax.tree.norm(mu) / (1 - 0.95), 0.5, rtol=1e-5)
 
 
+def test_a_norm_of_0_does_not_clip_and_a_schedule_of_0_is_constant():
+    grads = gradient(PARAMS, 0)
+
+    def update(**options):
+        optimizer = optim.make(sync_period=None, **options)
+        return optimizer.update(grads, optimizer.init(PARAMS), PARAMS)[0]
+
+    jax.tree.map(np.testing.assert_array_equal, update(clip_norm=0), update())
+    constant = update(schedule_decay=0)
+    nearly = update(schedule_decay=1e-9)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), constant, nearly)
+
+
 @pytest.mark.parametrize("field", ["freeze", "decay"])
 def test_a_pattern_that_matches_nothing_is_an_error(field):
     optimizer = optim.make(weight_decay=0.1, sync_period=None, **{field: ["encodr/.*"]})

@@ -24,6 +24,13 @@ def test_parameters_are_counted_once_and_the_largest_peak_is_kept(tmp_path, monk
     assert found[0]["parameters"] == 4 * 27 + 4 + 2 * 4 * 27 + 2
 
 
+def test_a_record_with_numbers_that_nothing_can_hold_is_told_of_and_made_anew(tmp_path, caplog):
+    (tmp_path / "run.json").write_text('{"devices": 1, "peak_memory_mb": 1' + "0" * 400 + "}")
+    run_cost.record_peak(tmp_path)
+    assert "run.json: its field 'peak_memory_mb' is 1000" in caplog.text
+    assert json.loads((tmp_path / "run.json").read_text())["peak_memory_mb"] < 1e9
+
+
 PROGRAM = """
 from crossdim_jax import run_cost
 before = run_cost.peak_memory_mb()

@@ -88,6 +88,7 @@ def test_what_is_no_file_is_no_config(tmp_path):
 def test_a_config_that_is_gone_is_that_of_the_checkpoints_or_an_error(tmp_path, caplog):
     trained(tmp_path)
     config = CONFIG | {"data": {"patch": "a", "root": "/home/eve/data"}, "model": {"name": "x"}}
+    config["weights"] = {"skip": [".*/conv_stem/kernel"]}
     (tmp_path / "config.json").unlink()
     for check in (run_folder.claim, run_folder.require_same_network):
         with pytest.raises(DataError, match="config.json: there is no such file, and .* put it b"):
@@ -98,6 +99,8 @@ def test_a_config_that_is_gone_is_that_of_the_checkpoints_or_an_error(tmp_path, 
     other = config | {"optim": {"lr": 5, "betas": (0.95, 0.99)}}
     with pytest.raises(ConfigError, match="optim.lr: 0.001 -> 5"):
         run_folder.claim(tmp_path, other)
+    with pytest.raises(ConfigError, match="weights.skip"):
+        run_folder.claim(tmp_path, config | {"weights": {"skip": [".*/other/kernel"]}})
     with pytest.raises(ConfigError, match="model.name: 'x' -> 'y'"):
         run_folder.require_same_network(tmp_path, config | {"model": {"name": "y"}})
     run_folder.require_same_network(tmp_path, config)

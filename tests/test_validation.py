@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from crossdim_jax.validation import Validation, validate
+from crossdim_jax.validation import Validation, absent_classes, validate
 from tests import toy
 
 
@@ -28,6 +28,8 @@ def test_validation_dice_counts_voxels_and_leaves_unlabelled_regions_out(cases):
     first_only = [toy.Case(c.id, c.image, np.minimum(c.label, 1)) for c in cases]
     dice = validate(None, Validation(first_only, predict, toy.encode))
     assert dice[0] == np.mean(expected) and np.isnan(dice[1])
+    assert absent_classes(Validation(first_only, predict, toy.encode)) == (1,)
+    assert absent_classes(Validation(cases, predict, toy.encode)) == ()
     # But a case without a class that others have scores as in the official evaluation.
     mixed = [first_only[0], *cases[1:]]
     np.testing.assert_allclose(validate(None, Validation(mixed, predict, toy.encode))[1], 0.5)
@@ -37,9 +39,11 @@ def test_validation_dice_counts_voxels_and_leaves_unlabelled_regions_out(cases):
 
     dice = validate(None, Validation(cases, predict, half_labelled))
     assert dice[0] == np.mean(expected) and np.isnan(dice[1])
+    assert absent_classes(Validation(cases, predict, half_labelled)) == ()
     # Without any class there is nothing but what is predicted by mistake.
     nothing = [toy.Case("empty", cases[0].image, np.zeros_like(cases[0].label))]
     assert validate(None, Validation(nothing, predict, toy.encode)).tolist() == [0.0, 1.0]
+    assert absent_classes(Validation(nothing, predict, toy.encode)) == ()
 
 
 def test_a_failing_validation_case_is_named(cases):

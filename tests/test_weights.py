@@ -213,6 +213,7 @@ def test_numbers_that_cannot_be_weights_are_refused_by_name(path, array, says, t
         {"ndim": 4},
         {"eps": float("nan")},
         {"eps": [1e-3]},
+        {"eps": 10**400},
         {"inflate": 3},
         {"inflate_at": "blocks=center"},
         {"in_channels": -1},

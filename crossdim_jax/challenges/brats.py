@@ -135,7 +135,7 @@ class BraTS(Challenge):
         names = self._file_names()
         good, bad = brats_layouts.find(root, self.layout, names, labelled=labelled)
         every = [*(case.id for case in good), *(case for case, _ in bad)]
-        brats_layouts.check_tasks(every, self.convention, root, labelled=labelled)
+        brats_layouts.check_tasks(every, self.layout, self.convention, root, labelled=labelled)
         if bad and errors is None:
             raise ManyErrors(f"{root}: cases are incomplete; repair or remove them", bad)
         if errors is not None:

@@ -72,6 +72,10 @@ TASKS = {
     "GOAT": ("2023",),
 }
 _TASK = re.compile(r"brats-([a-z]+(?:-rt)?)-\d.*", re.IGNORECASE)
+# In the convention of 2015, 1, 2 and 4 mean the same as in that of 2021; that of 2023 only has 3
+# for 4, and a 4 that was not relabelled is refused when it is read.
+_EARLY = re.compile(r"brats(20)?(17|18|19|20|21)_.*", re.IGNORECASE)
+_DECATHLON = re.compile(r"brats_\d+", re.IGNORECASE)
 
 Failures = list[tuple[str, str]]
 
@@ -156,30 +160,47 @@ def find(
     return sorted(good, key=lambda case: case.id), sorted(bad)
 
 
-def check_tasks(cases: Iterable[str], convention: str, root: Path, *, labelled: bool) -> None:
-    """Refuses cases of a BraTS task whose labels are not those of the convention.
+def check_tasks(
+    cases: Iterable[str], layout: str, convention: str, root: Path, *, labelled: bool
+) -> None:
+    """Refuses cases whose names say that their labels are not those of the convention.
 
-    Without labels the network sees the same four modalities: that is only warned of.
+    Without labels the network sees the same four modalities: that is only warned of. In layout
+    "plain" the convention is what the user says, unless none here fits the task.
 
-    Raises ConfigError, naming the task.
+    Raises ConfigError, naming the task or release.
     """
     for case in cases:
-        found = _TASK.fullmatch(case)
-        task = found[1].upper() if found else "GLI"
-        known = TASKS.get(task, ())
-        if convention in known or (known and convention not in ("2023", "2024")):
+        release, known = _release(case, layout)
+        if release is None or convention in known or (known and layout == "plain"):
             continue
         fits = f"convention {' or '.join(map(repr, known))} fits" if known else "none here fits"
         message = (
-            f"{root}: {case} is of the BraTS task {task}, whose labels are not those of "
+            f"{root}: {case} is of {release}, whose labels are not those of "
             f"convention {convention!r} ({fits}); known tasks: {', '.join(TASKS)}"
         )
         if labelled:
             raise ConfigError(
-                f"{message}. Use another root, or relabel the cases and name them otherwise"
+                f"{message}. Use another root{' or convention' if known else ''}, or relabel the "
+                f"cases and name them otherwise{_PLAIN if known else ''}"
             )
         warn_once(f"{message}. Predictions are written in convention {convention!r}")
         return
+
+
+_PLAIN = "; in layout 'plain' the labels are what you say"
+
+
+def _release(case: str, layout: str) -> tuple[str | None, tuple[str, ...]]:
+    """The release that a case's name tells, None if none, and the conventions its labels fit."""
+    if found := _TASK.fullmatch(case):
+        task = found[1].upper()
+        return f"the BraTS task {task}", TASKS.get(task, ())
+    if _EARLY.fullmatch(case):
+        return "BraTS 2017 to 2021", ("2015", "2021", "2023")
+    if layout == "msd" and _DECATHLON.fullmatch(case):
+        return "the decathlon", ("msd",)
+    return None, ()
 
 
 def _check_root(root: Path) -> None:

@@ -265,7 +265,7 @@ def _check_right_angles(
         f"move {degrees:.3g} degrees away from the normal of the slices (a tilted gantry?), so "
         f"voxels lie up to {apart:.3g} mm beside any grid with right angles; {tolerance_mm:g} mm "
         "are accepted. Resample the series, as dcm2niix does for a tilted gantry, and give the "
-        f"NIfTI file instead, or accept the shift by {grid.OPTION}={grid.rounded_up(apart)}"
+        "NIfTI file instead" + grid.offer(", or accept the shift by ", apart)
     )
 
 

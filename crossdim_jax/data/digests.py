@@ -9,12 +9,13 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
 from crossdim_jax.challenges import CaseFiles
+from crossdim_jax.data import mhd
+from crossdim_jax.errors import DataError
 from crossdim_jax.files import write_text
 from crossdim_jax.storage import reading
 
@@ -126,12 +127,9 @@ def _with_voxels(paths: Iterable[Path]) -> list[Path]:
     result = []
     for path in paths:
         result.append(path)
-        if path.suffix.lower() == ".mhd":
-            with reading.open_regular(path) as file:
-                named = re.search(
-                    rb"(?m)^ElementDataFile[ \t]*=[ \t]*(.*?)\s*$", file.read(1 << 16)
-                )
-            voxels = path.parent / os.fsdecode(named[1]) if named else path
-            if voxels != path and voxels.parent == path.parent and voxels.is_file():
-                result.append(voxels)
+        if path.suffix.lower() in (".mhd", ".mha"):
+            with contextlib.suppress(DataError):  # which reading the case raises
+                voxels = mhd.voxels_file(path)
+                reading.open_regular(voxels, inside=path.parent).close()
+                result += [voxels] if voxels != path else []
     return result

@@ -13,6 +13,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from crossdim_jax import config_ranges
 from crossdim_jax.data.geometry import PLACE, Geometry
 from crossdim_jax.errors import DataError
 
@@ -50,7 +51,7 @@ def difference(expected: Geometry, found: Geometry, given: float | None = None) 
     sizes = "" if alike else f" (voxels of {_sizes(theirs)} mm instead of {_sizes(ours)})"
     return (
         f"its affine puts the farthest voxel {apart:.3g} mm from where {expected.path} has it"
-        f"{sizes}; at most {allowed:.3g} mm are accepted, {OPTION}={rounded_up(apart)} accepts it"
+        f"{sizes}; at most {allowed:.3g} mm are accepted{offer(', ', apart, ' accepts it')}"
     )
 
 
@@ -68,8 +69,8 @@ def check_orthogonal(geometry: Geometry, given: float | None = None) -> None:
         raise DataError(
             f"{geometry.path}: its axes are sheared: the farthest voxel lies {apart:.3g} mm from "
             f"where it would with axes at right angles (at most {allowed:.3g} mm are accepted). "
-            "Resample image and label to an orthogonal grid, or accept the shift of what is "
-            f"written: {OPTION}={rounded_up(apart)}"
+            "Resample image and label to an orthogonal grid"
+            + offer(", or accept the shift of what is written: ", apart)
         )
 
 
@@ -181,7 +182,9 @@ def _sizes(sizes: Sequence[float]) -> str:
     return " x ".join(f"{float(size):.4g}" for size in sizes)
 
 
-def rounded_up(value: float) -> str:
-    """With two digits, not less than the value."""
-    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
-    return f"{math.ceil(value / unit * (1 - 1e-9)) * unit:.2g}"
+def offer(before: str, apart_mm: float, after: str = "") -> str:
+    """The option that accepts a distance, between two texts; "" if none may be that large."""
+    unit = 10.0 ** (math.floor(math.log10(apart_mm)) - 1)
+    value = math.ceil(apart_mm / unit * (1 - 1e-9)) * unit  # two digits, not less
+    allowed = config_ranges.RANGES[OPTION.removeprefix("config.")].holds(float(f"{value:.2g}"))
+    return f"{before}{OPTION}={value:.2g}{after}" if allowed else ""

@@ -71,6 +71,15 @@ def read_mhd(path: str | os.PathLike) -> tuple[np.ndarray, Geometry]:
     return array, Geometry.from_affine(path, shape, affine, kind, oriented=False)
 
 
+def voxels_file(path: str | os.PathLike) -> Path:
+    """The file that a header says its voxels are in, itself if they follow it.
+
+    Raises DataError, naming the file, if the header is missing or damaged.
+    """
+    path = Path(path)
+    return _source(path, _header(path)[0])
+
+
 def read_mhd_label(path: str | os.PathLike) -> tuple[np.ndarray, Geometry]:
     """Reads a label file, (k, j, i) uint8.
 
@@ -265,16 +274,21 @@ def _affine(path: Path, fields: dict[str, str], ndim: int) -> np.ndarray:
     return affine
 
 
-def _voxels(path: Path, fields: dict[str, str], header_end: int, expected: int) -> bytes:
-    """Exactly `expected` bytes; no more is read or decompressed than that."""
+def _source(path: Path, fields: dict[str, str]) -> Path:
+    """The file of the voxels."""
     name = fields["ElementDataFile"]
     if name.split()[:1] == ["LIST"] or "%" in name or not name.isprintable() or not name:
         raise DataError(
             f"{path}: ElementDataFile = {name[:60]!r}; one file of voxels is expected, not one per "
             "slice"
         )
-    local = name.upper() == "LOCAL"
-    source = path if local else path.parent / name
+    return path if name.upper() == "LOCAL" else path.parent / name
+
+
+def _voxels(path: Path, fields: dict[str, str], header_end: int, expected: int) -> bytes:
+    """Exactly `expected` bytes; no more is read or decompressed than that."""
+    source = _source(path, fields)
+    local = source == path
     compressed, skip = _true(fields, "CompressedData"), _whole(path, fields, "HeaderSize", -1, 0)
     with _of_header(path, source), open_regular(source, inside=path.parent) as file:
         size = os.fstat(file.fileno()).st_size

@@ -112,6 +112,17 @@ class Inflater:
         Raises DataError if the stream is damaged or ends in the middle.
         """
         self.check_possible(self.done + size)
+        return self._read(size)
+
+    def finish(self, *, slack: int = 0) -> None:
+        """Raises DataError unless the stream ends here, but for `slack` bytes, and is undamaged."""
+        if len(self._read(slack + 1)) > slack:  # which nobody promised: there may be fewer
+            raise DataError(
+                f"{self.path}: holds more bytes than its header promises ({self.done} and more); "
+                f"it is damaged or not what it says it is, {AGAIN}"
+            )
+
+    def _read(self, size: int) -> bytes:
         pieces, missing = [], size
         try:
             while missing and not (self._stream.eof and not self._next_member()):
@@ -123,14 +134,6 @@ class Inflater:
             ) from error
         self.done += size - missing
         return b"".join(pieces)
-
-    def finish(self, *, slack: int = 0) -> None:
-        """Raises DataError unless the stream ends here, but for `slack` bytes, and is undamaged."""
-        if len(self.read(slack + 1)) > slack:
-            raise DataError(
-                f"{self.path}: holds more bytes than its header promises ({self.done} and more); "
-                f"it is damaged or not what it says it is, {AGAIN}"
-            )
 
     def _step(self, most: int) -> bytes:
         feed = self._stream.unconsumed_tail

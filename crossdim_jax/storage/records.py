@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,8 +27,18 @@ class Form:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a JSON value is a finite number; true and false are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether a JSON value is a finite number; true and false are none.
+
+    Nor is an integer that no float can hold: whoever calculates with it would fail.
+    """
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return abs(value) <= sys.float_info.max  # false for NaN
+
+
+def is_count(value: Any) -> bool:
+    """Whether a JSON value is a whole number from 0 that 64 bits can hold."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
 def _is_texts(value: Any) -> bool:
@@ -36,10 +47,7 @@ def _is_texts(value: Any) -> bool:
 
 TEXT = Form("text", lambda v: isinstance(v, str))
 NUMBER = Form("a number", is_number)
-COUNT = Form(
-    "a whole number, 0 or more",
-    lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 0,
-)
+COUNT = Form("a whole number from 0 to 2^63 - 1", is_count)
 FIELDS = Form("an object", lambda v: isinstance(v, dict))
 TEXTS = Form("a list of texts", _is_texts)
 NAMES = Form("a list of texts, each once", lambda v: _is_texts(v) and len(set(v)) == len(v))

@@ -15,6 +15,9 @@ _HIDDEN = re.compile(rf"[{_CONTROL}]|\\(?=x[0-9a-f]{{2}}|u[0-9a-f]{{4}})")
 _ESCAPE = re.compile(r"\\x([0-9a-f]{2})|\\u([0-9a-f]{4})")
 # A path from the root, of two parts or more, at the beginning of a word.
 _PATH = re.compile(r"(?<![\w./\\~-])(?:file://|~[\w.-]*(?=/))?(?:/[^\s/:;,'\"()<>|]+){2,}/?")
+# What stands in the word before a slash of a regular expression: `.*`, or the end of a group, a
+# set or a repetition just before it.
+_IN_PATTERN = re.compile(r"(?:\.[*+]\S*|[*+?)\]}])\Z")
 
 
 def shown(text: str, *, keep: str = "") -> str:
@@ -76,12 +79,16 @@ def without_folders(text: str, paths: Iterable[str | os.PathLike] = ()) -> str:
     paths: files and folders that may be named in it, with blanks in their names or without; each
       is named from the folder that holds it. Of any other absolute path the last part is left.
     """
+    return _PATH.sub(lambda m: _last(m[0]), _from_their_folder(text, paths))
+
+
+def _from_their_folder(text: str, paths: Iterable[str | os.PathLike]) -> str:
     folders = {folder for path in paths for folder in _above(Path(path))}
     for folder in sorted(folders, key=len, reverse=True):
         text = re.sub(rf"(?<![\w./-]){re.escape(folder)}/", "", text)
     for folder in sorted(folders, key=len, reverse=True):
         text = re.sub(rf"(?<![\w./-]){re.escape(folder)}(?![\w-])", Path(folder).name, text)
-    return _PATH.sub(lambda m: _last(m[0]), text)
+    return text
 
 
 def _above(path: Path) -> set[str]:
@@ -102,7 +109,8 @@ def without_paths(value: Any, paths: Iterable[str | os.PathLike] = ()) -> Any:
     """Plain values, such as a config, in which a path is `.../` and its last part.
 
     A relative path that climbs out of the folder it starts from counts as one. paths: as in
-    `without_folders`, which cleans other text.
+    `without_folders`, which cleans other text. A pattern for the names of parameters, such as
+    `.*/conv_stem/kernel`, stays what it is.
     """
     paths = list(paths)
     if isinstance(value, Mapping) or hasattr(value, "items"):
@@ -115,4 +123,10 @@ def without_paths(value: Any, paths: Iterable[str | os.PathLike] = ()) -> Any:
         return value
     if value.startswith(("/", "~", "../", "file:")) or "/../" in value:
         return _last(value.split("\n")[0]) if value.strip("/~.") else "..."
-    return without_folders(value, paths)
+
+    def cut(match: re.Match) -> str:
+        pattern = _IN_PATTERN.search(value, 0, match.start())
+        return match[0] if pattern else _last(match[0])
+
+    value = _from_their_folder(value, paths)
+    return _PATH.sub(cut, value)

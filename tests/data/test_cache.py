@@ -171,15 +171,20 @@ def test_a_source_changed_while_it_is_decoded_is_not_kept(
     assert len(folders(tmp_path / "cache")) == 3
 
 
-def test_the_voxels_of_a_metaimage_are_part_of_its_content(tmp_path):
-    header, voxels = tmp_path / "a.mhd", tmp_path / "a.raw"
-    header.write_text("ObjectType = Image\nElementDataFile = a.raw\n")
+@pytest.mark.parametrize("line", ["ElementDataFile = a.raw", "  ElementDataFile= raw/a.raw \r"])
+@pytest.mark.parametrize("name", ["a.mhd", "A.MHD", "a.mha"])
+def test_the_voxels_of_a_metaimage_are_part_of_its_content(tmp_path, line, name):
+    header, voxels = tmp_path / name, tmp_path / line.partition("=")[2].strip()
+    voxels.parent.mkdir(exist_ok=True)
+    header.write_text(f"ObjectType = Image\n{line}\n")
     case = challenges.CaseFiles("a", "a", (header,), None)
     contents = []
     for values in (b"12", b"13"):
         voxels.write_bytes(values)
         contents.append(digests.Digests(None).of_case(case))
     assert contents[0] != contents[1]
+    voxels.unlink()  # which reading the case tells of
+    digests.Digests(None).of_case(case)
 
 
 def test_a_long_or_odd_name_of_a_case_makes_a_folder(challenge, phantom_folder, tmp_path):

@@ -74,6 +74,18 @@ def test_a_twentieth_of_a_voxel_is_accepted_and_the_option_accepts_more(tmp_path
                 grid.check_same(expected, found, 0.9 * part * size)
 
 
+def test_an_option_that_the_config_would_refuse_is_not_offered(tmp_path):
+    expected, far = geometry(tmp_path / "image.nii", LPS), LPS.copy()
+    for apart, offered in ((990.0, True), (1010.0, False)):
+        far[1, 3] = LPS[1, 3] + apart
+        why = grid.difference(expected, geometry(tmp_path / "label.nii", far))
+        assert "mm are accepted" in why and (grid.OPTION in why) == offered
+    sheared = LPS.copy()
+    sheared[0, 2] = 3000.0
+    with pytest.raises(DataError, match="orthogonal grid$"):
+        grid.check_orthogonal(geometry(tmp_path / "image.nii", sheared))
+
+
 def test_a_label_that_lost_its_rotation_or_is_of_another_shape(tmp_path):
     expected = geometry(tmp_path / "image.nii", turned(30) @ LPS)
     with pytest.raises(DataError, match=r"label.nii: .* 12.5 mm from .*image.nii"):

@@ -117,6 +117,7 @@ def test_every_field_of_a_summary_that_is_needed_is_asked_for(tmp_path):
 def test_metrics_that_are_no_numbers_are_counted_and_left_out(tmp_path):
     good = {"kind": "train", "step": 1, "epoch": 0.5, "loss": 1.0, "dice_WT": None}
     bad = [{"loss": "1"}, {"epoch": None}, {"epoch": "1"}, {"step": True}, {"x": [1]}]
+    bad += [{"epoch": 10**400}, {"loss": -(10**400)}, {"step": 10**400}]
     lines = [json.dumps(good | change) for change in [{}, *bad, {"step": 2, "loss": math.inf}]]
     path = tmp_path / "metrics.jsonl"
     path.write_bytes("\n".join(lines).encode() + b"\n\xff\xfe\n")

@@ -73,6 +73,16 @@ def test_stops_at_what_was_promised():
     assert peak < 4 << 20
 
 
+def test_a_short_stream_of_zeros_is_whole_whatever_may_follow_it():
+    for form, packed in (
+        ("gzip", gzip.compress(bytes(2000))),
+        ("zlib", zlib.compress(bytes(2000))),
+    ):
+        stream = reading.Inflater("x", packed, form)
+        assert stream.read(2000) == bytes(2000)
+        stream.finish(slack=1 << 16)
+
+
 def test_what_cannot_be_there_is_refused_before_it_is_made():
     with pytest.raises(DataError, match="^x: its header promises 10{12} bytes"):
         reading.Inflater("x", PACKED["zlib"], "zlib").read(10**12)

@@ -11,7 +11,8 @@ FORMS = {"names": records.NAMES, "count": records.COUNT}
 
 
 def read(path, **options):
-    return records.read_record(path, FORMS, remedy="put it back", **options)
+    later = {"mb": records.NUMBER}
+    return records.read_record(path, FORMS, optional=later, remedy="put it back", **options)
 
 
 def test_a_record_is_read_with_what_it_has_besides(tmp_path):
@@ -40,6 +41,8 @@ def test_a_record_is_read_with_what_it_has_besides(tmp_path):
         (b'{"names": [], "count": true}', "'count' is true"),
         (b'{"names": [], "count": -1}', "'count' is -1"),
         (b'{"names": [], "count": 1.5}', "'count' is 1.5"),
+        (b'{"names": [], "count": 1' + b"0" * 400 + b"}", "'count' is 10+[.]{3}, expected a wh"),
+        (b'{"names": [], "count": 1, "mb": -1' + b"0" * 400 + b"}", "'mb' is -10+[.]{3}, expected"),
     ],
 )
 def test_what_is_no_such_record_is_named(tmp_path, content, why):

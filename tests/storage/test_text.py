@@ -69,6 +69,12 @@ def test_messages_name_files_without_the_folders_above_them():
         assert without_folders(text, own) == (told or text)
 
 
+PATTERNS = [
+    *(".*/conv_stem/kernel", ".*/blocks_./kernel", "(?!head/).*/conv/kernel", "blocks_[56]/a/b"),
+    *("(a|b)/conv/kernel", ".*(/conv/kernel|/bn/scale)", ".{2}/conv/x", r".+\d+/conv/bias=center"),
+]
+
+
 def test_a_config_names_no_folders():
     config = {
         "data": {"root": "/home/eve/brats", "cache": "~/cache/x", "patch": (64, 64)},
@@ -76,6 +82,8 @@ def test_a_config_names_no_folders():
         "note": "from /srv/secret/place of 1/2",
         "home": ["/home/eve", "~eve", "/root"],
         "relative": "data/brats",
+        "patterns": PATTERNS,
+        "note of a pattern": "like .*/conv/kernel in /srv/secret/place, (a):/home/eve/b",
     }
     assert without_paths(config) == {
         "data": {"root": ".../brats", "cache": ".../x", "patch": [64, 64]},
@@ -83,4 +91,6 @@ def test_a_config_names_no_folders():
         "note": "from .../place of 1/2",
         "home": ["..."] * 3,
         "relative": "data/brats",
+        "patterns": PATTERNS,
+        "note of a pattern": "like .*/conv/kernel in .../place, (a):.../b",
     }
