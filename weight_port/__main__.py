@@ -16,7 +16,7 @@ import jax
 
 from crossdim_jax import files
 from crossdim_jax.errors import CrossdimError
-from crossdim_jax.storage.text import Visible, say, shown
+from crossdim_jax.storage.text import make_visible, say, shown
 from weight_port.commands import COMMANDS, DEFAULT
 
 PROGRAM = "python -m weight_port"
@@ -65,6 +65,6 @@ def _others() -> str:
 
 
 if __name__ == "__main__":
-    logging.lastResort.addFilter(Visible())
+    make_visible(logging.lastResort)
     jax.config.update("jax_platforms", "cpu")  # small networks and shapes: leave the GPU alone
     sys.exit(main())

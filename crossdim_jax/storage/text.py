@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -70,6 +71,13 @@ class Visible(logging.Filter):
             traceback = logging.Formatter().formatException(record.exc_info)
             record.exc_text = shown(traceback, keep="\n\t")
         return True
+
+
+def make_visible(handler: logging.Handler) -> None:
+    """Shows what a log handler and Python's warnings print as `for_stream` would."""
+    handler.addFilter(Visible())
+    plain = warnings.formatwarning
+    warnings.formatwarning = lambda *args: shown(plain(*args), keep="\n\t")
 
 
 def encoded(text: str) -> bytes:

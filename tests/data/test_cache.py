@@ -10,9 +10,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from crossdim_jax import challenges, files
+from crossdim_jax import challenges
 from crossdim_jax.data import cache, cache_entry, digests, preprocess
 from crossdim_jax.errors import ConfigError, DataError, ManyErrors
+from crossdim_jax.files import replacing
 
 
 def build(challenge, root, cache_root, **kwargs):
@@ -474,7 +475,7 @@ def test_leftovers_of_killed_runs_are_removed_but_not_those_of_running_ones(
         folder.mkdir()
         then = folder.stat().st_mtime - age
         os.utime(folder, (then, then))
-    with files.replacing(tmp_path / "digests.json") as torn:  # named as a kill would leave it
+    with replacing(tmp_path / "digests.json") as torn:  # named as a kill would leave it
         torn.write_text("torn")
     torn.write_text("torn")
     os.utime(torn, (0, 0))
