@@ -78,11 +78,10 @@ def predict_case(
     case = challenge.load(dataclasses.replace(files, label=None))
     prepared = challenge.prepare(case)
     if prepared.note:
-        cases = {} if notes is None else notes
-        cases = cases.setdefault(prepared.note, [])
-        if not cases:
+        noted = ({} if notes is None else notes).setdefault(prepared.note, [])
+        if not noted:
             logger.warning("%s: %s", shown(files.id), prepared.note)
-        cases.append(files.id)
+        noted.append(files.id)
     probabilities = np.asarray(predict_fn(prepared.image))
     expected = (*prepared.image.shape[:-1], len(challenge.classes))
     if probabilities.shape != expected:

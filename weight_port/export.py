@@ -46,7 +46,7 @@ def main(args: argparse.Namespace) -> int:
     channels = record["in_channels"]
     classes = tensors["classifier.bias"].shape[0]
     say(f"file     {out}\ntensors  {len(tensors)}")
-    say(
+    print(  # with names as Python writes them
         f"load     timm.create_model({model!r}, in_chans={channels}, num_classes={classes})"
         f".load_state_dict(safetensors.torch.load_file({str(out)!r}))"
     )
