@@ -24,7 +24,7 @@ from crossdim_jax import (
 )
 from crossdim_jax.errors import ConfigError, CrossdimError
 from crossdim_jax.report import compare
-from crossdim_jax.storage.text import Visible, for_stream
+from crossdim_jax.storage.text import for_stream, make_visible
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: FILE[:argument].")
 WORKDIR = flags.DEFINE_string("workdir", "", "The run folder; report: several, with commas.")
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
     if CONFIG.value is None:
         raise app.UsageError("--config=FILE is needed, such as --config=configs/brats_dxnet.py")
     logging.set_verbosity(logging.WARNING)  # all libraries': absl's handler serves the root logger
-    logging.get_absl_handler().addFilter(Visible())
+    make_visible(logging.get_absl_handler())
     compile_cache.cache_compiled_programs()
     memory.give_back_after_compiling()
     distributed.start(COORDINATOR.value, PROCESSES.value, PROCESS.value)

@@ -60,11 +60,13 @@ def predict_case(
     overwrite: bool = False,
     write: bool = True,
     export: bool = False,
+    notes: dict[str, list[str]] | None = None,
 ) -> Path:
     """Predicts one case and writes its label map on the case's own grid; returns the path.
 
     The case's label, if it has one, is not read. An existing file is left alone and its path
     returned, unless `overwrite`: then it is removed first. write, export: see `predict_folder`.
+    notes: note on the preparation -> cases, to which this one is added; only a new note is said.
 
     Raises DataError if the prediction's path is one of the case's own files.
     """
@@ -76,7 +78,10 @@ def predict_case(
     case = challenge.load(dataclasses.replace(files, label=None))
     prepared = challenge.prepare(case)
     if prepared.note:
-        logger.warning("%s: %s", shown(files.id), prepared.note)
+        noted = ({} if notes is None else notes).setdefault(prepared.note, [])
+        if not noted:
+            logger.warning("%s: %s", shown(files.id), prepared.note)
+        noted.append(files.id)
     probabilities = np.asarray(predict_fn(prepared.image))
     expected = (*prepared.image.shape[:-1], len(challenge.classes))
     if probabilities.shape != expected:
@@ -127,7 +132,7 @@ def predict_folder(
     out_folder = Path(out_folder)
     if write:
         check_writable(out_folder)
-    result = Result(failed=list(errors))
+    result, notes = Result(failed=list(errors)), {}
     # Looked up before the first file is written, so that all processes leave out the same.
     there = {
         case.id
@@ -150,12 +155,16 @@ def predict_folder(
                     overwrite=True,
                     write=write,
                     export=export,
+                    notes=notes,
                 )
                 result.written.append(path)
             except Exception as error:  # the next case may well succeed
                 if write:
                     _raise_if_folder_is_the_fault(error, out_folder)
                 result.failed.append((case.id, _describe(error, case.id)))
+    for note, cases in notes.items():
+        if len(cases) > 1:
+            logger.warning("%d of %d cases in all: %s", len(cases), len(files), note)
     if export and write:
         paths = [(case, challenge.prediction_path(out_folder, case.id)) for case in files]
         challenge.export_all(out_folder, [pair for pair in paths if os.path.exists(pair[1])])

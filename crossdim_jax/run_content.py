@@ -4,6 +4,7 @@ A split knows the cases by name. Other images under the same names are another d
 """
 
 import contextlib
+import functools
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -96,7 +97,7 @@ def provenance(experiment: Experiment, files: Sequence[CaseFiles]) -> dict[str, 
 def _contents(experiment: Experiment, files: Sequence[CaseFiles]) -> dict[str, Content]:
     """By case id, without those that cannot be read: reading them says why."""
     folder = Path(experiment.config.data.cache)
-    record = Digests(folder if folder.is_dir() else None)
+    record = _digests(folder if folder.is_dir() else None)
 
     def content(case: CaseFiles) -> Content | None:
         with contextlib.suppress(DataError):
@@ -106,6 +107,12 @@ def _contents(experiment: Experiment, files: Sequence[CaseFiles]) -> dict[str, C
         found = dict(zip((case.id for case in files), pool.map(content, files), strict=True))
     record.save()
     return {case: content for case, content in found.items() if content is not None}
+
+
+@functools.cache
+def _digests(folder: Path | None) -> Digests:
+    """One for the whole process: without a folder to keep them, files would be read each time."""
+    return Digests(folder)
 
 
 def _recorded(experiment: Experiment) -> splits.Split:

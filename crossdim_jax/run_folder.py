@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from crossdim_jax import stop
 from crossdim_jax.errors import ConfigError, DataError
 from crossdim_jax.files import write_text
 from crossdim_jax.storage.records import COUNT, NUMBER, TEXT, read_record
@@ -210,11 +211,13 @@ def only_process(workdir: str | os.PathLike, doing: str) -> Iterator[None]:
             file.truncate(0)
             file.write(f"process {os.getpid()} on host {socket.gethostname()}\n")
             file.flush()
-        try:
-            yield
-        finally:  # whoever gets the folder next need not know on which machine this was
+
+        def forget() -> None:  # whoever gets the folder next need not know on which machine it was
             with contextlib.suppress(OSError):
-                file.truncate(0)
+                os.truncate(path, 0)
+
+        with stop.at_the_end(forget):
+            yield
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

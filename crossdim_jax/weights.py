@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import numpy as np
 from safetensors.numpy import save as to_safetensors
 
 from crossdim_jax.errors import DataError, WeightsError
+from crossdim_jax.files import write_bytes
 from crossdim_jax.storage.records import is_number
 from crossdim_jax.storage.tensors import read_safetensors
 from crossdim_jax.weight_gate import check_numbers, check_record
@@ -173,23 +173,10 @@ def save_weights(
     record = json.dumps(metadata, sort_keys=True)
     hashes = {"content_sha256": content_sha256(arrays), "record_sha256": _text_sha256(record)}
     content = to_safetensors(arrays, {"format": FORMAT, "record": record, **hashes})
-    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.stem}.", suffix=".tmp", delete=False
-        ) as file:
-            temporary = Path(file.name)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # temporary files are private; weights are not
-        temporary.replace(path)
+        write_bytes(path, content)
     except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
         raise WeightsError(
             f"{path}: cannot write the weight file ({error.strerror or error}). Choose a folder "
             "that can be written and has room."

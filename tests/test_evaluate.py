@@ -426,4 +426,18 @@ def test_an_image_that_is_not_masked_is_said_when_it_is_predicted(
     assert [m for m in caplog.messages if "not masked" in m] == [
         m for m in caplog.messages if m.startswith("BraTS2021_00001: t1: not masked")
     ]
-    assert "t1: not masked" in caplog.text
+    assert "t1: not masked" in caplog.text and "in all" not in caplog.text
+
+
+def test_what_is_to_be_said_of_many_cases_is_said_at_the_first_and_counted(
+    challenge, data, files, tmp_path, caplog
+):
+    for path in data.glob("*/*_t1.nii.gz"):
+        image = nib.load(path)
+        nib.save(nib.Nifti1Image(np.asanyarray(image.dataobj) - 1000, AFFINE), path)
+    predict(challenge, files, tmp_path / "p", lambda x: np.zeros((*x.shape[:3], 3), np.float32))
+    said = [m for m in caplog.messages if "not masked" in m]
+    assert [m.partition(": t1: not masked")[0] for m in said] == [
+        files[0].id,
+        "3 of 3 cases in all",
+    ]

@@ -193,6 +193,41 @@ def test_mistakes_in_the_config_are_one_clear_message(tmp_path, flags, parts):
     fails(process, *parts)
 
 
+TELLING = r"""
+import logging, os, warnings
+from absl import app
+import launch
+
+name = os.fsdecode(b"M\xfcller\x1b[2J")
+
+def build(*_, **__):
+    logging.getLogger("a.library").warning("of %s", name)
+    warnings.warn(f"in {name}")
+    try:
+        raise OSError(f"at {name}")
+    except OSError as error:
+        logging.getLogger("crossdim_jax.x").error("failed", exc_info=error)
+    raise SystemExit(3)
+
+launch.experiment.build = build
+app.run(launch.main, flags_parser=launch.parse)
+"""
+
+
+def test_what_libraries_say_of_files_gives_the_terminal_no_orders(tmp_path):
+    process = subprocess.run(
+        [sys.executable, "-c", TELLING, DEBUG, f"--workdir={tmp_path}"],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+        capture_output=True,
+        timeout=600,
+    )
+    assert process.returncode == 3, process.stderr
+    assert b"\x1b" not in process.stderr
+    for word in (b"] of", b"UserWarning: in", b"OSError: at"):
+        assert word + rb" M\xfcller\x1b[2J" in process.stderr
+
+
 def test_a_run_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     cases = tmp_path / "cases"

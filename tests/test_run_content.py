@@ -9,8 +9,9 @@ import pytest
 from configs import brats_dxnet
 from crossdim_jax import challenges, experiment, folds, run_cases, run_content, run_folder
 from crossdim_jax.challenges import patients, phantom
-from crossdim_jax.data import splits
+from crossdim_jax.data import digests, splits
 from crossdim_jax.errors import ConfigError, DataError
+from crossdim_jax.storage import reading
 
 
 class Unbuilt:
@@ -115,6 +116,24 @@ def test_held_out_cases_that_are_others_now_are_said_and_recorded(run, capsys):
     found = run_cases.held_out(job)
     assert f"held-out cases in {job.config.data.root} are not what" in capsys.readouterr().out
     assert run_content.provenance(job, found) == {"changed_since_training": f"the label of {held}"}
+
+
+def test_without_a_cache_files_are_read_once_a_process(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(digests, "_SETTLED_NS", -(10**12))  # as if written long ago
+    job = run()
+    begin(job)
+    shutil.rmtree(tmp_path / "cache")
+    opened, open_regular = [], reading.open_regular
+
+    def counted(path, **kwargs):
+        opened.append(path)
+        return open_regular(path, **kwargs)
+
+    monkeypatch.setattr(reading, "open_regular", counted)
+    run_cases.held_out(job)
+    assert run_content.provenance(job, run_cases.held_out(job)) == {}
+    images = [path for path in opened if str(path).endswith(".nii.gz")]
+    assert images and len(images) == len(set(images))
 
 
 def test_a_run_from_before_there_was_a_record_goes_on_and_gets_one(run, capsys):

@@ -142,23 +142,27 @@ def test_a_field_that_a_later_version_added_may_have_its_default_and_no_other_va
 
 HOLDER = """
 import sys
-from crossdim_jax import run_folder
+from crossdim_jax import run_folder, stop
+stop.install()
 with run_folder.only_process(sys.argv[1], "training"):
     print("held", flush=True)
     sys.stdin.read()
 """
 
 
-def test_a_run_folder_is_held_by_one_process_until_that_is_gone_even_killed(tmp_path):
-    root = Path(__file__).resolve().parents[1]
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(tmp_path / "run")],
-        cwd=root,
+def hold(folder):
+    """A process that holds a run folder until it is ended."""
+    return subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(folder)],
+        cwd=Path(__file__).resolve().parents[1],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
-    with holder:
+
+
+def test_a_run_folder_is_held_by_one_process_until_that_is_gone_even_killed(tmp_path):
+    with hold(tmp_path / "run") as holder:
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(
             DataError, match=f"another process is training.*process {holder.pid} on"
@@ -177,6 +181,12 @@ def test_a_run_folder_is_held_by_one_process_until_that_is_gone_even_killed(tmp_
 def test_a_lock_names_its_host_only_while_it_is_held(tmp_path):
     with run_folder.only_process(tmp_path, "training"):
         assert socket.gethostname() in (tmp_path / ".training.lock").read_text()
+    assert (tmp_path / ".training.lock").read_bytes() == b""
+    with hold(tmp_path) as holder:
+        assert holder.stdout.readline() == "held\n"
+        assert f"process {holder.pid} on" in (tmp_path / ".training.lock").read_text()
+        holder.terminate()
+        assert holder.wait() == 143
     assert (tmp_path / ".training.lock").read_bytes() == b""
 
 

@@ -57,12 +57,19 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, arrays, monkeypatch):
     before = path.read_bytes()
 
     def full(_):
+        assert len(list(tmp_path.glob(".*.tmp.safetensors"))) == 1  # what a stop removes
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(WeightsError, match=r"w.safetensors: .*No space left"):
         params.save_weights(path, {}, {})
     assert path.read_bytes() == before and os.listdir(tmp_path) == [path.name]
+
+
+def test_weights_are_as_readable_as_other_files(tmp_path, arrays):
+    path = params.save_weights(tmp_path / "w.safetensors", arrays, RECORD)
+    (tmp_path / "other").touch()
+    assert path.stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 def test_saving_refuses_other_suffixes_and_collections(tmp_path, arrays):

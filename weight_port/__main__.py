@@ -8,6 +8,7 @@ if __name__ == "__main__":  # first of all: the imports take seconds
 # ruff: noqa: E402
 import argparse
 import importlib
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -15,6 +16,7 @@ import jax
 
 from crossdim_jax import files
 from crossdim_jax.errors import CrossdimError
+from crossdim_jax.storage.text import make_visible, say, shown
 from weight_port.commands import COMMANDS, DEFAULT
 
 PROGRAM = "python -m weight_port"
@@ -28,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _run(name, argv)
         except CrossdimError as error:
-            print(f"error: {error}", file=sys.stderr)
+            say(f"error: {error}", sys.stderr)
             return 1
 
 
@@ -49,7 +51,7 @@ def _run(name: str | None, argv: Sequence[str]) -> int:
     args, strange = parser.parse_known_args([a for a in argv if a not in overrides])
     if strange:
         hint = " (overrides: --config.field=value)" if command.overrides else ""
-        parser.error(f"unknown arguments: {' '.join(strange)}{hint}")
+        parser.error(f"unknown arguments: {shown(' '.join(strange))}{hint}")
     args.overrides = overrides
     return module.main(args)
 
@@ -63,5 +65,6 @@ def _others() -> str:
 
 
 if __name__ == "__main__":
+    make_visible(logging.lastResort)
     jax.config.update("jax_platforms", "cpu")  # small networks and shapes: leave the GPU alone
     sys.exit(main())

@@ -15,6 +15,7 @@ from safetensors.numpy import save
 from crossdim_jax import files, params
 from crossdim_jax.errors import WeightsError
 from crossdim_jax.models import encoders
+from crossdim_jax.storage.text import say
 from crossdim_jax.weights import is_head
 from weight_port import ours, records
 from weight_port.convert import Recipe, check_shapes, target_shapes
@@ -44,8 +45,8 @@ def main(args: argparse.Namespace) -> int:
     model = str(record["id"]).partition(".")[0]
     channels = record["in_channels"]
     classes = tensors["classifier.bias"].shape[0]
-    print(f"file     {out}\ntensors  {len(tensors)}")
-    print(
+    say(f"file     {out}\ntensors  {len(tensors)}")
+    print(  # with names as Python writes them
         f"load     timm.create_model({model!r}, in_chans={channels}, num_classes={classes})"
         f".load_state_dict(safetensors.torch.load_file({str(out)!r}))"
     )

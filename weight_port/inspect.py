@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from crossdim_jax import params
+from crossdim_jax.storage.text import say
 from crossdim_jax.weights import content_sha256, is_head
 from weight_port.certificate import another_version, reading
 from weight_port.forward import NOT_RUN
@@ -30,7 +31,7 @@ def main(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(weights.metadata, indent=1, sort_keys=True))
     else:
-        print("\n".join(lines(weights)))
+        say("\n".join(lines(weights)))
     return 0
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from crossdim_jax import files, params
 from crossdim_jax.errors import CrossdimError, WeightsError
+from crossdim_jax.storage.text import say
 from weight_port import inspect, ours, records, source
 from weight_port.certificate import another_version, measure, reading, source_sha256
 from weight_port.forward import NOT_RUN, TOLERANCE
@@ -259,10 +260,10 @@ def main(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"file": args.file, "departures": found, "found": now}, indent=1))
     else:
-        print("\n".join([params.describe(weights.metadata), *inspect.certificate_lines(now)]))
+        say("\n".join([params.describe(weights.metadata), *inspect.certificate_lines(now)]))
         if found:
-            print(f"\n{args.file} departs from what it should be:")
-            print("\n".join(f"  {departure}" for departure in found))
+            say(f"\n{args.file} departs from what it should be:")
+            say("\n".join(f"  {departure}" for departure in found))
         else:
-            print(f"\n{args.file} is what its certificate of {stored['date']} says.")
+            say(f"\n{args.file} is what its certificate of {stored['date']} says.")
     return 1 if found else 0

@@ -95,14 +95,17 @@ class Chaos(SliceChallenge):
         _choose("aggregate", aggregate, metrics.MODES)
         for name in formats:
             _choose("formats", name, FORMATS)
+        for name, flag in (("keep_largest", keep_largest), ("deidentify", deidentify)):
+            if not isinstance(flag, bool):  # of "False", bool() makes True
+                raise ConfigError(f"{name} is {flag!r}; expected True or False")
         if "seg" in formats and importlib.util.find_spec("highdicom") is None:
             raise ConfigError(
                 "formats has 'seg', which needs highdicom: pip install 'crossdim_jax[seg]', or "
                 "leave it out"
             )
-        self.t1dual, self.statistics, self.keep_largest = t1dual, statistics, bool(keep_largest)
+        self.t1dual, self.statistics, self.keep_largest = t1dual, statistics, keep_largest
         self.formats, self.kind, self.aggregate = formats, kind, aggregate
-        self.deidentify = bool(deidentify)
+        self.deidentify = deidentify
 
     def annotated(self, kind: str) -> tuple[bool, ...]:
         """See `SliceChallenge.annotated`: background and liver in CT, everything elsewhere."""

@@ -130,7 +130,7 @@ def _folders(root: Path) -> list[tuple[str, set[str]]]:
         seen.add(key)
         for name in files:
             if not os.path.exists(path := os.path.join(folder, name)):
-                logger.warning("%s: is a link to nothing; passed over", path)
+                logger.warning("%s: is a link to nothing", path)
         found.append((folder, {*below, *files}))
         below[:] = sorted(n for n in below if not n.startswith(".") and n != DICOM)
     return found

@@ -29,7 +29,7 @@ from crossdim_jax.errors import ConfigError, DataError, ManyErrors
 CACHE_VERSION = 3  # raise it when the meaning of the cached files changes
 DTYPES = ("float32", "float16")
 MAX_FOREGROUND = 50_000  # voxels kept of each region of a case, to draw patches that hold them
-_STALE_S = 24 * 3600.0  # a temporary folder this old belongs to a run that was killed
+_STALE_S = 24 * 3600.0  # a temporary file or folder this old belongs to a run that was killed
 
 
 class CacheWriteError(DataError):
@@ -275,7 +275,7 @@ def _writing(root: Path):
 
 
 def _remove_stale(root: Path) -> None:
-    for path in root.glob(".*.tmp"):
+    for path in root.glob(".*.tmp*"):  # of `cache_entry.write` and of `files.replacing`
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > _STALE_S:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()

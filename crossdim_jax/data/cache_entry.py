@@ -103,15 +103,30 @@ def write(case: CachedCase, arrays: dict[str, np.ndarray], digest: str) -> None:
         }
         del meta["folder"], meta["patient"]
         _write_meta(temporary, meta)
-        try:
-            os.replace(temporary, case.folder)
-        except OSError:
-            # Another run was faster, and its content is the same; else what is there is damaged.
-            if not read(case.folder, digest, case.patient):
-                shutil.rmtree(case.folder)
-                os.replace(temporary, case.folder)
+        _put(temporary, case, digest)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put(temporary: Path, case: CachedCase, digest: str) -> None:
+    """Gives the folder its name, unless another run was faster: its content is the same.
+
+    What is damaged there is set aside first; another run may be doing so as well.
+    """
+    aside = temporary.with_suffix(".old.tmp")
+    try:
+        for last in (False, True):
+            try:
+                return os.replace(temporary, case.folder)
+            except OSError:
+                if read(case.folder, digest, case.patient):
+                    return
+                if last:
+                    raise
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(case.folder, aside)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _write_meta(folder: Path, meta: dict) -> None:

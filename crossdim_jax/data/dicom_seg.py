@@ -4,8 +4,6 @@ highdicom makes the objects; it is imported when one is written, as only that ne
 """
 
 import importlib.metadata
-import os
-import uuid
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +17,7 @@ from pydicom.uid import generate_uid
 from crossdim_jax.data import dicom
 from crossdim_jax.data.dicom import Series
 from crossdim_jax.errors import DataError
+from crossdim_jax.files import replacing
 
 # Of the source, what a segmentation without patient keeps: what it refers to, and where that lies.
 _REFERENCES = (
@@ -127,15 +126,12 @@ def write(
             item for item in found.ContributingEquipmentSequence if item.get("Manufacturer")
         ]
     found.ReferencedSeriesSequence = _references(found.ReferencedSeriesSequence[0], sources, own)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.dcm")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        found.save_as(temporary)
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            found.save_as(temporary)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error}); check the folder") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

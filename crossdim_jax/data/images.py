@@ -5,12 +5,10 @@ patient's left, y towards posterior, z towards superior, so `image[z]` is an axi
 radiologist sees it. `Geometry` is what is needed to go back to the file's own grid.
 """
 
-import contextlib
 import functools
 import io
 import logging
 import os
-import uuid
 from pathlib import Path
 
 import nibabel as nib
@@ -21,6 +19,7 @@ from crossdim_jax.data import grid, nifti_header
 from crossdim_jax.data.geometry import PLACE, Geometry
 from crossdim_jax.data.nifti_header import Header
 from crossdim_jax.errors import DataError
+from crossdim_jax.files import replacing
 from crossdim_jax.storage.reading import AGAIN, Inflater, naming, open_regular
 
 __all__ = ["Geometry", "check_finite", "read_label", "read_nifti", "write_nifti"]
@@ -89,8 +88,7 @@ def write_nifti(
       DataError: the shape or a value does not fit, or the folder cannot be written to.
     """
     path, dtype = Path(path), np.dtype(dtype)
-    suffix = ".nii.gz" if path.name.endswith(".nii.gz") else ".nii"
-    if not path.name.endswith(suffix):
+    if not path.name.endswith((".nii", ".nii.gz")):
         raise DataError(f"{path}: the name must end in .nii or .nii.gz")
     if array.shape != geometry.shape_zyx:
         raise DataError(
@@ -110,17 +108,12 @@ def write_nifti(
             header[name][:4] = value[:4]
     # The best affine of this very header: nibabel then leaves both forms as they are.
     image = nib.Nifti1Image(disk, header.get_best_affine(), header)
-    # Hidden, and unique to this call: two runs may write the same file.
-    temporary = path.with_name(f".{uuid.uuid4().hex}{suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        nib.save(image, temporary)
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            nib.save(image, temporary)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error}); check the folder") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
     return path
 
 

@@ -16,7 +16,7 @@ import types
 from collections.abc import Callable, Iterator, Sequence
 
 from crossdim_jax.errors import DataError
-from crossdim_jax.storage.text import Visible
+from crossdim_jax.storage.text import make_visible
 
 
 def run[Result](
@@ -63,7 +63,7 @@ def _processes(count: int) -> concurrent.futures.ProcessPoolExecutor:
 def _begin() -> None:
     """Worker initialiser: ignores SIGINT and exits when the parent dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.lastResort.addFilter(Visible())
+    make_visible(logging.lastResort)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -3,6 +3,8 @@
 import logging
 import os
 import re
+import sys
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -56,13 +58,29 @@ def for_stream(text: str, stream: TextIO) -> str:
     return visible.encode(encoding, "backslashreplace").decode(encoding)
 
 
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Prints text, which may be of files of any origin, as `for_stream` does; None: on stdout."""
+    stream = stream or sys.stdout
+    print(for_stream(text, stream), file=stream)
+
+
 class Visible(logging.Filter):
-    """Filter of a log handler that shows each message as `for_stream` would."""
+    """Filter of a log handler that shows each message as `for_stream` would, traceback and all."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Changes the record's message; lets all pass."""
         record.msg, record.args = shown(record.getMessage(), keep="\n\t"), ()
+        if record.exc_info:
+            traceback = logging.Formatter().formatException(record.exc_info)
+            record.exc_text = shown(traceback, keep="\n\t")
         return True
+
+
+def make_visible(handler: logging.Handler) -> None:
+    """Shows what a log handler and Python's warnings print as `for_stream` would."""
+    handler.addFilter(Visible())
+    plain = warnings.formatwarning
+    warnings.formatwarning = lambda *args: shown(plain(*args), keep="\n\t")
 
 
 def encoded(text: str) -> bytes:

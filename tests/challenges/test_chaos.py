@@ -303,6 +303,10 @@ def test_settings_that_mean_nothing_are_refused(root):
         ({"formats": ("jpg",)}, "formats is 'jpg'; known: png, seg"),
         ({"kind": "PET"}, "kind is 'PET'; known: auto, CT"),
         ({"aggregate": "mean"}, "aggregate is 'mean'"),
+        ({"deidentify": "False"}, "deidentify is 'False'; expected True or False"),
+        ({"deidentify": 1}, "deidentify is 1; expected True or False"),
+        ({"keep_largest": "no"}, "keep_largest is 'no'; expected True or False"),
+        ({"keep_largest": None}, "keep_largest is None; expected True or False"),
     ):
         with pytest.raises(ConfigError, match=text):
             challenges.get("chaos", size=(48, 48), **wrong)

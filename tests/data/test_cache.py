@@ -13,6 +13,7 @@ import pytest
 from crossdim_jax import challenges
 from crossdim_jax.data import cache, cache_entry, digests, preprocess
 from crossdim_jax.errors import ConfigError, DataError, ManyErrors
+from crossdim_jax.files import replacing
 
 
 def build(challenge, root, cache_root, **kwargs):
@@ -372,6 +373,41 @@ def test_a_damaged_entry_is_made_again(challenge, phantom_folder, tmp_path, cach
     np.testing.assert_array_equal(again.image, cached[0].image)
 
 
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_two_runs_that_find_the_same_damage_both_go_on(
+    challenge, phantom_folder, tmp_path, cached, monkeypatch, when
+):
+    """The other run, in this process: it has set the damage aside, or is faster after that."""
+    entry = build(challenge, phantom_folder, tmp_path)[0]
+    (entry.folder / "meta.json").write_bytes(b"")
+    good = shutil.copytree(cached[0].folder, tmp_path / "good")
+    read, replace = cache_entry.read, os.replace
+
+    def found(folder, *args):
+        case = read(folder, *args)
+        if case is None and challenge.loads and folder.exists() and when == "before":
+            replace(folder, tmp_path / "aside")
+        return case
+
+    def renamed(source, target):
+        replace(source, target)
+        if source == entry.folder and when == "meanwhile":
+            shutil.copytree(good, entry.folder)
+
+    def load(case):
+        challenge.loads += 1
+        return type(challenge).load(challenge, case)
+
+    challenge.loads = 0
+    monkeypatch.setattr(challenge, "load", load)
+    monkeypatch.setattr(cache_entry, "read", found)
+    monkeypatch.setattr(os, "replace", renamed)
+    again = build(challenge, phantom_folder, tmp_path, num_threads=0)[0]
+    assert challenge.loads == 1 and again.folder == entry.folder
+    np.testing.assert_array_equal(again.image, cached[0].image)
+    assert not list(tmp_path.glob(".*"))
+
+
 def spoil_image(folder):
     path = folder / "image.npy"
     content = bytearray(path.read_bytes())
@@ -444,8 +480,10 @@ def test_leftovers_of_killed_runs_are_removed_but_not_those_of_running_ones(
         folder.mkdir()
         then = folder.stat().st_mtime - age
         os.utime(folder, (then, then))
-    (tmp_path / ".digests.json.tmp").write_text("torn")
-    os.utime(tmp_path / ".digests.json.tmp", (0, 0))
+    with replacing(tmp_path / "digests.json") as torn:  # named as a kill would leave it
+        torn.write_text("torn")
+    torn.write_text("torn")
+    os.utime(torn, (0, 0))
     build(challenge, phantom_folder, tmp_path)
     assert [path.name for path in tmp_path.glob(".*")] == [".new.tmp"]
 

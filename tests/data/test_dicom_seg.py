@@ -1,6 +1,7 @@
 """DICOM segmentations: what they say of the patient, and that they can do without."""
 
 import getpass
+import os
 import socket
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from crossdim_jax.challenges import CaseFiles
 from crossdim_jax.challenges.chaos import Chaos
 from crossdim_jax.data import dicom, dicom_seg
 from crossdim_jax.data.dicom_seg import Segment
+from crossdim_jax.errors import DataError
 from tests import dicom_files
 
 # Attributes of a source, with values that are found again wherever they go.
@@ -124,3 +126,18 @@ def test_the_setting_is_the_challenges(series, tmp_path):
         folder = tmp_path / str(deidentify)
         [path] = chaos.export(folder, case, np.zeros((3, 6, 5), np.uint8), series.geometry)
         assert (b"Quelle" in path.read_bytes()) == (not deidentify)
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(series, tmp_path, monkeypatch):
+    path = tmp_path / "out" / "a.seg.dcm"
+    written(series, path)
+    before = path.read_bytes()
+
+    def full(_):
+        assert len(list(path.parent.glob(".*.tmp.seg.dcm"))) == 1  # what a stop removes
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DataError, match="a.seg.dcm: cannot be written .*No space left"):
+        written(series, path)
+    assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]

@@ -272,6 +272,21 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.nii", "b.nii.gz"]
 
 
+def test_what_a_power_failure_could_leave_is_on_the_disk_before_it_has_the_name(
+    tmp_path, monkeypatch
+):
+    array, geometry = images.read_nifti(save(tmp_path / "a.nii", np.ones((2, 3, 4), np.uint8)))
+
+    def full(_):
+        assert len(list(tmp_path.glob(".*.tmp.nii.gz"))) == 1  # what a stop removes
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DataError, match="b.nii.gz: cannot be written .*No space left"):
+        images.write_nifti(tmp_path / "b.nii.gz", array, geometry)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.nii"]
+
+
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     array, geometry = images.read_nifti(save(tmp_path / "a.nii", np.ones((2, 3, 4), np.uint8)))
     with pytest.raises(DataError, match="a.nii/b.nii: cannot be written"):

@@ -1,10 +1,12 @@
 import contextlib
 import functools
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +69,19 @@ def test_a_process_that_is_killed_is_explained():
     work = [functools.partial(os.kill, 0, 0), functools.partial(os._exit, 9)]
     with pytest.raises(DataError, match="memory ran out.*num_processes"):
         list(workers.run(work, processes=1))
+
+
+def warn():
+    name = os.fsdecode(b"M\xfcller\x1b[2J")
+    logging.getLogger("a.library").warning("of %s", name)
+    warnings.warn(f"in {name}", stacklevel=1)
+
+
+def test_what_processes_say_of_files_gives_the_terminal_no_orders(capfd):
+    list(workers.run([warn], processes=1))
+    said = capfd.readouterr().err
+    assert "\x1b" not in said
+    assert "of M\\xfcller\\x1b[2J\n" in said and r"UserWarning: in M\xfcller\x1b[2J" in said
 
 
 PARENT = """

@@ -1,5 +1,6 @@
 """Every command says what is wrong with a file or a flag, and keeps nothing of where files lie."""
 
+import json
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from weight_port.commands.making import record
 from weight_port.convert import Recipe, convert
 
 ROOT = Path(__file__).resolve().parents[2]
+ORDER = "\x1b]0;x\x07"  # a new title for the window
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -168,3 +170,19 @@ def test_a_reader_that_goes_away_is_no_error():
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 141
+
+
+def test_names_and_records_of_unknown_files_give_the_terminal_no_orders(write, tmp_path, capsys):
+    path = str(write(arrays={f"params/encoder/{ORDER}": np.zeros(3, np.float32)}, licence=ORDER))
+    said = ""
+    for command in commands(path):
+        main(command)
+        told = capsys.readouterr()
+        said += told.out + told.err
+    assert "\x1b" not in said and "\x07" not in said
+    assert said.count(r"\x1b]0;x\x07") > 2
+    assert main(["inspect", path, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["licence"] == ORDER
+    with pytest.raises(SystemExit):
+        main(["inspect", path, ORDER])
+    assert r"unknown arguments: \x1b]0;x\x07" in capsys.readouterr().err

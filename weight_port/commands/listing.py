@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 
 from crossdim_jax.errors import WeightsError
+from crossdim_jax.storage.text import say
 from weight_port import names
 
 
@@ -32,7 +33,7 @@ def main(args: argparse.Namespace) -> int:
         found = [dataclasses.asdict(row) for row in rows]
         print(json.dumps({"supported": found, "left_out": names.LEFT_OUT}, indent=1))
     else:
-        print(table(rows, tags=args.tags))
+        say(table(rows, tags=args.tags))
     return 0
 
 

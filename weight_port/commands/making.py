@@ -8,6 +8,7 @@ from typing import Any
 
 from crossdim_jax import params
 from crossdim_jax.models.dxnet import DXNet
+from crossdim_jax.storage.text import say
 from crossdim_jax.weights import HEAD
 from weight_port import norms, plan, records, source
 from weight_port.convert import Converted, Recipe, convert
@@ -23,7 +24,7 @@ def make(todo: plan.Plan, origin: source.Source, *, certificate: bool) -> None:
         from weight_port import verify  # runs networks: only where it is asked for
 
         verify.certify(todo.out, source=origin)
-    print(summary(todo, metadata, converted))
+    say(summary(todo, metadata, converted))
 
 
 def record(origin: source.Source, recipe: Recipe, converted: Converted) -> dict[str, Any]:

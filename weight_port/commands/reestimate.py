@@ -17,6 +17,7 @@ from crossdim_jax.data.pipeline import crop, crop_start
 from crossdim_jax.data.preprocess import crop_and_zscore
 from crossdim_jax.errors import DataError, WeightsError
 from crossdim_jax.models import encoders
+from crossdim_jax.storage.text import say
 from weight_port import forward, norms, records, rename
 from weight_port.certificate import recipe_of
 from weight_port.commands import recipe_flags
@@ -82,7 +83,7 @@ def main(args: argparse.Namespace) -> int:
         from weight_port import verify  # runs networks: only where it is asked for
 
         verify.certify(out)
-    print(f"measured {used} patches of {patch} from {len(cases)} cases\nfile     {out}")
+    say(f"measured {used} patches of {patch} from {len(cases)} cases\nfile     {out}")
     return 0
 
 
