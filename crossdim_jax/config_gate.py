@@ -186,6 +186,16 @@ def _folders(root: str, cache_folder: str) -> str | None:
     )
 
 
+def _cache(folder: str) -> str | None:
+    return None if folder else "config.data.cache is empty: say where decoded cases may lie"
+
+
+def _once(flips: Any) -> str | None:
+    if isinstance(flips, bool | int) or len(set(flips)) == len(flips):
+        return None
+    return f"config.inference.flips={tuple(flips)}: each axis once is expected"
+
+
 RULES: dict[tuple[str, ...], Callable[..., str | None]] = {
     ("optim.learning_rate", "optim.learning_rate_end"): _learning_rates,
     ("optim.schedule", "optim.learning_rate_end", "optim.decay_per_epoch"): _exponential,
@@ -199,4 +209,6 @@ RULES: dict[tuple[str, ...], Callable[..., str | None]] = {
     ("data.patch", "augment.flip"): _axes,
     ("data.patch", "train.batch_size"): _memory,
     ("data.root", "data.cache"): _folders,
+    ("data.cache",): _cache,
+    ("inference.flips",): _once,
 }

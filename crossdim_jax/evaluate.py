@@ -369,6 +369,7 @@ def _score_case(challenge: Challenge, files: CaseFiles, path: Path) -> _Score:
     if why := grid.difference(case.geometry, geometry, challenge.grid_tolerance_mm):
         row = challenge.mismatch(case.label, case.spacing_mm, kind=case.kind)
         return _Score(row, f"{path}: {why}; scored as a mismatch", _fingerprint(case.label))
+    challenge.check_label(path, predicted)
     row = challenge.score(case.label, predicted, case.spacing_mm, kind=case.kind)
     return _Score(row, "", _fingerprint(case.label))
 

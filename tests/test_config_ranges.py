@@ -206,6 +206,8 @@ def test_every_other_name_is_refused_before_anything_is_read(path, tmp_path):
         (6, {"augment.flip": (2,)}, "a patch has the axes 0 to 1"),
         (0, {"data.patch": (65536, 65536, 32)}, "one channel of a batch would have 1.37e"),
         (0, {"data.root": "runs/cache", "data.cache": "runs/../runs/cache"}, "data.root itself"),
+        (0, {"data.cache": ""}, "config.data.cache is empty"),
+        (0, {"inference.flips": (0, 0)}, "each axis once is expected"),
         (0, {"data.root": "a\0b"}, "data.root='a.x00b': holds a NUL character"),
     ],
 )

@@ -197,6 +197,20 @@ def test_a_prediction_slightly_elsewhere_is_scored_where_that_is_accepted(
     assert score(challenge, files, folder)["mismatched"] == []
 
 
+def test_a_prediction_whose_values_mean_nothing_is_named_and_not_scored(challenge, files, tmp_path):
+    folder = tmp_path / "predictions"
+    predict(challenge, files, folder)
+    path = folder / f"{files[1].id}.nii.gz"
+    image = nib.load(path)
+    label = np.asarray(image.dataobj).copy()
+    label.flat[0] = 3  # enhancing tumour elsewhere, nothing in this convention
+    nib.save(nib.Nifti1Image(label, image.affine), path)
+    summary = score(challenge, files, folder)
+    ((case, why),) = summary["failed"]
+    assert case == files[1].id and f"{path.name}: holds label 3 (1 voxels)" in why
+    assert summary["n_cases"] == len(files) - 1
+
+
 @pytest.mark.parametrize("what", ["shape", "affine"])
 def test_a_prediction_on_another_grid_scores_as_a_mismatch(challenge, files, tmp_path, what):
     folder = tmp_path / "predictions"

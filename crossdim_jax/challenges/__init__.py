@@ -263,6 +263,10 @@ class Challenge(abc.ABC):
         """Reads what `write` wrote, or somebody else in its place."""
         return images.read_label(path)
 
+    def check_label(self, path: Path, label: np.ndarray) -> None:
+        """Raises DataError, naming the file, if a label holds values that mean nothing here."""
+        del path, label
+
     @abc.abstractmethod
     def write(self, path: str | os.PathLike, label: np.ndarray, geometry: Geometry) -> Path:
         """Writes a label (z, y, x) on the grid of `geometry` as the challenge stores labels.

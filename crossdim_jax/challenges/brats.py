@@ -157,7 +157,7 @@ class BraTS(Challenge):
             label, label_geometry = images.read_label(files.label)
             grid.check_same(geometry, label_geometry, self.grid_tolerance_mm)
             label = np.ascontiguousarray(label)
-            self._check_label(files.label, label)
+            self.check_label(files.label, label)
         return Case(files.id, files.patient, image, label, geometry.spacing_mm, geometry)
 
     def prepare(self, case: Case) -> Prepared:
@@ -236,7 +236,7 @@ class BraTS(Challenge):
 
     def write(self, path: str | os.PathLike, label: np.ndarray, geometry: Geometry) -> Path:
         """See `Challenge.write`."""
-        self._check_label(Path(path), label)
+        self.check_label(Path(path), label)
         values = CONVENTIONS[self.convention].values
         return images.write_nifti(path, label, geometry, np.min_scalar_type(max(values)))
 
@@ -297,7 +297,8 @@ class BraTS(Challenge):
             _fill(image, channel, everything[..., source], f"{path} (channel {source}, {name})")
         return image, geometry
 
-    def _check_label(self, path: Path, label: np.ndarray) -> None:
+    def check_label(self, path: Path, label: np.ndarray) -> None:
+        """See `Challenge.check_label`."""
         counts = np.bincount(label.ravel(), minlength=1)
         allowed = CONVENTIONS[self.convention].values
         wrong = {int(v): int(counts[v]) for v in np.flatnonzero(counts) if v not in allowed}

@@ -99,7 +99,7 @@ class Camus(SliceChallenge):
                     "a label lies on the grid of its image"
                 )
             grid.check_same(geometry, of_label, self.grid_tolerance_mm)
-            self._check_label(files.label, label)
+            self.check_label(files.label, label)
         with np.errstate(over="ignore"):
             image = np.ascontiguousarray(image, np.float32)[..., None]
         images.check_finite(image, str(path))
@@ -170,7 +170,7 @@ class Camus(SliceChallenge):
 
     def write(self, path: str | os.PathLike, label: np.ndarray, geometry: Geometry) -> Path:
         """See `Challenge.write`."""
-        self._check_label(Path(path), label)
+        self.check_label(Path(path), label)
         return images.write_nifti(path, label, geometry, np.min_scalar_type(max(self.values)))
 
     def export(
@@ -228,7 +228,8 @@ class Camus(SliceChallenge):
             self._measured[key] = camus_volumes.measure(patient, items, self.read_prediction)
         return self._measured[key]
 
-    def _check_label(self, path: Path, label: np.ndarray) -> None:
+    def check_label(self, path: Path, label: np.ndarray) -> None:
+        """See `Challenge.check_label`."""
         if unknown := sorted(set(np.unique(label).tolist()) - set(self.values)):
             raise DataError(
                 f"{path}: holds the values {unknown}; labels of CAMUS are 0 background, 1 left "

@@ -98,6 +98,9 @@ def read_info(path: Path) -> Info:
                 found[name] = _value(kind, value)
         except (ValueError, OverflowError) as error:
             logger.warning("%s: line %d, %r, is passed over (%s)", path, number, line[:60], error)
+    for name, most in (("ef_percent", 100), ("edv_ml", 2000), ("esv_ml", 2000)):
+        if found.get(name, 0) > most:
+            logger.warning("%s: %s = %g cannot be; passed over", path, name, found.pop(name))
     for name in ("ed", "es", "n_frames"):
         if found.get(name, 1) < 1:
             logger.warning("%s: %s = %s is no frame; frames count from 1", path, name, found[name])

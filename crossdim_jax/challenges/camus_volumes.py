@@ -90,6 +90,13 @@ def measure(patient: str, items: Sequence[tuple[CaseFiles, Path]], read: Read) -
             (cavity[es], pixel_mm),
         )
     volumes, why = volume.biplane(masks, patient)
+    odd = {found.ef_percent for found in volumes.values() if not 0 <= found.ef_percent <= 100}
+    if odd := {ef for ef in odd if not math.isnan(ef)}:
+        notes.append(
+            f"{patient}: an ejection fraction of {', '.join(f'{ef:.4g}' for ef in sorted(odd))} % "
+            "cannot be; are ED and ES exchanged, or is a pixel size wrong?"
+        )
+        logger.warning("%s", notes[-1])
     return Measured(volumes, source, "; ".join([*notes, *([why] if why else [])]))
 
 

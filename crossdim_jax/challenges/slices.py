@@ -1,6 +1,7 @@
 """What challenges share whose images a 2D network sees slice by slice, under a softmax."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -54,6 +55,15 @@ class SliceChallenge(Challenge):
             raise DataError("the network's probabilities contain NaN or infinity")
         on_grid = preprocess.resize(probabilities, prepared.full_shape[1:])
         return np.asarray(self.values, np.uint8)[on_grid.argmax(-1)]
+
+    def check_label(self, path: Path, label: np.ndarray) -> None:
+        """See `Challenge.check_label`."""
+        if unknown := sorted(set(np.unique(label).tolist()) - set(self.values)):
+            known = zip(self.values, self.classes, strict=True)
+            raise DataError(
+                f"{path}: holds the values {unknown}; labels here are "
+                + ", ".join(f"{value} {name}" for value, name in known)
+            )
 
     def encode(self, label: np.ndarray, kind: str = "") -> tuple[np.ndarray, np.ndarray]:
         """See `Challenge.encode`."""

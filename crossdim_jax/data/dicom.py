@@ -20,6 +20,7 @@ from crossdim_jax.data import dicom_pixels, dicom_slice, grid
 from crossdim_jax.data.dicom_slice import Slice
 from crossdim_jax.data.images import Geometry
 from crossdim_jax.errors import DataError
+from crossdim_jax.storage.reading import open_regular
 
 logger = logging.getLogger(__name__)
 
@@ -78,12 +79,28 @@ def files_of(folder: str | os.PathLike) -> tuple[Path, ...]:
     named = [path for path in visible if path.suffix.lower() in (".dcm", ".ima")]
     if not visible:
         raise DataError(f"{folder}: holds no file; expected one DICOM file for each slice")
+    if other := [p.name for p in visible if named and p not in named and _is_dicom(p)]:
+        logger.warning(
+            "%s: %d DICOM files that do not end in .dcm are passed over (%s), because others do",
+            folder,
+            len(other),
+            ", ".join(sorted(other)[:5]),
+        )
     files = tuple(sorted(named or visible, key=natural))
     for path in files:
         if not path.is_file():
             what = "is a link to nothing" if path.is_symlink() else "is no regular file"
             raise DataError(f"{path}: {what}; remove it, or copy the whole series again")
     return files
+
+
+def _is_dicom(path: Path) -> bool:
+    """Whether a regular file has DICOM's mark behind its preamble."""
+    try:
+        with open_regular(path) as file:
+            return file.read(132)[128:] == b"DICM"
+    except DataError:
+        return False
 
 
 def natural(path: Path) -> tuple[tuple[object, ...], str]:

@@ -48,10 +48,16 @@ def difference(expected: Geometry, found: Geometry, given: float | None = None) 
         return ""
     ours, theirs = (nib.affines.voxel_sizes(g.affine) for g in (expected, found))
     alike = np.allclose(ours, theirs, rtol=1e-3)
+    far = apart > ours.min()  # to accept that would be to look no more
+    remedy = (
+        "; it lies somewhere else: if the arrays do match, give it the other's header"
+        if far
+        else offer(", ", apart, " accepts it")
+    )
     sizes = "" if alike else f" (voxels of {_sizes(theirs)} mm instead of {_sizes(ours)})"
     return (
         f"its affine puts the farthest voxel {apart:.3g} mm from where {expected.path} has it"
-        f"{sizes}; at most {allowed:.3g} mm are accepted{offer(', ', apart, ' accepts it')}"
+        f"{sizes}; at most {allowed:.3g} mm are accepted{remedy}"
     )
 
 

@@ -172,7 +172,11 @@ def brain(case: "Case", modalities: Sequence[str] = ()) -> Prepared:
     """
     _check_finite(case.image)
     image, bbox, unmasked = crop_and_zscore(case.image)
-    names = [modalities[i] if modalities else f"channel {i}" for i in unmasked]
+
+    def named(channels: Sequence[int]) -> list[str]:
+        return [modalities[i] if modalities else f"channel {i}" for i in channels]
+
+    flat = [i for i in range(image.shape[-1]) if not image[..., i].any()]
     box = tuple(slice(*bounds) for bounds in bbox)
     return Prepared(
         image=image,
@@ -181,7 +185,7 @@ def brain(case: "Case", modalities: Sequence[str] = ()) -> Prepared:
         full_shape=case.image.shape[:3],
         spacing_mm=case.spacing_mm,
         kind=case.kind,
-        note=_unmasked_note(names),
+        note="; ".join(filter(None, [_unmasked_note(named(unmasked)), _flat_note(named(flat))])),
     )
 
 
@@ -204,6 +208,10 @@ def _unmasked_note(names: Sequence[str]) -> str:
         "and mean and sd are those of the whole volume with its background (skull-stripped images "
         "are expected here, 0 outside the brain)"
     )
+
+
+def _flat_note(names: Sequence[str]) -> str:
+    return f"{', '.join(names)}: has one value only, which says nothing; it is 0" if names else ""
 
 
 def _check_finite(image: np.ndarray) -> None:

@@ -160,6 +160,14 @@ def test_broken_lines_of_a_cfg_are_passed_over_with_a_warning(tmp_path, caplog):
     assert repr(read_info(tmp_path / "absent.cfg")) == repr(Info())
 
 
+def test_values_of_a_cfg_that_cannot_be_are_passed_over(tmp_path, caplog):
+    path = tmp_path / "Info_2CH.cfg"
+    path.write_text("EF: 500\nLVedv: 1e9\nLVesv: 40\n")
+    info = read_info(path)
+    assert math.isnan(info.ef_percent) and math.isnan(info.edv_ml) and info.esv_ml == 40
+    assert f"{path}: ef_percent = 500 cannot be" in caplog.text
+
+
 def test_a_cfg_is_a_small_regular_file(tmp_path):
     (tmp_path / "Info_2CH.cfg").write_bytes(bytes(1 << 17))
     with pytest.raises(DataError, match="Info_2CH.cfg: has 131072 bytes, expected at most 65536"):

@@ -226,6 +226,15 @@ def test_a_tilted_gantry_is_refused_in_degrees_and_millimetres(tmp_path, rng, de
         read(tmp_path)
 
 
+def test_slices_that_end_otherwise_are_said(tmp_path, volume, caplog):
+    files = dicom_files.write(tmp_path, volume)
+    files[-1].rename(tmp_path / "slice3.dcm.bak")
+    (tmp_path / "readme.txt").write_text("no slice")
+    assert len(dicom.files_of(tmp_path)) == len(files) - 1
+    assert "1 DICOM files that do not end in .dcm are passed over (slice3.dcm.bak)" in caplog.text
+    assert "readme" not in caplog.text
+
+
 def test_a_user_may_accept_a_tilt_that_the_error_tells(tmp_path, rng):
     def change(data, index):
         data.ImageOrientationPatient = [1, 0, 0, 0, np.cos(0.01), -np.sin(0.01)]

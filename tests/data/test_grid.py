@@ -58,7 +58,7 @@ def test_a_difference_is_that_of_the_farthest_voxel():
 def test_a_twentieth_of_a_voxel_is_accepted_and_the_option_accepts_more(tmp_path, size):
     affine = LPS @ np.diag([size, 2 * size, 3 * size, 1])
     expected = geometry(tmp_path / "image.nii", affine)
-    for part, good in ((0.045, True), (0.055, False), (3.3, False)):
+    for part, good in ((0.045, True), (0.055, False), (0.914, False)):
         moved = affine.copy()
         moved[1, 3] += part * size
         found = geometry(tmp_path / "label.nii", moved)
@@ -74,12 +74,13 @@ def test_a_twentieth_of_a_voxel_is_accepted_and_the_option_accepts_more(tmp_path
                 grid.check_same(expected, found, 0.9 * part * size)
 
 
-def test_an_option_that_the_config_would_refuse_is_not_offered(tmp_path):
+def test_no_option_is_offered_to_look_no_more(tmp_path):
     expected, far = geometry(tmp_path / "image.nii", LPS), LPS.copy()
-    for apart, offered in ((990.0, True), (1010.0, False)):
+    for apart, offered in ((0.99, True), (1.01, False), (1010.0, False)):  # voxels of 1 mm
         far[1, 3] = LPS[1, 3] + apart
         why = grid.difference(expected, geometry(tmp_path / "label.nii", far))
         assert "mm are accepted" in why and (grid.OPTION in why) == offered
+        assert ("lies somewhere else" in why) != offered
     sheared = LPS.copy()
     sheared[0, 2] = 3000.0
     with pytest.raises(DataError, match="orthogonal grid$"):

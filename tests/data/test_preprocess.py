@@ -118,6 +118,13 @@ def test_a_modality_that_is_cut_off_or_not_masked_leaves_the_others_alone(rng):
     assert inside.mean() == pytest.approx(0, abs=1e-5) and not mixed.image[..., 0][~ball].any()
 
 
+def test_a_modality_of_one_value_is_said_to_say_nothing(rng):
+    volume, _ = head(rng)
+    assert preprocess.brain(case_of(volume, volume), ("t1", "t2")).note == ""
+    prepared = preprocess.brain(case_of(volume, 7 * (volume != 0)), ("t1", "t2"))
+    assert prepared.note == "t2: has one value only, which says nothing; it is 0"
+
+
 def test_what_is_no_number_is_refused(rng):
     volume, _ = head(rng)
     volume[10, 12, 11] = np.nan
