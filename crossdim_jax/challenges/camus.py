@@ -228,14 +228,6 @@ class Camus(SliceChallenge):
             self._measured[key] = camus_volumes.measure(patient, items, self.read_prediction)
         return self._measured[key]
 
-    def check_label(self, path: Path, label: np.ndarray) -> None:
-        """See `Challenge.check_label`."""
-        if unknown := sorted(set(np.unique(label).tolist()) - set(self.values)):
-            raise DataError(
-                f"{path}: holds the values {unknown}; labels of CAMUS are 0 background, 1 left "
-                "ventricle, 2 myocardium, 3 left atrium"
-            )
-
 
 def _size(array: np.ndarray) -> str:
     frames, rows, columns = array.shape

@@ -61,7 +61,7 @@ class SliceChallenge(Challenge):
         if unknown := sorted(set(np.unique(label).tolist()) - set(self.values)):
             known = zip(self.values, self.classes, strict=True)
             raise DataError(
-                f"{path}: holds the values {unknown}; labels here are "
+                f"{path}: holds the values {unknown}; labels of {self.name.upper()} are "
                 + ", ".join(f"{value} {name}" for value, name in known)
             )
 

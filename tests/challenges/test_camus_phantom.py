@@ -97,6 +97,20 @@ def test_simpson_finds_the_true_volumes_in_the_files(tmp_path, layout):
     assert spacing == {(0.6, 0.6) if layout == "nifti" else (0.6, 1.2)}
 
 
+def test_an_ejection_fraction_that_cannot_be_is_said(tmp_path, caplog):
+    """ED and ES exchanged."""
+    root = camus_phantom.ensure(tmp_path / "p", 1, n_frames=2)
+    challenge = challenges.get("camus")
+    cases = challenge.cases(root, labelled=True)
+    label = {case.kind: case.label for case in cases}
+    other = {"ED": "ES", "ES": "ED"}
+    exchanged = [(case, label[case.kind[:4] + other[case.kind[4:]]]) for case in cases]
+    ((name, items),) = camus_volumes.by_patient(exchanged).items()
+    found = camus_volumes.measure(name, items, challenge.read_prediction)
+    assert found.volumes["textbook"].ef_percent < 0
+    assert "% cannot be; are ED and ES exchanged" in found.why and name in caplog.text
+
+
 def test_films_begin_and_end_with_the_stills(tmp_path):
     root = camus_phantom.ensure(tmp_path, 4, pixel_mm=2.0, n_frames=3)
     challenge = challenges.get("camus", frames="half_sequence")
