@@ -1,7 +1,7 @@
 """Trains, evaluates, predicts or reports: `python launch.py --config=FILE --workdir=FOLDER`."""
 
 if __name__ == "__main__":  # first of all: the imports take seconds
-    from crossdim_jax import stop
+    from crossdim_jax.runtime import stop
 
     stop.install()
 
@@ -11,20 +11,12 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from crossdim_jax import (
-    compile_cache,
-    config,
-    distributed,
-    experiment,
-    files,
-    folds,
-    memory,
-    modes,
-    plan,
-)
 from crossdim_jax.errors import ConfigError, CrossdimError
 from crossdim_jax.report import compare
-from crossdim_jax.storage.text import for_stream, make_visible
+from crossdim_jax.run import config, experiment, folds, modes, plan
+from crossdim_jax.runtime import compile_cache, distributed, memory
+from crossdim_jax.storage import files
+from crossdim_jax.text import for_stream, make_visible
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: FILE[:argument].")
 WORKDIR = flags.DEFINE_string("workdir", "", "The run folder; report: several, with commas.")

@@ -16,9 +16,12 @@ from pathlib import Path
 
 import jax
 
-from crossdim_jax import challenges, losses, models, ops, optim, sharding, train
-from crossdim_jax.challenges import phantom
+from crossdim_jax import challenges, losses, models, ops
+from crossdim_jax.challenges.brats import phantom
 from crossdim_jax.data import cache, pipeline
+from crossdim_jax.runtime import sharding
+from crossdim_jax.training import optim
+from crossdim_jax.training import step as train
 
 ENOUGH = 0.95
 CASES, SHAPE = 6, (140, 172, 140)  # brain crops of BraTS are about that large

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from crossdim_jax import memory
+from crossdim_jax.runtime import memory
 
 STEPS = 3
 

@@ -15,8 +15,12 @@ import numpy as np
 
 from benchmarks import inputs
 from benchmarks.timing import Contestant
-from crossdim_jax import losses, models, optim, params, sharding, train
-from crossdim_jax.train_state import TrainState
+from crossdim_jax import losses, models
+from crossdim_jax.runtime import sharding
+from crossdim_jax.training import optim
+from crossdim_jax.training import step as train
+from crossdim_jax.training.state import TrainState
+from crossdim_jax.weights import params
 
 TASKS = ("forward", "loss and gradient", "training step")
 

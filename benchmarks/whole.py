@@ -30,10 +30,11 @@ def main() -> int:
     import jax
     import numpy as np
 
-    from crossdim_jax import compile_cache, models, ops, sharding
-    from crossdim_jax.inference import SlidingWindow
-    from crossdim_jax.plan import Memory
-    from crossdim_jax.whole_volume import WholeVolume
+    from crossdim_jax import models, ops
+    from crossdim_jax.inference.sliding_window import SlidingWindow
+    from crossdim_jax.inference.whole_volume import WholeVolume
+    from crossdim_jax.run.plan import Memory
+    from crossdim_jax.runtime import compile_cache, sharding
 
     compile_cache.cache_compiled_programs()
     image = np.random.default_rng(0).normal(size=(*options.size, options.channels))

@@ -6,7 +6,7 @@ and what to do. `launch.py` and `weight_port` print it without a traceback and e
 
 from collections.abc import Iterable
 
-from crossdim_jax.storage.text import shown
+from crossdim_jax.text import shown
 
 
 class CrossdimError(ValueError):

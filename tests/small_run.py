@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 if __name__ == "__main__":
-    from crossdim_jax import stop
+    from crossdim_jax.runtime import stop
 
     stop.install()
 
@@ -26,13 +26,17 @@ if __name__ == "__main__":
 import jax
 import numpy as np
 
-from crossdim_jax import challenges, distributed, losses, optim, run_folder, sharding, train
-from crossdim_jax.challenges import phantom
+from crossdim_jax import challenges, losses
+from crossdim_jax.challenges.brats import phantom
 from crossdim_jax.data import cache, pipeline
 from crossdim_jax.errors import CrossdimError
-from crossdim_jax.inference import SlidingWindow
-from crossdim_jax.loop import fit
-from crossdim_jax.validation import Validation
+from crossdim_jax.inference.sliding_window import SlidingWindow
+from crossdim_jax.runtime import distributed, sharding
+from crossdim_jax.storage import run_folder
+from crossdim_jax.training import optim
+from crossdim_jax.training import step as train
+from crossdim_jax.training.loop import fit
+from crossdim_jax.training.validation import Validation
 from tests import toy
 
 PATCH, BATCH, CASES = (16, 16, 16), 4, 6

@@ -9,8 +9,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from crossdim_jax import losses, optim, sharding, train
+from crossdim_jax import losses
 from crossdim_jax.models import layers
+from crossdim_jax.runtime import sharding
+from crossdim_jax.training import optim
+from crossdim_jax.training import step as train
 
 REGIONS = ("WT", "TC")
 

@@ -1,7 +1,7 @@
 """The command: `python -m weight_port`."""
 
 if __name__ == "__main__":  # first of all: the imports take seconds
-    from crossdim_jax import stop
+    from crossdim_jax.runtime import stop
 
     stop.install()
 
@@ -14,9 +14,9 @@ from collections.abc import Sequence
 
 import jax
 
-from crossdim_jax import files
 from crossdim_jax.errors import CrossdimError
-from crossdim_jax.storage.text import make_visible, say, shown
+from crossdim_jax.storage import files
+from crossdim_jax.text import make_visible, say, shown
 from weight_port.commands import COMMANDS, DEFAULT
 
 PROGRAM = "python -m weight_port"

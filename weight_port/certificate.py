@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from crossdim_jax import params
 from crossdim_jax.errors import CrossdimError, WeightsError
 from crossdim_jax.models import encoders
-from crossdim_jax.weights import content_sha256, is_head
+from crossdim_jax.weights import params
+from crossdim_jax.weights.file import content_sha256, is_head
 from weight_port import forward, head, norms, records, rename, volume
 from weight_port.convert import Recipe, check_shapes, convert
 from weight_port.forward import NOT_RUN, TOLERANCE

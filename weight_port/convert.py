@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crossdim_jax import params
 from crossdim_jax.errors import WeightsError
 from crossdim_jax.models import encoders
-from crossdim_jax.weight_gate import numbers_problem
-from crossdim_jax.weights import is_head
+from crossdim_jax.weights import params
+from crossdim_jax.weights.file import is_head
+from crossdim_jax.weights.gate import numbers_problem
 from weight_port import channels, inflate, norms, rename
 from weight_port.source import Source
 

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from crossdim_jax import files, params
 from crossdim_jax.errors import WeightsError
 from crossdim_jax.models import encoders
-from crossdim_jax.storage.text import say
-from crossdim_jax.weights import is_head
+from crossdim_jax.storage import files
+from crossdim_jax.text import say
+from crossdim_jax.weights import params
+from crossdim_jax.weights.file import is_head
 from weight_port import ours, records
 from weight_port.convert import Recipe, check_shapes, target_shapes
 

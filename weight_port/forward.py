@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from crossdim_jax import params
 from crossdim_jax.errors import WeightsError
 from crossdim_jax.models import encoders
-from crossdim_jax.weights import is_head
+from crossdim_jax.weights import params
+from crossdim_jax.weights.file import is_head
 from weight_port import rename
 from weight_port.source import Source
 

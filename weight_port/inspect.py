@@ -7,9 +7,9 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from crossdim_jax import params
-from crossdim_jax.storage.text import say
-from crossdim_jax.weights import content_sha256, is_head
+from crossdim_jax.text import say
+from crossdim_jax.weights import params
+from crossdim_jax.weights.file import content_sha256, is_head
 from weight_port.certificate import another_version, reading
 from weight_port.forward import NOT_RUN
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from crossdim_jax import params
 from crossdim_jax.errors import WeightsError
+from crossdim_jax.weights import params
 from weight_port import records, rename
 from weight_port.source import Source, parse_name, sha256
 

@@ -10,9 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from crossdim_jax import config as config_lib
-from crossdim_jax import config_gate, models, params
+from crossdim_jax import models
 from crossdim_jax.errors import ConfigError, WeightsError
+from crossdim_jax.run import config as config_lib
+from crossdim_jax.run import config_gate
+from crossdim_jax.weights import params
 from weight_port import norms
 from weight_port.convert import Recipe, kernel_modes, target_shapes
 from weight_port.source import parse_name

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from crossdim_jax.errors import DataError, WeightsError
-from crossdim_jax.storage.tensors import read_safetensors
+from crossdim_jax.weights.tensors import read_safetensors
 from weight_port import torch_file
 from weight_port.names import Name, parse_name
 

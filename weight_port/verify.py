@@ -9,9 +9,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from crossdim_jax import files, params
 from crossdim_jax.errors import CrossdimError, WeightsError
-from crossdim_jax.storage.text import say
+from crossdim_jax.storage import files
+from crossdim_jax.text import say
+from crossdim_jax.weights import params
 from weight_port import inspect, ours, records, source
 from weight_port.certificate import another_version, measure, reading, source_sha256
 from weight_port.forward import NOT_RUN, TOLERANCE

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from crossdim_jax import params
 from crossdim_jax.errors import CrossdimError
+from crossdim_jax.weights import params
 from weight_port import forward, inflate, norms
 from weight_port.convert import Recipe, convert, kernel_modes, stem_path, target_shapes
 from weight_port.forward import NOT_RUN

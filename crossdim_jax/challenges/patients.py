@@ -11,8 +11,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from crossdim_jax.challenges import CaseFiles
 from crossdim_jax.errors import DataError
+from crossdim_jax.imaging.case import CaseFiles
 from crossdim_jax.storage import reading
 
 FILE = "patients.json"

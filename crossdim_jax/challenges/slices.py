@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from crossdim_jax.challenges import Case, Challenge
-from crossdim_jax.data import preprocess
-from crossdim_jax.data.preprocess import Prepared
+from crossdim_jax.challenges.base import Challenge
 from crossdim_jax.errors import ConfigError, DataError
+from crossdim_jax.imaging import preprocess
+from crossdim_jax.imaging.case import Case, Prepared
 
 
 class SliceChallenge(Challenge):

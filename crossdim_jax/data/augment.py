@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crossdim_jax import config_ranges
+from crossdim_jax import ranges
 from crossdim_jax.errors import ConfigError
 
 Augment = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
@@ -62,7 +62,7 @@ class Settings:
                 f"config.augment has no setting {', '.join(unknown)}; known: {', '.join(known)}"
             )
         found = cls(**{**settings, "flip": tuple(settings.get("flip", ()))})
-        config_ranges.check("augment", **dataclasses.asdict(found))
+        ranges.check("augment", **dataclasses.asdict(found))
         if any(axis not in range(ndim) for axis in found.flip):
             raise ConfigError(
                 f"config.augment.flip is {found.flip}; a patch has the axes 0 to {ndim - 1}"

@@ -21,10 +21,12 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from crossdim_jax.challenges import CaseFiles, Challenge
-from crossdim_jax.data import cache_entry, digests, preprocess, workers
+from crossdim_jax.challenges.base import Challenge
+from crossdim_jax.data import cache_entry, digests, workers
 from crossdim_jax.data.cache_entry import CachedCase
 from crossdim_jax.errors import ConfigError, DataError, ManyErrors
+from crossdim_jax.imaging import preprocess
+from crossdim_jax.imaging.case import CaseFiles
 
 CACHE_VERSION = 3  # raise it when the meaning of the cached files changes
 DTYPES = ("float32", "float16")

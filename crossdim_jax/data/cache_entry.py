@@ -17,9 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from crossdim_jax.data import digests, preprocess
+from crossdim_jax.data import digests
 from crossdim_jax.errors import DataError
-from crossdim_jax.files import write_text
+from crossdim_jax.imaging.case import BBox
+from crossdim_jax.storage.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +39,9 @@ class CachedCase:
       folder: holds image.npy, label.npy, foreground.npy and meta.json.
       shape: (z, y, x) of the crop.
       spacing_mm: (z, y, x).
-      bbox, full_shape: where the crop lay, see `preprocess.Prepared`.
+      bbox, full_shape: where the crop lay, see `imaging.case.Prepared`.
       kind: as in `CaseFiles`.
-      note: see `preprocess.Prepared`.
+      note: see `imaging.case.Prepared`.
     """
 
     id: str
@@ -48,7 +49,7 @@ class CachedCase:
     folder: Path
     shape: tuple[int, int, int]
     spacing_mm: tuple[float, float, float]
-    bbox: preprocess.BBox
+    bbox: BBox
     full_shape: tuple[int, int, int]
     kind: str = ""
     note: str = ""

@@ -13,11 +13,11 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from crossdim_jax.challenges import CaseFiles
-from crossdim_jax.data import mhd
 from crossdim_jax.errors import DataError
-from crossdim_jax.files import write_text
+from crossdim_jax.imaging import metaimage
+from crossdim_jax.imaging.case import CaseFiles
 from crossdim_jax.storage import reading
+from crossdim_jax.storage.files import write_text
 
 FILE = "digests.json"
 # A file that was changed so shortly ago may change again within one tick of the disk's clock.
@@ -129,7 +129,7 @@ def _with_voxels(paths: Iterable[Path]) -> list[Path]:
         result.append(path)
         if path.suffix.lower() in (".mhd", ".mha"):
             with contextlib.suppress(DataError):  # which reading the case raises
-                voxels = mhd.voxels_file(path)
+                voxels = metaimage.voxels_file(path)
                 reading.open_regular(voxels, inside=path.parent).close()
                 result += [voxels] if voxels != path else []
     return result

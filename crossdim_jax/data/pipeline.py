@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import grain
 import numpy as np
 
-from crossdim_jax.challenges import Challenge
+from crossdim_jax.challenges.base import Challenge
 from crossdim_jax.data.cache import CachedCase
 from crossdim_jax.errors import ConfigError, DataError
 

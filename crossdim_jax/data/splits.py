@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from crossdim_jax.errors import ConfigError, DataError
-from crossdim_jax.files import write_text
+from crossdim_jax.storage.files import write_text
 from crossdim_jax.storage.records import NAMES, TEXT, Form, objects_of, read_record
 
 # Of one case; the label is null where there is none.

@@ -16,7 +16,7 @@ import types
 from collections.abc import Callable, Iterator, Sequence
 
 from crossdim_jax.errors import DataError
-from crossdim_jax.storage.text import make_visible
+from crossdim_jax.text import make_visible
 
 
 def run[Result](

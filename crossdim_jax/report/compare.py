@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from crossdim_jax.errors import ConfigError, DataError
-from crossdim_jax.files import write_text
-from crossdim_jax.plain import csv_text
 from crossdim_jax.report import page, tables
-from crossdim_jax.report.compared import CONDITIONS, FACTS, Run
+from crossdim_jax.report.run_summary import CONDITIONS, FACTS, Run
+from crossdim_jax.storage.files import write_text
+from crossdim_jax.storage.plain import csv_text
 
 PAGE, TABLE, CSV = "comparison.html", "comparison.md", "comparison.csv"
 SHOWN = ("mean", "median", "q25", "q75")

@@ -22,8 +22,8 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
 from crossdim_jax.errors import DataError
-from crossdim_jax.files import replacing
-from crossdim_jax.storage.text import shown
+from crossdim_jax.storage.files import replacing
+from crossdim_jax.text import shown
 
 ALPHA = 0.45
 DPI = 220

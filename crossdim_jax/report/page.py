@@ -19,21 +19,15 @@ from typing import Any
 
 import numpy as np
 
-from crossdim_jax.challenges import CaseFiles, Challenge, Evaluated
+from crossdim_jax.challenges.base import Challenge, Evaluated
 from crossdim_jax.errors import DataError
-from crossdim_jax.files import duration, write_text
-from crossdim_jax.metric_writer import FILE as METRICS
+from crossdim_jax.imaging.case import CaseFiles
 from crossdim_jax.report import figures, tables
-from crossdim_jax.report.run_folder import (
-    mean_dice,
-    read_cases,
-    read_metrics,
-    read_summary,
-    select,
-)
+from crossdim_jax.report.reading import mean_dice, read_cases, read_metrics, read_summary, select
 from crossdim_jax.report.style import CSS
-from crossdim_jax.run_folder import CONFIG, EVALUATION, PREDICTIONS, read_config
-from crossdim_jax.storage.text import shown, without_folders, without_paths
+from crossdim_jax.storage.files import duration, write_text
+from crossdim_jax.storage.run_folder import CONFIG, EVALUATION, METRICS, PREDICTIONS, read_config
+from crossdim_jax.text import shown, without_folders, without_paths
 
 logger = logging.getLogger(__name__)
 

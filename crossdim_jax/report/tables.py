@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from crossdim_jax.storage.text import shown
+from crossdim_jax.text import shown
 
 STATISTICS = {
     "mean": "Mean",
@@ -91,7 +91,7 @@ def facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def plain(table: Mapping[str, Any]) -> list[list[str]]:
-    """A challenge's further table as text, see `challenges.Table`: four significant digits."""
+    """A challenge's further table as text, see `challenges.base.Table`: four significant digits."""
 
     def text(value: Any) -> str:
         if value is None or value != value:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import flops, inputs, ours, timing
-from crossdim_jax import params
+from crossdim_jax.weights import params
 
 SIZE = 32
 SHAPE = (1, SIZE, SIZE, SIZE, inputs.MODALITIES)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from crossdim_jax import challenges
-from crossdim_jax.challenges.brats import CONVENTIONS, BraTS
-from crossdim_jax.data import images
+from crossdim_jax.challenges.brats.challenge import CONVENTIONS, BraTS
 from crossdim_jax.errors import ConfigError, DataError
+from crossdim_jax.imaging import nifti
 
 FOUR = ("flair", "t1", "t1ce", "t2")
 # The table of the releases, by hand: value -> (in WT, in TC, in ET).
@@ -272,7 +272,7 @@ def test_labels_are_written_in_the_smallest_type(tmp_path, write_case, image, la
     back = nib.load(path)
     np.testing.assert_array_equal(back.affine, source.affine)
     assert back.header.endianness == "<" and np.asanyarray(back.dataobj).dtype == np.uint8
-    np.testing.assert_array_equal(images.read_label(path)[0], result)
+    np.testing.assert_array_equal(nifti.read_label(path)[0], result)
     header = raw_header(path)
     assert (float(header["scl_slope"]), float(header["scl_inter"])) == (1, 0)
 
@@ -398,7 +398,7 @@ def test_a_real_case_of_2015(shared_data):
 def test_a_real_label_is_written_on_its_own_grid(shared_data, tmp_path):
     challenge = BraTS()
     [files] = challenge.cases(shared_data / "brats2021", labelled=True)
-    label, _ = images.read_label(files.label)
+    label, _ = nifti.read_label(files.label)
     case = challenge.load(dataclasses.replace(files, label=None))
     back = nib.load(challenge.write(tmp_path / "a.nii.gz", label, case.geometry))
     source = nib.load(files.label)

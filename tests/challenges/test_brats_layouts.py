@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from crossdim_jax.challenges.brats import BraTS
+from crossdim_jax.challenges.brats.challenge import BraTS
 from crossdim_jax.errors import ConfigError, DataError, ManyErrors
 
 FOUR = ("flair", "t1", "t1ce", "t2")

@@ -9,19 +9,20 @@ import numpy as np
 import pytest
 
 from crossdim_jax import challenges
-from crossdim_jax.challenges import Evaluated, camus_phantom, camus_tables
-from crossdim_jax.data import images, mhd
+from crossdim_jax.challenges.base import Evaluated
+from crossdim_jax.challenges.camus import phantom, tables
 from crossdim_jax.errors import ConfigError, DataError, ManyErrors
+from crossdim_jax.imaging import metaimage, nifti
 
 
 @pytest.fixture(scope="module")
 def phantoms(tmp_path_factory):
     """{layout: root} of three patients each, with coarse pixels."""
     return {
-        layout: camus_phantom.ensure(
+        layout: phantom.ensure(
             tmp_path_factory.mktemp(layout) / "p", 3, layout=layout, pixel_mm=1.0, n_frames=3
         )
-        for layout in camus_phantom.LAYOUTS
+        for layout in phantom.LAYOUTS
     }
 
 
@@ -58,13 +59,11 @@ def copied(path, folder, **header):
     return target
 
 
-@pytest.mark.parametrize("layout", camus_phantom.LAYOUTS)
+@pytest.mark.parametrize("layout", phantom.LAYOUTS)
 def test_arrays_are_frame_row_column_with_the_spacing_of_the_header(phantoms, challenge, layout):
     files = challenge.cases(phantoms[layout], labelled=True)[0]
     case = challenge.load(files)
-    image, label = camus_phantom.film(
-        camus_phantom.patient(0, n_frames=3), "2CH", case.spacing_mm[1:]
-    )
+    image, label = phantom.film(phantom.patient(0, n_frames=3), "2CH", case.spacing_mm[1:])
     np.testing.assert_array_equal(case.image[..., 0], image[:1])
     np.testing.assert_array_equal(case.label, label[:1])
     assert case.image.dtype == np.float32 and case.kind == "2CH_ED"
@@ -89,7 +88,7 @@ def test_contours_are_unions_of_labels(challenge):
     assert np.argmax(red) == 0 and np.argmax(green) == 1 and np.argmax(blue) == 2
 
 
-@pytest.mark.parametrize("layout", camus_phantom.LAYOUTS)
+@pytest.mark.parametrize("layout", phantom.LAYOUTS)
 def test_a_prediction_comes_back_on_the_native_grid(phantoms, layout):
     for size in ((64, 64), None):
         files = challenges.get("camus").cases(phantoms[layout], labelled=True)[1]
@@ -107,7 +106,7 @@ def test_a_prediction_comes_back_on_the_native_grid(phantoms, layout):
             assert row["dice_LVendo"] > 0.93 and row["hd_mm_LVendo"] < 5
 
 
-@pytest.mark.parametrize("layout", camus_phantom.LAYOUTS)
+@pytest.mark.parametrize("layout", phantom.LAYOUTS)
 def test_predictions_are_written_as_nifti_and_as_mhd(phantoms, challenge, tmp_path, layout):
     for files in challenge.cases(phantoms[layout], labelled=False)[:3]:
         case = challenge.load(files)
@@ -184,7 +183,7 @@ def test_groups_are_phase_and_image_quality(phantoms, challenge):
     assert groups[-1] == ("ES", "Image quality Poor")
 
 
-@pytest.mark.parametrize("layout", camus_phantom.LAYOUTS)
+@pytest.mark.parametrize("layout", phantom.LAYOUTS)
 def test_new_patients_get_a_table_of_volumes_and_films_one_of_areas(
     phantoms, challenge, tmp_path, layout
 ):
@@ -193,7 +192,7 @@ def test_new_patients_get_a_table_of_volumes_and_films_one_of_areas(
     patients, films = challenge.export_all(tmp_path, predicted)
     rows = rows_of(patients)
     assert [row["source"] for row in rows] == ["stills"] * 3
-    truth = camus_phantom.patient(0, n_frames=3)
+    truth = phantom.patient(0, n_frames=3)
     assert float(rows[0]["edv_ml_textbook"]) == pytest.approx(truth.edv_ml, rel=0.05)
     assert {row["frame"] for row in rows_of(films)} == {"1", "2", "3"}
     area = [float(row["cavity_mm2"]) for row in rows_of(films)][:3]
@@ -215,7 +214,7 @@ def test_films_alone_give_volumes_by_the_frames_of_their_cfg(phantoms, tmp_path,
 
 
 def test_a_film_without_a_usable_cfg_says_how_its_frames_were_chosen(tmp_path, caplog):
-    root = camus_phantom.ensure(tmp_path / "p", 4, pixel_mm=1.0, n_frames=3)
+    root = phantom.ensure(tmp_path / "p", 4, pixel_mm=1.0, n_frames=3)
     folder = root / "database_nifti" / "patient0004"  # runs backwards
     (folder / "Info_2CH.cfg").unlink()
     (folder / "Info_4CH.cfg").write_text("ED: 30\nES: 1\n")
@@ -223,7 +222,7 @@ def test_a_film_without_a_usable_cfg_says_how_its_frames_were_chosen(tmp_path, c
     films = [(c, c.label) for c in challenge.cases(folder, labelled=True)]
     paths = challenge.export_all(tmp_path, films)
     (row,) = rows_of(paths[0])
-    truth = camus_phantom.patient(3, n_frames=3)
+    truth = phantom.patient(3, n_frames=3)
     assert float(row["edv_ml_textbook"]) == pytest.approx(truth.edv_ml, rel=0.06)
     assert "patient0004_2CH_half_sequence: no cfg names ED and ES" in row["note"]
     assert "its cfg names frames 30 and 1 of 3; they are taken where the cavity" in row["note"]
@@ -264,7 +263,7 @@ def test_masks_of_another_size_and_unknown_values(phantoms, challenge, tmp_path)
         DataError, match=r"voxels of 1.5 x 1 x 1 mm instead of 1 x 1 x 1\); at most 0.05 mm"
     ):
         challenge.load(dataclasses.replace(files, label=coarser))
-    five = images.write_nifti(tmp_path / "five.nii.gz", case.label + 2, case.geometry)
+    five = nifti.write_nifti(tmp_path / "five.nii.gz", case.label + 2, case.geometry)
     with pytest.raises(DataError, match=r"five.nii.gz: holds the values \[4, 5\]; labels of CAMUS"):
         challenge.load(dataclasses.replace(files, label=five))
     with pytest.raises(DataError, match="holds the values"):
@@ -277,18 +276,18 @@ TURNED = np.array([[0.0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
 
 
 @pytest.mark.parametrize("change", [FLIPPED, SHIFTED, TURNED], ids=["flip", "origin", "turn"])
-@pytest.mark.parametrize("layout", camus_phantom.LAYOUTS)
+@pytest.mark.parametrize("layout", phantom.LAYOUTS)
 def test_a_label_elsewhere_than_its_image_is_refused(phantoms, tmp_path, layout, change):
     challenge = challenges.get("camus", size=(64, 64))
     files = challenge.cases(phantoms[layout], labelled=True)[0]
     case = challenge.load(files)
-    geometry = images.Geometry.from_affine(
+    geometry = nifti.Geometry.from_affine(
         files.label, case.geometry.shape, change @ case.geometry.affine, np.uint8, oriented=False
     )
     if layout == "nifti":
-        moved = images.write_nifti(tmp_path / "moved_gt.nii.gz", case.label, geometry)
+        moved = nifti.write_nifti(tmp_path / "moved_gt.nii.gz", case.label, geometry)
     else:
-        moved = mhd.write_mhd(tmp_path / "moved_gt.mhd", case.label, geometry)
+        moved = metaimage.write_mhd(tmp_path / "moved_gt.mhd", case.label, geometry)
     other = dataclasses.replace(files, label=moved)
     with pytest.raises(DataError, match=r"moved_gt.*farthest voxel [\d.]+ mm from .*2CH_ED"):
         challenge.load(other)
@@ -302,7 +301,7 @@ def test_pixels_that_are_no_numbers_are_counted(phantoms, challenge, tmp_path):
     for value in (np.nan, np.inf, 1e300):
         image = case.image[..., 0].astype(np.float64)
         image[0, 3, 4] = value
-        path = images.write_nifti(tmp_path / "a.nii.gz", image, case.geometry, np.float64)
+        path = nifti.write_nifti(tmp_path / "a.nii.gz", image, case.geometry, np.float64)
         with pytest.raises(DataError, match="a.nii.gz: 1 of [0-9]+ voxels are NaN or infinite"):
             challenge.load(dataclasses.replace(files, images=(path,)))
 
@@ -334,7 +333,7 @@ def test_an_mhd_whose_raw_is_short(phantoms, challenge, tmp_path):
 
 
 def test_incomplete_patients_are_all_named(tmp_path, challenge):
-    root = camus_phantom.ensure(tmp_path, 3, pixel_mm=2.0, n_frames=2)
+    root = phantom.ensure(tmp_path, 3, pixel_mm=2.0, n_frames=2)
     for path in (root / "database_nifti/patient0001").glob("*_4CH_*"):
         path.unlink()
     (root / "database_nifti/patient0003/patient0003_2CH_ES.nii.gz").unlink()
@@ -359,7 +358,7 @@ def test_no_two_patients_are_needed_for_a_table(phantoms, challenge, tmp_path):
     found = evaluated(challenge, phantoms["nifti"], tmp_path)[:4]
     _, table3, _ = challenge.tables(found)
     assert all(row[4] is None and row[3] == "1" for row in table3.rows)
-    assert math.isnan(camus_tables.volume.agreement([1.0], [1.0])["sd"])
+    assert math.isnan(tables.volume.agreement([1.0], [1.0])["sd"])
 
 
 def test_figures_are_made_of_evaluated_cases(phantoms, challenge, tmp_path):
@@ -383,5 +382,5 @@ def test_the_real_cine_is_read_as_frames(shared_data):
 def test_mhd_labels_are_read_as_predictions(phantoms, challenge):
     files = challenge.cases(phantoms["mhd"], labelled=True)[0]
     np.testing.assert_array_equal(
-        challenge.read_prediction(files.label)[0], mhd.read_mhd(files.label)[0]
+        challenge.read_prediction(files.label)[0], metaimage.read_mhd(files.label)[0]
     )

@@ -5,9 +5,10 @@ import shutil
 
 import pytest
 
-from crossdim_jax.challenges import CaseFiles, camus_layouts
-from crossdim_jax.challenges.camus_layouts import Info, find, read_info, subgroups
+from crossdim_jax.challenges.camus import layouts
+from crossdim_jax.challenges.camus.layouts import Info, find, read_info, subgroups
 from crossdim_jax.errors import DataError
+from crossdim_jax.imaging.case import CaseFiles
 
 VIEWS, NAMES = ("2CH", "4CH"), ("ED", "ES", "half_sequence")
 
@@ -184,8 +185,8 @@ def test_a_film_runs_backwards_if_ed_comes_after_es():
 def test_the_cfg_of_a_case_is_that_of_its_view(nifti):
     case = find(nifti, frames="stills", labelled=True)[0][3]
     (case.images[0].parent / "Info_4CH.cfg").write_text("ImageQuality: Medium")
-    assert case.kind == "4CH_ES" and camus_layouts.info_of(case).quality == "Medium"
-    assert camus_layouts.info_of(CaseFiles("a", "a", case.images, None)).quality == ""
+    assert case.kind == "4CH_ES" and layouts.info_of(case).quality == "Medium"
+    assert layouts.info_of(CaseFiles("a", "a", case.images, None)).quality == ""
 
 
 def write_lists(root, **lists):

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from crossdim_jax import challenges
-from crossdim_jax.challenges import camus_layouts, camus_phantom, camus_volumes
+from crossdim_jax.challenges.camus import layouts, phantom
+from crossdim_jax.challenges.camus import volumes as camus_volumes
 from crossdim_jax.errors import ConfigError, DataError
 
 TINY = {"pixel_mm": 2.0, "n_frames": 2}
@@ -16,8 +17,8 @@ def patients():
     """Four patients and the films of both their views with pixels of 0.6 mm."""
     found = []
     for index in range(4):
-        who = camus_phantom.patient(index, n_frames=2)
-        views = {v: camus_phantom.film(who, v, (0.6, 0.6)) for v in ("2CH", "4CH")}
+        who = phantom.patient(index, n_frames=2)
+        views = {v: phantom.film(who, v, (0.6, 0.6)) for v in ("2CH", "4CH")}
         found.append((who, views))
     return found
 
@@ -27,7 +28,7 @@ def contents(root):
 
 
 def test_the_volume_is_the_integral_of_the_cross_sections():
-    heart = camus_phantom.Heart(58.0, 26.0, {"2CH": 25.0, "4CH": 21.0}, 9.0, (20.0, 20.0))
+    heart = phantom.Heart(58.0, 26.0, {"2CH": 25.0, "4CH": 21.0}, 9.0, (20.0, 20.0))
     z = np.linspace(-58, 26, 200_001)
     area = math.pi * 25 * 21 * (1 - (z / 58) ** 2)
     assert heart.volume_ml == pytest.approx(np.trapezoid(area, z) / 1000, rel=1e-8)
@@ -35,7 +36,7 @@ def test_the_volume_is_the_integral_of_the_cross_sections():
 
 def test_patients_are_a_function_of_seed_and_index():
     one, again, seed, index = (
-        camus_phantom.film(camus_phantom.patient(i, seed=s, n_frames=2), "2CH", (2, 2), seed=s)[0]
+        phantom.film(phantom.patient(i, seed=s, n_frames=2), "2CH", (2, 2), seed=s)[0]
         for i, s in ((3, 1), (3, 1), (3, 2), (4, 1))
     )
     np.testing.assert_array_equal(one, again)
@@ -44,7 +45,7 @@ def test_patients_are_a_function_of_seed_and_index():
 
 def test_hearts_are_plausible():
     for index in range(30):
-        who = camus_phantom.patient(index)
+        who = phantom.patient(index)
         assert 60 < who.edv_ml < 180 and 25 < who.esv_ml < who.edv_ml
         assert 30 <= who.ef_percent <= 65
         volumes = [heart.volume_ml for heart in who.hearts]
@@ -76,7 +77,7 @@ def test_the_cavity_lies_in_the_myocardium_above_the_atrium(patients):
 @pytest.mark.parametrize("layout", ["nifti", "mhd"])
 def test_simpson_finds_the_true_volumes_in_the_files(tmp_path, layout):
     """Within 3 % and 1.5 points of EF, the error of 20 disks and of pixels of 0.6 mm."""
-    root = camus_phantom.ensure(tmp_path / "p", 2, layout=layout, n_frames=2)
+    root = phantom.ensure(tmp_path / "p", 2, layout=layout, n_frames=2)
     challenge = challenges.get("camus")
     record = json.loads((root / "camus_phantoms.json").read_text())["patients"]
     cases = challenge.cases(root, labelled=True)
@@ -99,7 +100,7 @@ def test_simpson_finds_the_true_volumes_in_the_files(tmp_path, layout):
 
 def test_an_ejection_fraction_that_cannot_be_is_said(tmp_path, caplog):
     """ED and ES exchanged."""
-    root = camus_phantom.ensure(tmp_path / "p", 1, n_frames=2)
+    root = phantom.ensure(tmp_path / "p", 1, n_frames=2)
     challenge = challenges.get("camus")
     cases = challenge.cases(root, labelled=True)
     label = {case.kind: case.label for case in cases}
@@ -112,13 +113,13 @@ def test_an_ejection_fraction_that_cannot_be_is_said(tmp_path, caplog):
 
 
 def test_films_begin_and_end_with_the_stills(tmp_path):
-    root = camus_phantom.ensure(tmp_path, 4, pixel_mm=2.0, n_frames=3)
+    root = phantom.ensure(tmp_path, 4, pixel_mm=2.0, n_frames=3)
     challenge = challenges.get("camus", frames="half_sequence")
     films = {case.id: challenge.load(case) for case in challenge.cases(root, labelled=True)}
     stills = challenges.get("camus")
     for case in stills.cases(root, labelled=True):
         view, phase = case.kind.split("_")
-        info = camus_layouts.info_of(case)
+        info = layouts.info_of(case)
         film = films[f"{case.patient}_{view}_half_sequence"]
         frame = {"ED": info.ed, "ES": info.es}[phase] - 1
         np.testing.assert_array_equal(film.image[frame], stills.load(case).image[0])
@@ -126,19 +127,19 @@ def test_films_begin_and_end_with_the_stills(tmp_path):
 
 
 def test_the_official_lists_divide_the_patients(tmp_path):
-    root = camus_phantom.ensure(tmp_path, 5, **TINY)
+    root = phantom.ensure(tmp_path, 5, **TINY)
     lists = challenges.get("camus").official_split(root)
     assert [len(lists[name]) for name in ("training", "validation", "testing")] == [3, 1, 1]
 
 
 def test_ensure_writes_only_what_is_absent_and_replaces_what_was_made_otherwise(tmp_path):
-    root = camus_phantom.ensure(tmp_path / "p", 2, **TINY)
+    root = phantom.ensure(tmp_path / "p", 2, **TINY)
     before = contents(root)
     path = root / "database_nifti" / "patient0001" / "patient0001_2CH_ED.nii.gz"
     time = path.stat().st_mtime_ns
-    camus_phantom.ensure(root, 2, **TINY)
+    phantom.ensure(root, 2, **TINY)
     assert path.stat().st_mtime_ns == time and contents(root) == before
-    camus_phantom.ensure(root, 2, **TINY, layout="mhd")
+    phantom.ensure(root, 2, **TINY, layout="mhd")
     assert not (root / "database_nifti").exists() and not (root / "database_split").exists()
     assert (root / "training" / "patient0002" / "patient0002_4CH_sequence_gt.raw").is_file()
 
@@ -146,9 +147,9 @@ def test_ensure_writes_only_what_is_absent_and_replaces_what_was_made_otherwise(
 def test_ensure_leaves_foreign_files_alone(tmp_path):
     (tmp_path / "precious.nii.gz").write_bytes(b"x")
     with pytest.raises(DataError, match="holds precious.nii.gz and no camus_phantoms.json"):
-        camus_phantom.ensure(tmp_path, 1)
+        phantom.ensure(tmp_path, 1)
     with pytest.raises(DataError, match="phantoms cannot be written"):
-        camus_phantom.ensure(tmp_path / "precious.nii.gz" / "p", 1, **TINY)
+        phantom.ensure(tmp_path / "precious.nii.gz" / "p", 1, **TINY)
 
 
 @pytest.mark.parametrize(
@@ -163,4 +164,4 @@ def test_ensure_leaves_foreign_files_alone(tmp_path):
 )
 def test_settings_out_of_range(tmp_path, settings, says):
     with pytest.raises(ConfigError, match=says):
-        camus_phantom.ensure(tmp_path, **({"n": 1} | settings))
+        phantom.ensure(tmp_path, **({"n": 1} | settings))

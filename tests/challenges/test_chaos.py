@@ -13,18 +13,21 @@ import pytest
 from PIL import Image
 
 from configs import brats_dxnet, camus_omnianet, chaos_omnianet
-from crossdim_jax import challenges, experiment, losses
-from crossdim_jax.challenges import Evaluated, chaos_phantom, chaos_submission, chaos_tables
-from crossdim_jax.challenges.chaos import Chaos, largest_pieces
-from crossdim_jax.data import dicom, images
+from crossdim_jax import challenges, losses
+from crossdim_jax.challenges.base import Evaluated
+from crossdim_jax.challenges.chaos import phantom, tables
+from crossdim_jax.challenges.chaos import submission as chaos_submission
+from crossdim_jax.challenges.chaos.challenge import Chaos, largest_pieces
 from crossdim_jax.errors import ConfigError, DataError, ManyErrors
+from crossdim_jax.imaging import dicom, nifti
+from crossdim_jax.run import experiment
 
 ORGANS = ("liver", "right kidney", "left kidney", "spleen")
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    return chaos_phantom.ensure(tmp_path_factory.mktemp("chaos"), 2, size=48)
+    return phantom.ensure(tmp_path_factory.mktemp("chaos"), 2, size=48)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +44,7 @@ def test_a_case_is_the_phantom_it_was_written_from(chaos, files):
     for case, kind, number in (("CT_1", "CT", 0), ("MR_1_T1DUAL_OutPhase", "T1DUAL", 1)):
         loaded = chaos.load(files[case])
         rng = np.random.default_rng([0, 0, number])
-        volumes, label = chaos_phantom.make(kind, loaded.label.shape, rng)
+        volumes, label = phantom.make(kind, loaded.label.shape, rng)
         expected = volumes["CT" if kind == "CT" else "OutPhase"]
         if kind == "CT":
             label, expected = (label == 1).astype(np.uint8), expected.clip(-1000)
@@ -122,7 +125,7 @@ def row_of(**scores):
     """A row whose every metric of an organ is one number."""
     return {
         f"{metric}_{organ}": scores.get(organ.replace(" ", "_"), math.nan)
-        for metric in chaos_tables.COLUMNS.values()
+        for metric in tables.COLUMNS.values()
         for organ in ORGANS
     }
 
@@ -267,7 +270,7 @@ def test_a_volume_is_predicted_to_nifti_but_has_no_dicom_to_refer_to(chaos, tmp_
     label = np.zeros(loaded.image.shape[:3], np.uint8)
     label[1, 2, 3] = 4
     path = chaos.write(tmp_path / "out" / "scan.nii.gz", label, loaded.geometry)
-    back, geometry = images.read_label(path)
+    back, geometry = nifti.read_label(path)
     np.testing.assert_array_equal(back, label)
     np.testing.assert_allclose(geometry.affine, affine)
     assert chaos.export(tmp_path / "out", case, label, loaded.geometry) == []  # of unknown kind

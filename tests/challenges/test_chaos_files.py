@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from crossdim_jax.challenges import chaos_layouts, chaos_masks, chaos_phantom
-from crossdim_jax.challenges.chaos import Chaos
-from crossdim_jax.data import dicom
+from crossdim_jax.challenges.chaos import layouts, phantom
+from crossdim_jax.challenges.chaos import masks as chaos_masks
+from crossdim_jax.challenges.chaos.challenge import Chaos
 from crossdim_jax.errors import ConfigError, DataError
+from crossdim_jax.imaging import dicom
 
 KINDS = ("T1DUAL_InPhase", "T1DUAL_OutPhase", "T2SPIR")
 
@@ -18,7 +19,7 @@ KINDS = ("T1DUAL_InPhase", "T1DUAL_OutPhase", "T2SPIR")
 @pytest.fixture(scope="module")
 def three(tmp_path_factory):
     """Three phantoms of each modality; the third lacks an out-of-phase slice."""
-    return chaos_phantom.ensure(tmp_path_factory.mktemp("chaos"), 3, size=48)
+    return phantom.ensure(tmp_path_factory.mktemp("chaos"), 3, size=48)
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def root(three, tmp_path):
 
 
 def find(root, labelled=True, **kwargs):
-    good, bad = chaos_layouts.find(root, labelled=labelled, **kwargs)
+    good, bad = layouts.find(root, labelled=labelled, **kwargs)
     return good, dict(bad)
 
 
@@ -71,7 +72,7 @@ def test_labelled_cases_are_of_the_train_set_and_others_of_the_test_set(root):
 def test_masks_pair_by_name_though_z_falls(three):
     good, _ = find(three)
     case = next(case for case in good if case.id == "CT_1")
-    masks = chaos_layouts.pair(case.images, case.label)
+    masks = layouts.pair(case.images, case.label)
     assert [path.name for path in masks[:2]] == ["liver_GT_000.png", "liver_GT_001.png"]
     series = dicom.read_header(case.images)
     assert series.geometry.axcodes == "LPI"  # the first file is the highest slice
@@ -80,7 +81,7 @@ def test_masks_pair_by_name_though_z_falls(three):
 def test_slices_of_the_other_phase_get_the_masks_of_their_place(root):
     target = root / "Train_Sets" / "MR" / "3" / "T1DUAL"
     case = {c.id: c for c in find(root)[0]}["MR_3_T1DUAL_OutPhase"]
-    masks = chaos_layouts.pair(case.images, case.label)
+    masks = layouts.pair(case.images, case.label)
     assert len(masks) == 11 and len(list((target / "Ground").iterdir())) == 12
     # In-phase slices are numbered 2, 4, ..., those out of phase at the same places 1, 3, ...
     pairs = [(int(i.stem[-5:]), int(m.stem[-5:])) for i, m in zip(case.images, masks, strict=True)]
@@ -88,7 +89,7 @@ def test_slices_of_the_other_phase_get_the_masks_of_their_place(root):
     # Without its first slice: by names, all masks would be shifted by one.
     case.images[0].unlink()
     case = {c.id: c for c in find(root)[0]}["MR_3_T1DUAL_OutPhase"]
-    assert chaos_layouts.pair(case.images, case.label) == masks[1:]
+    assert layouts.pair(case.images, case.label) == masks[1:]
 
 
 def test_a_slice_of_one_phase_alone_is_left_out(root):
@@ -190,19 +191,19 @@ def test_damaged_masks_are_named(tmp_path, rng):
 
 
 def test_phantoms_are_kept_replaced_or_refused(tmp_path):
-    root = chaos_phantom.ensure(tmp_path / "p", 1, size=48)
+    root = phantom.ensure(tmp_path / "p", 1, size=48)
     marked = root / "Train_Sets" / "CT" / "1" / "Ground" / "liver_GT_000.png"
     before, time = marked.read_bytes(), marked.stat().st_mtime_ns
-    chaos_phantom.ensure(root, 1, size=48)
+    phantom.ensure(root, 1, size=48)
     assert marked.stat().st_mtime_ns == time
-    chaos_phantom.ensure(root, 1, size=56)
+    phantom.ensure(root, 1, size=56)
     assert marked.read_bytes() != before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     with pytest.raises(DataError, match="thesis.txt and no phantoms.json"):
-        chaos_phantom.ensure(tmp_path / "mine", 1)
+        phantom.ensure(tmp_path / "mine", 1)
     with pytest.raises(ConfigError, match="phantoms.size=50"):
-        chaos_phantom.ensure(tmp_path / "p", 1, size=50)
+        phantom.ensure(tmp_path / "p", 1, size=50)
 
 
 def test_links_to_folders_are_followed_once(root, tmp_path, caplog):

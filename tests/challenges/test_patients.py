@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from crossdim_jax.challenges import CaseFiles, patients
+from crossdim_jax.challenges import patients
 from crossdim_jax.errors import DataError
+from crossdim_jax.imaging.case import CaseFiles
 
 
 def cases(*names):

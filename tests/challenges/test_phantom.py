@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from crossdim_jax import challenges
-from crossdim_jax.challenges import phantom
-from crossdim_jax.data import preprocess
+from crossdim_jax.challenges.brats import phantom
 from crossdim_jax.errors import ConfigError, DataError
+from crossdim_jax.imaging import preprocess
 
 SMALL = (26, 30, 28)
 

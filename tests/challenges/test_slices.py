@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from crossdim_jax.challenges import Case
 from crossdim_jax.challenges.slices import SliceChallenge
 from crossdim_jax.errors import ConfigError, DataError
+from crossdim_jax.imaging.case import Case
 
 
 class Hearts(SliceChallenge):

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from crossdim_jax import challenges
-from crossdim_jax.challenges import phantom
+from crossdim_jax.challenges.base import Challenge
+from crossdim_jax.challenges.brats import phantom
 from crossdim_jax.data import cache
 
 SHAPE = (26, 30, 28)
@@ -27,7 +28,7 @@ def own_phantoms(phantom_folder, tmp_path) -> Path:
 
 
 @pytest.fixture
-def challenge() -> challenges.Challenge:
+def challenge() -> Challenge:
     return challenges.get("phantom")
 
 

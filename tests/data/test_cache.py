@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from crossdim_jax import challenges
-from crossdim_jax.data import cache, cache_entry, digests, preprocess
+from crossdim_jax.data import cache, cache_entry, digests
 from crossdim_jax.errors import ConfigError, DataError, ManyErrors
-from crossdim_jax.files import replacing
+from crossdim_jax.imaging import preprocess
+from crossdim_jax.imaging.case import CaseFiles
+from crossdim_jax.storage.files import replacing
 
 
 def build(challenge, root, cache_root, **kwargs):
@@ -178,7 +180,7 @@ def test_the_voxels_of_a_metaimage_are_part_of_its_content(tmp_path, line, name)
     header, voxels = tmp_path / name, tmp_path / line.partition("=")[2].strip()
     voxels.parent.mkdir(exist_ok=True)
     header.write_text(f"ObjectType = Image\n{line}\n")
-    case = challenges.CaseFiles("a", "a", (header,), None)
+    case = CaseFiles("a", "a", (header,), None)
     contents = []
     for values in (b"12", b"13"):
         voxels.write_bytes(values)

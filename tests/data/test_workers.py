@@ -104,7 +104,7 @@ def test_processes_end_with_their_parent(tmp_path, how):
 
 
 GROUP = f"""
-from crossdim_jax import stop
+from crossdim_jax.runtime import stop
 stop.install()
 try:
     {PARENT.strip().replace(chr(10), chr(10) + "    ")}

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
-from crossdim_jax.data import dicom, png
+from crossdim_jax.imaging import dicom, png
 from tests import dicom_files
 from tests.fuzz import harness
 from tests.fuzz.harness import Format

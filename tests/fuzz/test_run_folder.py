@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from crossdim_jax import challenges, checksums, metric_writer, plain, run_folder
+from crossdim_jax import challenges
 from crossdim_jax.data import splits
 from crossdim_jax.errors import CrossdimError
 from crossdim_jax.report import page
-from crossdim_jax.report.run_folder import read_metrics
+from crossdim_jax.report.reading import read_metrics
+from crossdim_jax.storage import checksums, metrics_file, plain, run_folder
+from crossdim_jax.training import metric_writer
 from tests.fuzz import harness
 from tests.fuzz.harness import Format
 
@@ -94,15 +96,15 @@ def read_any(path: Path) -> None:
 
 def resumed(path: Path) -> None:
     """Every line is kept, dropped because its step is made again, or put aside."""
-    workdir = placed(path, metric_writer.FILE)
-    (workdir / metric_writer.UNREADABLE).unlink(missing_ok=True)
-    read_metrics(workdir / metric_writer.FILE)
+    workdir = placed(path, run_folder.METRICS)
+    (workdir / run_folder.UNREADABLE_METRICS).unlink(missing_ok=True)
+    read_metrics(workdir / run_folder.METRICS)
     before = path.read_bytes().split(b"\n")[:-1]
     metric_writer.MetricWriter(workdir, step=100).close()
-    kept = (workdir / metric_writer.FILE).read_bytes().split(b"\n")
-    aside = metric_writer.lines(workdir / metric_writer.UNREADABLE)
+    kept = (workdir / run_folder.METRICS).read_bytes().split(b"\n")
+    aside = metrics_file.lines(workdir / run_folder.UNREADABLE_METRICS)
     gone = [line for line in before if line.strip() and line not in {*kept, *aside}]
-    assert all(metric_writer.record(line)["step"] >= 100 for line in gone), gone
+    assert all(metrics_file.record(line)["step"] >= 100 for line in gone), gone
 
 
 def reported(name: str):

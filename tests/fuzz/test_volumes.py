@@ -7,7 +7,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from crossdim_jax.data import grid, images, mhd
+from crossdim_jax.imaging import grid
+from crossdim_jax.imaging import metaimage as mhd
+from crossdim_jax.imaging import nifti as images
 from tests.fuzz import harness
 from tests.fuzz.harness import Format
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from crossdim_jax import params
+from crossdim_jax.weights import params
 from tests.fuzz import harness
 from tests.fuzz.harness import Format
 from tests.weight_record import RECORD

@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crossdim_jax import models, params
+from crossdim_jax import models
 from crossdim_jax.errors import ConfigError
 from crossdim_jax.models import efficientnet, encoders
 from crossdim_jax.models.decoder import upsampling
 from crossdim_jax.models.efficientnet import EfficientNet, depth_reductions
+from crossdim_jax.weights import params
 
 # Of B0, in the plane: 2, then 1 2 2 2 1 2 1.
 STRIDES = (1, 1, 2, 1, 2, 1, 2, 1)

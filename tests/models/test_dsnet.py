@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crossdim_jax import models, params
+from crossdim_jax import models
 from crossdim_jax.errors import ConfigError
 from crossdim_jax.models import layers
+from crossdim_jax.weights import params
 from tests.models.test_efficientnet import count
 from tests.models.test_omnianet import check_twin
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from crossdim_jax import ops, sharding
+from crossdim_jax import ops
+from crossdim_jax.runtime import sharding
 
 
 def fold(x, kernel, up):

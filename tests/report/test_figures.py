@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from crossdim_jax.challenges.brats import COLOURS
+from crossdim_jax.challenges.brats.challenge import COLOURS
 from crossdim_jax.report import figures
 
 REGIONS = ("WT", "TC", "ET")

@@ -11,11 +11,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from crossdim_jax import evaluate
-from crossdim_jax.challenges import brats
+from crossdim_jax.challenges.brats import challenge as brats
 from crossdim_jax.errors import DataError
+from crossdim_jax.evaluation import score
 from crossdim_jax.report import page
-from crossdim_jax.report.run_folder import mean_dice, read_metrics, select
+from crossdim_jax.report.reading import mean_dice, read_metrics, select
 
 REGIONS = ("WT", "TC", "ET")
 VOID = {"meta", "img", "br", "link"}
@@ -86,7 +86,7 @@ def run(tmp_path_factory):
         nib.save(nib.Nifti1Image(label, affine), root / f"workdir/predictions/{name}.nii.gz")
     files = challenge.cases(root / "data", labelled=True)
     workdir = root / "workdir"
-    evaluate.evaluate_cases(
+    score.evaluate_cases(
         challenge,
         files,
         workdir / "predictions",

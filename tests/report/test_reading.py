@@ -5,9 +5,9 @@ import math
 
 import pytest
 
-from crossdim_jax import plain
 from crossdim_jax.errors import DataError
-from crossdim_jax.report.run_folder import read_cases, read_metrics, read_summary
+from crossdim_jax.report.reading import read_cases, read_metrics, read_summary
+from crossdim_jax.storage import plain
 
 HEAD = ["id", "dice_WT", "hd95_WT", "note"]
 ROWS = [["a", 0.9, None, ""], ["=b;-1", -0.5, 3, "shape; differs"]]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save, save_file
 
-from crossdim_jax import params
+from crossdim_jax.weights import params
 from tests.weight_port import tiny
 from weight_port import forward, records, verify
 from weight_port.__main__ import main

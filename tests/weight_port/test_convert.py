@@ -7,9 +7,9 @@ import flax.linen as nn
 import numpy as np
 import pytest
 
-from crossdim_jax import params
 from crossdim_jax.errors import WeightsError
 from crossdim_jax.models import encoders
+from crossdim_jax.weights import params
 from weight_port.convert import Recipe, convert, stem_path, target_shapes
 from weight_port.rename import UNUSED, flax_path
 from weight_port.source import Name, Source

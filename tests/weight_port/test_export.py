@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from crossdim_jax import params
 from crossdim_jax.errors import WeightsError
 from crossdim_jax.models import encoders
+from crossdim_jax.weights import params
 from weight_port import export, ours, source
 from weight_port.__main__ import main
 from weight_port.commands.making import record

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crossdim_jax import params
+from crossdim_jax.weights import params
 from tests.weight_port import tiny
 from weight_port.__main__ import main
 from weight_port.commands.making import record

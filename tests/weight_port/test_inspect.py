@@ -5,7 +5,7 @@ import json
 import pytest
 from safetensors.numpy import save_file
 
-from crossdim_jax import params
+from crossdim_jax.weights import params
 from tests.weight_port import tiny
 from weight_port import forward, inspect, verify
 from weight_port.__main__ import main

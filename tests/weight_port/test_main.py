@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crossdim_jax import params
 from crossdim_jax.errors import ConfigError
+from crossdim_jax.weights import params
 from weight_port import plan
 from weight_port.__main__ import main
 

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crossdim_jax import config as config_lib
-from crossdim_jax import experiment, params, start
 from crossdim_jax.errors import WeightsError
+from crossdim_jax.run import config as config_lib
+from crossdim_jax.run import experiment, initial_state
+from crossdim_jax.weights import params
 from tests.weight_port import tiny
 from weight_port import plan
 from weight_port.commands import making
@@ -51,7 +52,7 @@ def test_what_is_ported_for_the_config_is_what_it_loads(tmp_path):
         recipe = plan._recipe(job.model, needs, config.weights, seed=0, head=True)
         converted = convert(source, recipe)
         params.save_weights(file, converted.arrays, making.record(source, recipe, converted))
-        weights = start.load_weights(job)
+        weights = initial_state.load_weights(job)
         zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), _variables(job))
         merged, report = params.merge(zeros, weights)
         stem = merged["params"]["encoder"]["conv_stem"]["kernel"]
@@ -62,7 +63,7 @@ def test_what_is_ported_for_the_config_is_what_it_loads(tmp_path):
 
         other = config_lib.read(CONFIG, [*options, "--config.model.stem_width=0"])
         with pytest.raises(WeightsError, match="in_channels"):
-            start.load_weights(experiment.build(other, tmp_path / "run"))
+            initial_state.load_weights(experiment.build(other, tmp_path / "run"))
 
 
 def _variables(job):

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from crossdim_jax import params
 from crossdim_jax.models import encoders
+from crossdim_jax.weights import params
 from weight_port import head, names, rename
 from weight_port.convert import Recipe, convert, target_shapes
 

@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from crossdim_jax import config as config_lib
-from crossdim_jax import experiment, models, params, start
+from crossdim_jax import models
 from crossdim_jax.errors import WeightsError
+from crossdim_jax.run import config as config_lib
+from crossdim_jax.run import experiment, initial_state
+from crossdim_jax.weights import params
 from weight_port import plan, verify
 from weight_port.__main__ import main
 from weight_port.commands import making
@@ -229,7 +231,7 @@ def test_the_configs_depth_options_make_the_file_its_network_loads(
     flags = [f"--config.{field}={value}" for field, value in changes.items()]
     assert port([f"--config={config}", f"--checkpoint={checkpoint}", *flags]) == 0
     loaded = config_lib.read(config, flags)
-    weights = start.load_weights(experiment.build(loaded, tmp_path))
+    weights = initial_state.load_weights(experiment.build(loaded, tmp_path))
     assert weights.metadata["statistics"] == "stale" and weights.metadata["factorised"]
     assert weights.metadata["depth_taps"] == [1, 3, 3, 3, 3, 3, 3, 1]
     for change, match in [
@@ -242,7 +244,7 @@ def test_the_configs_depth_options_make_the_file_its_network_loads(
         others = [flag for flag in flags if not flag.startswith(f"--config.{field}=")]
         other = config_lib.read(config, [*others, f"--config.{change}"])
         with pytest.raises(WeightsError, match=match):
-            start.load_weights(experiment.build(other, tmp_path))
+            initial_state.load_weights(experiment.build(other, tmp_path))
 
 
 def test_a_file_is_certified_unless_told_otherwise(port, tmp_path, checkpoint, monkeypatch):

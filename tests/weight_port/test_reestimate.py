@@ -6,8 +6,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from crossdim_jax import params
 from crossdim_jax.errors import DataError, WeightsError
+from crossdim_jax.weights import params
 from tests.weight_port import tiny
 from weight_port import forward
 from weight_port.__main__ import main

@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from crossdim_jax import params
 from crossdim_jax.errors import WeightsError
-from crossdim_jax.weights import content_sha256
+from crossdim_jax.weights import params
+from crossdim_jax.weights.file import content_sha256
 from tests.weight_port import tiny
 from weight_port import certificate, forward, ours, records, verify, volume
 from weight_port.__main__ import main

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crossdim_jax import params
 from crossdim_jax.models import efficientnet, efficientnet_table, encoders
 from crossdim_jax.models.efficientnet_table import Row, Stage
+from crossdim_jax.weights import params
 from weight_port import rename
 from weight_port.source import Name, Source
 

@@ -2,8 +2,8 @@
 
 import argparse
 
-from crossdim_jax import params
 from crossdim_jax.errors import WeightsError
+from crossdim_jax.weights import params
 from weight_port import channels, ours, plan, records
 from weight_port.commands import recipe_flags
 from weight_port.commands.making import make

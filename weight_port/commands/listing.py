@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 
 from crossdim_jax.errors import WeightsError
-from crossdim_jax.storage.text import say
+from crossdim_jax.text import say
 from weight_port import names
 
 

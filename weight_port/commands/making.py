@@ -6,10 +6,10 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from crossdim_jax import params
 from crossdim_jax.models.dxnet import DXNet
-from crossdim_jax.storage.text import say
-from crossdim_jax.weights import HEAD
+from crossdim_jax.text import say
+from crossdim_jax.weights import params
+from crossdim_jax.weights.file import HEAD
 from weight_port import norms, plan, records, source
 from weight_port.convert import Converted, Recipe, convert
 

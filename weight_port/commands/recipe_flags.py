@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Callable
 
-from crossdim_jax import config_ranges
+from crossdim_jax import ranges
 from crossdim_jax.errors import WeightsError
 from crossdim_jax.models.layers import NORMS
 from weight_port import channels, inflate, norms
@@ -18,7 +18,7 @@ BY_HAND = (
 
 def whole(interval: str) -> Callable[[str], int]:
     """The `type` of a flag: a whole number in an interval, as in `config_ranges.Number`."""
-    row = config_ranges.whole(interval)
+    row = ranges.whole(interval)
 
     def number(text: str) -> int:
         value = int(text)
@@ -31,7 +31,7 @@ def whole(interval: str) -> Callable[[str], int]:
 
 def add_seed(parser: argparse.ArgumentParser, what: str, default: int | None) -> None:
     """Adds the flag of a seed of `what`."""
-    add, numbers = parser.add_argument, whole(f"[0, {config_ranges.UINT32}]")
+    add, numbers = parser.add_argument, whole(f"[0, {ranges.UINT32}]")
     add("--seed", type=numbers, default=default, metavar="N", help=f"of {what} (default: 0)")
 
 
@@ -145,7 +145,7 @@ def depth_kernels(text: str | None) -> int | tuple[int, ...] | None:
         taps = tuple(int(part) for part in text.split(","))
     except ValueError:
         taps = (0,)
-    if not all(map(config_ranges.RANGES["model.depth_kernels"].item.holds, taps)):
+    if not all(map(ranges.RANGES["model.depth_kernels"].item.holds, taps)):
         raise WeightsError(
             f"--depth-kernels={text}: expected a number of taps, 1 to 99, such as 3, or one per "
             "stage separated by commas, such as 1,3,3,3,3,3,3,3 with the stem first."

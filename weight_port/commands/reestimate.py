@@ -10,14 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crossdim_jax import params, sharding, statistics
-from crossdim_jax.config_gate import MOST_VOXELS
-from crossdim_jax.data import images
 from crossdim_jax.data.pipeline import crop, crop_start
-from crossdim_jax.data.preprocess import crop_and_zscore
 from crossdim_jax.errors import DataError, WeightsError
+from crossdim_jax.imaging import nifti
+from crossdim_jax.imaging.preprocess import crop_and_zscore
 from crossdim_jax.models import encoders
-from crossdim_jax.storage.text import say
+from crossdim_jax.run.config_gate import MOST_VOXELS
+from crossdim_jax.runtime import sharding
+from crossdim_jax.text import say
+from crossdim_jax.training import batch_stats
+from crossdim_jax.weights import params
 from weight_port import forward, norms, records, rename
 from weight_port.certificate import recipe_of
 from weight_port.commands import recipe_flags
@@ -112,7 +114,7 @@ def measure(
     mesh = sharding.make_mesh(1)
     variables = {c: tree[c][rename.MODULE] for c in ("params", "batch_stats")}
     variables = jax.device_put(jax.tree.map(jnp.asarray, variables), sharding.replicated(mesh))
-    stats, used = statistics.reestimate(
+    stats, used = batch_stats.reestimate(
         encoder, variables, batches, mesh, patches=patches, seed=seed
     )
     found = params.flatten({"batch_stats": {rename.MODULE: stats}})
@@ -169,7 +171,7 @@ def read_case(files: Sequence[str], channels: int) -> np.ndarray:
     volumes = []
     for file in files:
         ndim = 4 if len(files) == 1 and channels > 1 else 3
-        volume, _ = images.read_nifti(file, ndim=ndim)
+        volume, _ = nifti.read_nifti(file, ndim=ndim)
         volumes.append(volume[..., None] if volume.ndim == 3 else volume)
     if len(shapes := {volume.shape[:3] for volume in volumes}) > 1:
         raise DataError(f"{', '.join(files)}: shapes differ: {sorted(shapes)}")

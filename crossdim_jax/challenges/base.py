@@ -1,0 +1,263 @@
+"""The contract of a challenge, and what its scores come as."""
+
+import abc
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from crossdim_jax import metrics
+from crossdim_jax.errors import ConfigError
+from crossdim_jax.imaging import nifti as images
+from crossdim_jax.imaging.case import Case, CaseFiles, Prepared
+from crossdim_jax.imaging.nifti import Geometry
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+    """One case that was scored.
+
+    Attributes:
+      files: with a label.
+      row: what `Challenge.score` gave.
+      prediction: its file, as `Challenge.read_prediction` reads it.
+      note: why the prediction was scored as a mismatch; "" if it was not.
+    """
+
+    files: CaseFiles
+    row: Mapping[str, float]
+    prediction: Path
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table over all cases, beside that of the single scores.
+
+    Attributes:
+      name: of its file, `evaluation/{name}.csv`.
+      title: above it.
+      columns: headings; the first column names the rows.
+      rows: text, numbers, or None for what is not known.
+      notes: below it: definitions, and what is missing and why.
+      shown: False for one that is only a file: too long for a page.
+    """
+
+    name: str
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | float | None, ...], ...]
+    notes: tuple[str, ...] = ()
+    shown: bool = True
+
+
+class Challenge(abc.ABC):
+    """The contract of a challenge.
+
+    Attributes:
+      name: as in `CHALLENGES`.
+      modalities: the image channels, in order.
+      classes: the k channels a network predicts, in order; under "softmax" the first is the
+        background.
+      activation: how logits become probabilities: "sigmoid", each class by itself, or "softmax".
+      regions: the r structures that are scored and drawn; they may overlap.
+      profile: a key of `metrics.PROFILES`: what `score` computes, and the row of a mismatch.
+      aggregate: the mode of `metrics.aggregate` that `summarise` uses.
+      outline: whether figures draw contours rather than filled areas.
+      sides: pairs of classes that are the right and the left one of an organ. Mirrored along the
+        last axis (x) one looks like the other, so such flips are refused, see `check_flips`.
+      grid_tolerance_mm: how far a voxel of one file may lie from the same voxel of another file of
+        the case, see `data.grid`; None for a twentieth of a voxel. Set by `experiment.build`.
+    """
+
+    name: str
+    modalities: tuple[str, ...]
+    classes: tuple[str, ...]
+    activation: str
+    regions: tuple[str, ...]
+    profile: str
+    aggregate: str
+    outline: bool = False
+    grid_tolerance_mm: float | None = None
+    sides: tuple[tuple[str, str], ...] = ()
+
+    def check_flips(self, axes: Sequence[int], ndim: int, field: str) -> None:
+        """Raises ConfigError if a flip would make an organ that of the other side.
+
+        Args:
+          axes: that are flipped, of `ndim` spatial ones; the last runs from right to left.
+          field: of the config that says so.
+        """
+        x = ndim - 1
+        if not self.sides or x not in axes:
+            return
+        pairs = "; ".join(" and ".join(pair) for pair in self.sides)
+        names = dict(zip(range(x, -1, -1), ("x", "y", "z"), strict=False))
+        others = tuple(axis for axis in axes if axis != x)
+        raise ConfigError(
+            f"config.{field} flips along axis {x} (x, from the patient's right to the left), which "
+            f'makes one of the other of these classes: {pairs}. Use "--config.{field}={others}" '
+            f"(axes here: {', '.join(f'{axis} {name}' for axis, name in sorted(names.items()))})"
+        )
+
+    @property
+    def foreground(self) -> tuple[str, ...]:
+        """The classes that are watched while training: all but a background."""
+        return self.classes[1:] if self.activation == "softmax" else self.classes
+
+    @abc.abstractmethod
+    def cases(
+        self,
+        root: str | os.PathLike,
+        *,
+        labelled: bool,
+        errors: list[tuple[str, str]] | None = None,
+    ) -> list[CaseFiles]:
+        """Finds the cases under `root`, sorted by id, without reading images.
+
+        Args:
+          root: folder of cases, or one case's folder.
+          labelled: True if every case must have a label; otherwise `label` may be None.
+          errors: if given, faulty cases are appended as (id, message) instead of raised.
+
+        Raises:
+          DataError: there is no case, or the root does not exist.
+          ManyErrors: some cases are faulty; all of them are listed.
+        """
+
+    @abc.abstractmethod
+    def load(self, files: CaseFiles) -> Case:
+        """Reads one case and checks everything that can be checked.
+
+        Raises:
+          DataError: a file is missing, unreadable or contradicts another; it is named.
+        """
+
+    @abc.abstractmethod
+    def prepare(self, case: Case) -> Prepared:
+        """What a network sees of a case: the same with and without a label."""
+
+    @abc.abstractmethod
+    def finish(self, probabilities: np.ndarray, prepared: Prepared) -> np.ndarray:
+        """Probabilities (z, y, x, k) -> label (z, y, x) uint8 on the case's own grid.
+
+        Undoes `prepare`; the label is in the convention of the files.
+        """
+
+    @abc.abstractmethod
+    def encode(self, label: np.ndarray, kind: str = "") -> tuple[np.ndarray, np.ndarray]:
+        """Label values (...) -> targets (..., k) uint8 and class weights (k,) float32.
+
+        A weight of 0: that class is not annotated in images of this kind. Its voxels are then
+        neither there nor absent but unknown.
+        """
+
+    @abc.abstractmethod
+    def masks(self, label: np.ndarray) -> np.ndarray:
+        """Label values (...) -> (..., r) bool, one channel for each of `regions`."""
+
+    @abc.abstractmethod
+    def score(
+        self,
+        truth_label: np.ndarray,
+        predicted_label: np.ndarray,
+        spacing_mm: Sequence[float],
+        *,
+        kind: str = "",
+    ) -> dict[str, float]:
+        """The official scores of one case, such as {"dice_WT": ..., "hd95_WT": ...}."""
+
+    @abc.abstractmethod
+    def summarise(self, rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
+        """Rows of `score` -> {"dice_WT": {"mean", "sd", "median", "q25", "q75", "n"}, ...}."""
+
+    def groups(self, files: CaseFiles) -> tuple[str, ...]:
+        """Names of the groups that a case belongs to; scores are also summarised for each."""
+        del files
+        return ()
+
+    def tables(self, evaluated: Sequence[Evaluated]) -> list[Table]:
+        """Further tables over all cases, such as one row for each patient."""
+        del evaluated
+        return []
+
+    def figures(self, evaluated: Sequence[Evaluated]) -> list[tuple[str, "Figure", str]]:
+        """Further figures over all cases: name of the file, figure, caption."""
+        del evaluated
+        return []
+
+    @abc.abstractmethod
+    def layers(self, label: np.ndarray) -> dict[str, tuple[np.ndarray, str]]:
+        """What figures draw of a label: {name: (mask, colour)}, the later above the earlier."""
+
+    def prediction_path(self, folder: str | os.PathLike, case_id: str) -> Path:
+        """Where the prediction of a case lies."""
+        return Path(folder) / f"{case_id}.nii.gz"
+
+    def read_prediction(self, path: str | os.PathLike) -> tuple[np.ndarray, Geometry]:
+        """Reads what `write` wrote, or somebody else in its place."""
+        return images.read_label(path)
+
+    def check_label(self, path: Path, label: np.ndarray) -> None:
+        """Raises DataError, naming the file, if a label holds values that mean nothing here."""
+        del path, label
+
+    @abc.abstractmethod
+    def write(self, path: str | os.PathLike, label: np.ndarray, geometry: Geometry) -> Path:
+        """Writes a label (z, y, x) on the grid of `geometry` as the challenge stores labels.
+
+        In the smallest unsigned integer type that holds the challenge's label values, without
+        intensity scaling.
+        """
+
+    def provenance(self) -> dict[str, object]:
+        """How predictions are finished, for the record beside their scores; plain values."""
+        return {}
+
+    def mismatch(
+        self, truth_label: np.ndarray, spacing_mm: Sequence[float], *, kind: str = ""
+    ) -> dict[str, float]:
+        """The row of a case whose prediction is not on its grid."""
+        del truth_label, spacing_mm, kind
+        return metrics.PROFILES[self.profile].mismatch(regions=self.regions)
+
+    def export(
+        self, folder: Path, files: CaseFiles, label: np.ndarray, geometry: Geometry
+    ) -> list[Path]:
+        """Writes a new case's prediction in further formats, such as that of a submission."""
+        del folder, files, label, geometry
+        return []
+
+    def export_all(self, folder: Path, predicted: Sequence[tuple[CaseFiles, Path]]) -> list[Path]:
+        """Writes what is known only of all new cases together, such as a table of patients."""
+        del folder, predicted
+        return []
+
+    def official_split(self, root: str | os.PathLike) -> dict[str, list[str]]:
+        """The challenge's own lists of patients: {"training", "validation", "testing"}.
+
+        Raises ConfigError if the challenge has none, DataError if its files cannot be used.
+        """
+        raise ConfigError(
+            f"challenge {self.name!r} has no official split; set split.kind to holdout or kfold"
+        )
+
+    @classmethod
+    def make_phantoms(cls, root: str | os.PathLike, n: int, **recipe: object) -> Path:
+        """Sees to it that `root` holds n phantoms of this challenge's kind; for demos."""
+        raise ConfigError(f"challenge {cls.name!r} has no phantoms; remove config.phantoms")
+
+    def grid_fingerprint(self) -> dict[str, object]:
+        """The part of `fingerprint` that says which grids are one; nothing by default."""
+        given = self.grid_tolerance_mm
+        return {} if given is None else {"grid_tolerance_mm": given}
+
+    @abc.abstractmethod
+    def fingerprint(self) -> dict[str, object]:
+        """JSON-able; differs whenever `load` or the meaning of the labels would differ."""

@@ -1,0 +1,1 @@
+"""BraTS: brain tumours in four MR sequences."""

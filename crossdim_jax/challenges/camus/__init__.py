@@ -1,0 +1,1 @@
+"""CAMUS: the heart in ultrasound."""

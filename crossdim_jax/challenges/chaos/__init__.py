@@ -1,0 +1,1 @@
+"""CHAOS: abdominal organs in CT and MR."""

@@ -1,0 +1,181 @@
+"""Labels as DICOM segmentations, which viewers lay over the series they refer to.
+
+highdicom makes the objects; it is imported when one is written, as only that needs it.
+"""
+
+import importlib.metadata
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.uid import generate_uid
+
+from crossdim_jax.errors import DataError
+from crossdim_jax.imaging import dicom
+from crossdim_jax.imaging.dicom import Series
+from crossdim_jax.storage.files import replacing
+
+# Of the source, what a segmentation without patient keeps: what it refers to, and where that lies.
+_REFERENCES = (
+    *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"),
+    *("FrameOfReferenceUID", "Modality", "InstanceNumber", "ImageType", "Rows", "Columns"),
+    *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"),
+    *("SpacingBetweenSlices", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated"),
+    *("BitsStored", "HighBit", "PixelRepresentation", "LossyImageCompression"),
+    *("LossyImageCompressionRatio", "LossyImageCompressionMethod"),
+)
+# There but empty: a file without them is no DICOM (type 2).
+_EMPTY = (
+    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID"),
+    *("StudyDate", "StudyTime", "ReferringPhysicianName", "Manufacturer"),
+)
+
+
+class Segment(NamedTuple):
+    """One value of a label, counted from 1.
+
+    name: as shown. code: among pydicom's SNOMED CT codes, such as "Kidney". colour: "#rrggbb".
+    side: "Left", "Right" or "".
+    """
+
+    name: str
+    code: str
+    colour: str
+    side: str = ""
+
+
+def write(
+    path: Path,
+    series: Series,
+    label: np.ndarray,
+    segments: Sequence[Segment],
+    *,
+    deidentify: bool = False,
+) -> Path:
+    """Writes a label as binary segments that refer to the slices of a series.
+
+    The object belongs to the study of the series and lies on its frames; slices without any
+    segment are left out, as viewers expect.
+
+    Args:
+      path: of the file; its folder is created.
+      series: of DICOM files.
+      label: (z, y, x), values 0 to `len(segments)`, on the grid of the series.
+      segments: of the values 1, 2, ...
+      deidentify: False copies the patient's and the study's attributes and the scanner's name and
+        number, as viewers file a segmentation by them. True leaves all of them out, by the basic
+        profile of DICOM PS3.15 Annex E, but for the UIDs of study, series, frame of reference and
+        slices: without these it could not be laid over its slices, and by these whoever has the
+        slices knows whose it is.
+
+    Raises:
+      DataError: the series lacks what a segmentation must refer to, or the file cannot be written.
+    """
+    import highdicom as hd
+
+    path = Path(path)
+    made_by = hd.AlgorithmIdentificationSequence(
+        name="crossdim_jax",
+        family=codes.DCM.ArtificialIntelligence,
+        version=importlib.metadata.version("crossdim_jax"),
+    )
+    descriptions = [
+        _describe(number, segment, made_by) for number, segment in enumerate(segments, 1)
+    ]
+    sources, own = dicom.datasets(series), []
+    if deidentify:
+        sources = [_without_patient(source) for source in sources]
+    for source in sources:
+        # Anonymised series may have an identifier for each file, and the library asks for
+        # one of all. The references below name the files' own.
+        own.append(source.SeriesInstanceUID)
+        source.SeriesInstanceUID = sources[0].SeriesInstanceUID
+        source.FrameOfReferenceUID = sources[0].FrameOfReferenceUID
+    try:
+        with warnings.catch_warnings():  # of names with one part, which is what the series has
+            warnings.filterwarnings("ignore", "The string", UserWarning)
+            found = hd.seg.Segmentation(
+                source_images=sources,
+                pixel_array=series.to_slices(label).astype(np.uint8),
+                segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+                segment_descriptions=descriptions,
+                series_instance_uid=generate_uid(),
+                series_number=1000,
+                sop_instance_uid=generate_uid(),
+                instance_number=1,
+                manufacturer="crossdim_jax",
+                manufacturer_model_name="crossdim_jax",
+                software_versions=importlib.metadata.version("crossdim_jax"),
+                device_serial_number="0",
+                content_label="SEGMENTATION",
+                series_description="Segmentation by crossdim_jax",
+            )
+    except Exception as error:  # whatever a library says of headers it does not understand
+        raise DataError(
+            f"{series.geometry.path}: no DICOM segmentation can refer to this series ({error}); "
+            "leave it out, or repair the headers"
+        ) from error
+    if deidentify:
+        found.PatientIdentityRemoved = "YES"
+        found.DeidentificationMethod = "Patient, study, equipment left out; UIDs are the source's"
+        found.ContributingEquipmentSequence = [
+            item for item in found.ContributingEquipmentSequence if item.get("Manufacturer")
+        ]
+    found.ReferencedSeriesSequence = _references(found.ReferencedSeriesSequence[0], sources, own)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            found.save_as(temporary)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error}); check the folder") from error
+    return path
+
+
+def _without_patient(source: Dataset) -> Dataset:
+    """What a segmentation needs of a slice and no more; nothing else can then be copied."""
+    kept = Dataset()
+    for name in _EMPTY:
+        setattr(kept, name, "")
+    for name in _REFERENCES:
+        if name in source:
+            kept[name] = source[name]
+    kept.file_meta = source.file_meta
+    return kept
+
+
+def _references(item: Any, sources: Sequence[Any], own: Sequence[str]) -> list[Any]:
+    """The referenced series, each with its instances, from one item that holds all of them."""
+    uid_of = {source.SOPInstanceUID: uid for source, uid in zip(sources, own, strict=True)}
+    found: dict[str, Any] = {}
+    for instance in item.ReferencedInstanceSequence:
+        uid = uid_of[instance.ReferencedSOPInstanceUID]
+        if uid not in found:
+            found[uid] = Dataset()
+            found[uid].SeriesInstanceUID, found[uid].ReferencedInstanceSequence = uid, []
+        found[uid].ReferencedInstanceSequence.append(instance)
+    return list(found.values())
+
+
+def _describe(number: int, segment: Segment, made_by: Any) -> Any:
+    import highdicom as hd
+
+    description = hd.seg.SegmentDescription(
+        segment_number=number,
+        segment_label=segment.name,
+        segmented_property_category=codes.SCT.Organ,
+        segmented_property_type=getattr(codes.SCT, segment.code),
+        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=made_by,
+        display_color=hd.color.CIELabColor.from_rgb(
+            *(int(segment.colour[i : i + 2], 16) for i in (1, 3, 5))
+        ),
+    )
+    if segment.side:
+        side = hd.sr.CodedConcept.from_code(getattr(codes.SCT, segment.side))
+        kind = description.SegmentedPropertyTypeCodeSequence[0]
+        kind.SegmentedPropertyTypeModifierCodeSequence = [side]
+    return description

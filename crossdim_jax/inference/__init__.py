@@ -1,0 +1,1 @@
+"""Whole images through a network: in windows or in one piece."""

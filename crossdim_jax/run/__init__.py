@@ -1,0 +1,1 @@
+"""Experiments as configs describe them: the edge of the library."""

@@ -1,0 +1,209 @@
+"""The cases of a run: how they are split, decoded, given to training, and held out from it."""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from crossdim_jax.challenges import patients
+from crossdim_jax.data import cache, pipeline, splits
+from crossdim_jax.errors import DataError, ManyErrors
+from crossdim_jax.imaging.case import CaseFiles
+from crossdim_jax.run import content
+from crossdim_jax.run.experiment import Experiment
+from crossdim_jax.runtime import distributed
+from crossdim_jax.runtime.distributed import wait_for_all
+from crossdim_jax.storage import run_folder
+
+
+def prepare_cases(
+    experiment: Experiment,
+) -> tuple[splits.Split, list[cache.CachedCase], list[cache.CachedCase]]:
+    """The split, and the decoded cases of its two sides.
+
+    Raises:
+      ManyErrors: some cases are faulty; all of them are named, whatever is wrong with each.
+      DataError: the run goes on, and its cases are others now, see `make_split` and `run_content`.
+    """
+    config = experiment.config
+    failures: list[tuple[str, str]] = []
+    files = experiment.cases(failures)
+    if not failures and run_folder.has_checkpoint(experiment.workdir):
+        make_split(experiment, files)  # raises before anything is decoded
+        content.check(experiment, files)
+    cached = cache.build(
+        experiment.challenge,
+        files,
+        config.data.cache,
+        dtype=config.data.cache_dtype,
+        num_threads=config.data.num_threads,
+        num_processes=config.data.get("num_processes", 0),
+        share=(jax.process_index(), jax.process_count()),
+        wait=lambda: wait_for_all("cases"),
+        progress=jax.process_index() == 0,
+        failures=failures,
+    )
+    split = dataclasses.replace(make_split(experiment, files), **content.check(experiment, files))
+    _say_notes(cached)
+    _say_padding(cached, config.data.patch)
+    by_id = {case.id: case for case in cached}
+    return split, [by_id[i] for i in split.train], [by_id[i] for i in split.validation]
+
+
+def make_split(experiment: Experiment, files: Sequence[CaseFiles]) -> splits.Split:
+    """The split of the cases as the config says; that of the run folder, if there is one.
+
+    Raises:
+      DataError: the data root no longer holds the cases that the run was started with.
+    """
+    path = experiment.workdir / run_folder.SPLITS
+    settings = {k: v for k, v in experiment.config.data.split.to_dict().items() if v is not None}
+    for group in patients.suspects(files)[:3]:
+        _say(
+            f"{', '.join(group[:5])} look like scans of one patient and are taken for different "
+            f"ones; if they are of one, say so in {experiment.config.data.root}/{patients.FILE}: "
+            '{"case id": "patient", ...}'
+        )
+    split = splits.make(
+        files,
+        **settings,
+        official=lambda: experiment.challenge.official_split(experiment.config.data.root),
+    )
+    if not run_folder.has_checkpoint(experiment.workdir):
+        return split
+    if not path.exists():
+        _say(
+            f"warning: {path}: was not there; the cases are split anew, as the config says. If "
+            "they are others than at the start, some that are held out now have been trained on"
+        )
+        return split
+    recorded = splits.Split.read(path)
+    there, before = {case.id for case in files}, {*recorded.train, *recorded.watched}
+    if there != before:
+        gone, new = sorted(before - there), sorted(there - before)
+        raise DataError(
+            f"{path}: the split of this run no longer fits the cases in "
+            f"{experiment.config.data.root}: {len(gone)} gone {gone[:5]}, {len(new)} new "
+            f"{new[:5]}. Put the cases back, or start a new run with another --workdir."
+        )
+    if recorded != split:
+        _say(_other_split(recorded, files, path))
+    return recorded
+
+
+def _other_split(recorded: splits.Split, files: Sequence[CaseFiles], path: Any) -> str:
+    """What to say where today's rules would split the same cases otherwise."""
+    patient = {case.id: case.patient for case in files}
+    both = {patient[i] for i in recorded.train} & {patient[i] for i in recorded.watched}
+    separates = (
+        f"; it separates scans of {len(both)} patients ({', '.join(sorted(both)[:5])}), so that "
+        "the scores of held-out cases may be too good"
+        if both
+        else ""
+    )
+    return (
+        f"warning: {path}: this run goes on with the split that it was started with, which is not "
+        f"what these cases would be split into today{separates}. A new run is split anew."
+    )
+
+
+def check_folds(folds: Sequence[Experiment]) -> None:
+    """Raises DataError unless every case is held out by exactly one fold.
+
+    Folds that were begun before the rules of who is whose patient changed go on with their own
+    split, and new ones do not fit them.
+    """
+    failures: list[tuple[str, str]] = []
+    files = folds[0].cases(failures)
+    if failures:
+        return  # reported, all of them, by the first fold
+    held = [i for fold in folds for i in make_split(fold, files).evaluated]
+    if wrong := sorted({case.id for case in files if held.count(case.id) != 1}):
+        raise DataError(
+            f"{folds[0].workdir.parent}: {len(wrong)} cases are held out by several folds or by "
+            f"none ({', '.join(wrong[:5])}): some of the folds were begun with another split; "
+            "start all of them anew with another --workdir"
+        )
+
+
+def _say_notes(cached: Sequence[cache.CachedCase]) -> None:
+    """What is to be known of how cases were prepared, once for all that it is true of."""
+    noted: dict[str, list[str]] = {}
+    for case in cached:
+        if case.note:
+            noted.setdefault(case.note, []).append(case.id)
+    for note, ids in noted.items():
+        some = ", ".join(ids[:5]) + (", ..." if len(ids) > 5 else "")
+        _say(f"warning: {len(ids)} of {len(cached)} cases ({some}): {note}")
+
+
+def _say_padding(cached: Sequence[cache.CachedCase], patch: Sequence[int]) -> None:
+    """Warns of patches that hold more padding than image."""
+    if len(patch) != 3 or not cached:
+        return
+    filled = [np.minimum(case.shape, patch).prod() / np.prod(patch) for case in cached]
+    if (fraction := float(np.median(filled))) < 0.5:
+        middle = np.median([case.shape for case in cached], axis=0).astype(int).tolist()
+        _say(
+            f"warning: patches of {tuple(patch)} are mostly padding: the median case, about "
+            f"{tuple(middle)} voxels, fills {fraction:.0%} of one; a smaller --config.data.patch "
+            "wastes less (fewer slices than 32 need smaller config.model.depth_strides)"
+        )
+
+
+@functools.cache
+def _say(text: str) -> None:
+    """Once: several modes of one program look for the same cases."""
+    distributed.say(text)
+
+
+def train_data(
+    experiment: Experiment,
+    training: Sequence[cache.CachedCase],
+    batch_size: int,
+    *,
+    num_threads: int | None = None,
+) -> Iterable[Mapping[str, Any]]:
+    """This process's part of endless batches of training patches, the same for the same config.
+
+    `num_threads` is the config's unless given.
+    """
+    config = experiment.config
+    return pipeline.train_dataset(
+        training,
+        experiment.challenge,
+        patch=config.data.patch,
+        batch_size=batch_size,
+        seed=config.seed,
+        foreground=config.data.foreground,
+        num_threads=config.data.num_threads if num_threads is None else num_threads,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def held_out(experiment: Experiment) -> list[CaseFiles]:
+    """The cases of the run to evaluate, which were not trained on; none if all were.
+
+    Says which of them are not what they were when the run was started.
+    """
+    path = experiment.workdir / run_folder.SPLITS
+    if not path.exists():
+        raise DataError(f"{path}: not found; give the --workdir of a run that was trained")
+    files = {case.id: case for case in experiment.cases()}
+    wanted = splits.Split.read(path).evaluated
+    if gone := [i for i in wanted if i not in files]:
+        raise ManyErrors(
+            f"{experiment.config.data.root}: held-out cases are missing; put them back",
+            [(i, "not found") for i in gone],
+        )
+    held = [files[i] for i in wanted]
+    if jax.process_index() == 0 and (found := content.changes(experiment, held)):
+        _say(
+            f"warning: {len(found)} held-out cases in {experiment.config.data.root} are not what "
+            f"this run was started with: {content.listed(found)}"
+        )
+    return held

@@ -1,0 +1,64 @@
+"""What a run costs, `run.json` of its folder: parameters, device, peak memory."""
+
+import contextlib
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from crossdim_jax.errors import DataError
+from crossdim_jax.runtime import memory
+from crossdim_jax.storage import run_folder
+from crossdim_jax.training import optim
+from crossdim_jax.training.state import TrainState
+
+logger = logging.getLogger(__name__)
+
+
+def record(workdir: Path, state: TrainState, devices: int) -> None:
+    """Writes what is known when training starts; a peak of an earlier start is kept.
+
+    devices: how many train.
+
+    Raises DataError if it cannot be written.
+    """
+    parameters = jax.tree.leaves(optim.slow(state.params))
+    found = _read(workdir) | {
+        "parameters": sum(int(np.prod(leaf.shape)) for leaf in parameters),
+        "device": jax.devices()[0].device_kind,
+        "devices": devices,
+    }
+    _write(workdir, found)
+
+
+def record_peak(workdir: Path) -> None:
+    """Adds the peak memory so far, the largest of all starts of the run.
+
+    Left out if it cannot be written: what ended the training then has more to say.
+    """
+    found = _read(workdir)
+    found["peak_memory_mb"] = max(peak_memory_mb(), found.get("peak_memory_mb", 0.0))
+    with contextlib.suppress(DataError):
+        _write(workdir, found)
+
+
+def peak_memory_mb() -> float:
+    """Of the fullest device of this process; where devices do not say, of the process itself."""
+    peaks = [(d.memory_stats() or {}).get("peak_bytes_in_use") for d in jax.local_devices()]
+    if None not in peaks:
+        return max(peaks) / 1e6
+    return memory.peak_mb()
+
+
+def _read(workdir: Path) -> dict[str, Any]:
+    try:
+        return run_folder.read_cost(workdir)
+    except DataError as error:
+        logger.warning("%s", error)
+        return {}
+
+
+def _write(workdir: Path, found: dict[str, Any]) -> None:
+    run_folder.write_json(workdir / run_folder.RUN, found)

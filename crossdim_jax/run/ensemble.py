@@ -1,0 +1,68 @@
+"""Which weights predict: those of a single run, or of all folds of a cross-validation together."""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from crossdim_jax.errors import DataError
+from crossdim_jax.run.experiment import Experiment
+from crossdim_jax.storage import run_folder
+
+DONE = "done"  # an empty file in the folder of a fold that is trained and evaluated
+
+
+def of_fold(experiment: Experiment, fold: int) -> Experiment:
+    """The experiment of one fold, in its own folder."""
+    config = ConfigDict(experiment.config.to_dict())  # plain values: no reference is shared
+    config.data.split.kind = "kfold"
+    config.data.split.fold = fold
+    if "fold" in config:
+        config.fold = fold
+    return dataclasses.replace(
+        experiment, config=config.lock(), workdir=experiment.workdir / f"fold_{fold}"
+    )
+
+
+def members(experiment: Experiment) -> list[Experiment]:
+    """The experiments whose weights predict together: a single run's, or those of all folds.
+
+    Raises DataError if some folds are not trained yet.
+    """
+    if run_folder.has_checkpoint(experiment.workdir):
+        return [experiment]
+    count = experiment.config.data.split.folds
+    folds = [of_fold(experiment, fold) for fold in range(count)]
+    started = any(run_folder.has_checkpoint(fold.workdir) for fold in folds)
+    trained = [fold for fold in folds if (fold.workdir / DONE).is_file()]
+    if started and len(trained) < count:
+        lacking = [fold.workdir.name for fold in folds if fold not in trained]
+        raise DataError(
+            f"{experiment.workdir}: {', '.join(lacking)} of {count} folds are not trained yet; "
+            "finish them with --mode=folds, or give the folder of one fold as --workdir"
+        )
+    return trained or [experiment]  # neither: a single run says what it lacks
+
+
+def predictor(experiment: Experiment) -> tuple[Callable[[np.ndarray], np.ndarray], str]:
+    """The mean of the probabilities of all `members`, and in words what predicts."""
+    parts, steps = [], []
+    for member in members(experiment):
+        run_folder.require_same_network(
+            member.workdir, member.config.to_dict(), defaults=member.defaults
+        )
+        variables, record = member.trained()
+        parts.append(variables)
+        steps.append(str(record["step"]))
+    window = experiment.predictor(flips=experiment.config.inference.flips)
+
+    def predict(image: np.ndarray) -> np.ndarray:
+        total = window(parts[0], image)
+        for variables in parts[1:]:
+            total = total + window(variables, image)
+        return total / len(parts)
+
+    if len(parts) == 1:
+        return predict, f"the weights of step {steps[0]}"
+    return predict, f"the mean of {len(parts)} folds, with the weights of steps {', '.join(steps)}"

@@ -1,0 +1,113 @@
+"""What a training starts from: ported weights or those of a run, and statistics measured for it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from crossdim_jax.data import cache
+from crossdim_jax.errors import ConfigError
+from crossdim_jax.run import cases, weights_of_run
+from crossdim_jax.run.experiment import Experiment
+from crossdim_jax.runtime.distributed import say
+from crossdim_jax.training import batch_stats, optim, step
+from crossdim_jax.training.state import TrainState
+from crossdim_jax.weights import params
+
+
+def load_weights(experiment: Experiment) -> params.Weights | None:
+    """The encoder's ported weights, or those of the run whose folder is named; None if none is.
+
+    Raises:
+      WeightsError: the file does not fit the model, or is not what the config says it is.
+      ConfigError: statistics are to be re-estimated where there are none.
+    """
+    options = experiment.config.weights
+    patches = options.get("reestimate") or 0  # older configs have no such field
+    if not options.file:
+        if patches:
+            raise ConfigError(
+                f"config.weights.reestimate={patches}, but config.weights.file is "
+                "empty: random parameters have no statistics worth measuring; set it to 0"
+            )
+        return None
+    of_run = Path(options.file).is_dir()
+    weights = weights_of_run.load(options.file) if of_run else params.load_weights(options.file)
+    image = jax.ShapeDtypeStruct(experiment.image_shape(), jnp.float32)
+    variables = jax.eval_shape(experiment.model.init, jax.random.key(0), image)
+    if patches and not variables.get("batch_stats"):
+        raise ConfigError(
+            f"config.weights.reestimate={patches}, but with norm "
+            f"{experiment.model.norm!r} the network keeps no running statistics; set it to 0"
+        )
+    params.check(
+        weights.metadata,
+        # The config's own words are about files: they say nothing of what a run has trained.
+        params.requirements(experiment.model, variables)
+        | ({} if of_run else params.claims(options)),
+        name=weights.name,
+        ignore=options.ignore,
+        reestimate=patches,
+    )
+    say(params.describe(weights.metadata))
+    return weights
+
+
+def first_state(
+    experiment: Experiment,
+    optimizer: optim.Optimizer,
+    training: list[cache.CachedCase],
+    weights: params.Weights | None,
+) -> tuple[TrainState, dict[str, Any] | None]:
+    """The state before the first step, and what the encoder really started from."""
+    config = experiment.config
+    state = step.init_state(
+        experiment.model,
+        optimizer,
+        experiment.image_shape(),
+        experiment.mesh,
+        seed=config.seed,
+        weights=weights,
+        skip=config.weights.skip,
+    )
+    record = dict(weights.metadata) if weights is not None else None
+    if record is not None and config.weights.get("reestimate"):
+        state, patches = reestimate(experiment, state, training)
+        record["statistics"] = f"reestimated ({patches} training patches)"
+    return state, record
+
+
+def reestimate(
+    experiment: Experiment, state: TrainState, training: Sequence[cache.CachedCase]
+) -> tuple[TrainState, int]:
+    """Measures the running statistics of every batch norm on training patches.
+
+    Of the whole network, the decoder's too: those would otherwise start from mean 0 and variance 1,
+    which describe nothing. The patches are those that training will see first, in the same
+    micro-batches; without stochastic depth, because evaluation has none.
+
+    Returns:
+      the state with the new statistics, and the number of patches they were measured on.
+
+    Raises:
+      ConfigError: what was measured is not finite.
+    """
+    config, model = experiment.config, experiment.model
+    changes = {"drop_path_rate": 0.0} if hasattr(model, "drop_path_rate") else {}
+    if model.norm == "frozen":  # does not measure anything itself; the tensors are the same
+        changes["norm"] = "batch"
+    at_once = config.train.batch_size // config.train.accumulate
+    # Without threads: only a few are asked for.
+    data = cases.train_data(experiment, training, at_once, num_threads=0)
+    stats, patches = batch_stats.reestimate(
+        model.clone(**changes),
+        {"params": optim.fast(state.params), "batch_stats": state.batch_stats},
+        (batch["image"] for batch in data),
+        experiment.mesh,
+        patches=config.weights.get("reestimate") or 0,
+        seed=config.seed,
+    )
+    say(f"running statistics measured on {patches} training patches")
+    return state._replace(batch_stats=stats), patches

@@ -1,0 +1,283 @@
+"""The run folder: what it was started with, and whether that is what is wanted now."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import os
+import re
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from crossdim_jax.errors import ConfigError, DataError
+from crossdim_jax.runtime import stop
+from crossdim_jax.storage.files import write_text
+from crossdim_jax.storage.records import COUNT, FIELDS, NUMBER, TEXT, read_record
+from crossdim_jax.text import without_paths
+
+logger = logging.getLogger(__name__)
+
+# What lies in it.
+CHECKPOINTS = "checkpoints"
+METRICS = "metrics.jsonl"
+UNREADABLE_METRICS = "metrics.unreadable.jsonl"  # lines of it that could not be read
+CONFIG = "config.json"
+SPLITS = "splits.json"
+WEIGHTS = "weights.json"
+RUN = "run.json"
+PREDICTIONS = "predictions"
+EVALUATION = "evaluation"
+
+# Fields, as patterns for the whole dotted name, that change neither the batches nor the updates.
+HARMLESS = (
+    r"(.*\.)?log_every_steps",
+    r"(.*\.)?checkpoint_every_steps",
+    r"(.*\.)?keep",
+    r"(.*\.)?num_(threads|processes)",
+    r"(.*\.)?workdir",
+    r"data\.(root|cache|changed_cases)",  # `run_content` knows what the cases hold
+    r"weights\.file",  # read at the first start only
+    r"(.*\.)?skip_nonfinite",  # up to now all were finite, or few enough
+    r"(inference|evaluate|predict|report|mesh)(\..*)?",
+)
+
+
+def claim(
+    workdir: str | os.PathLike,
+    config: Mapping[str, Any],
+    *,
+    harmless: Sequence[str] = HARMLESS,
+    defaults: Mapping[str, Any] | None = None,
+    write: bool = True,
+) -> Path:
+    """Makes the folder of a run, or checks that it is the folder of this run.
+
+    A folder without a checkpoint is nobody's: there is nothing in it to go on with.
+
+    Args:
+      workdir: made if it does not exist.
+      config: plain values that JSON can hold.
+      harmless: patterns (`re.fullmatch`) of dotted field names that may change on a resume.
+      defaults: the config file's values without overrides. A field that the folder's record does
+        not have came with a later version, and its default does what was done without it: such a
+        field may be there with its default, and with no other value.
+      write: False only checks: on all processes but the first.
+
+    Returns:
+      the path of its `config.json`, which holds `config` as it is now.
+
+    Raises:
+      ConfigError: the folder is of a run with another config; the message lists every difference.
+      DataError: the folder cannot be written, or its record of the config is damaged, or is gone
+        and its checkpoints do not hold it either.
+    """
+    workdir = Path(workdir)
+    path = workdir / CONFIG
+    config = json.loads(json.dumps(config))  # tuples become lists, as they will be when read
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        resumed = has_checkpoint(workdir)
+    except OSError as error:
+        raise _unwritable(workdir, error) from error
+    if resumed:
+        recorded, source = _recorded(workdir)
+        _refuse_other(workdir, recorded, config, harmless, defaults or {})
+        if write and source != path:
+            logger.warning("%s: was not there; it is written anew, as in %s", path, source)
+    if write:
+        write_json(path, config)
+    return path
+
+
+def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
+    """The config that the run was started with.
+
+    Raises DataError, naming the file, if it is missing or no record of a config.
+    """
+    remedy = "put it back or start in a new folder"
+    return read_record(Path(workdir) / CONFIG, constants=True, remedy=remedy)
+
+
+def read_cost(workdir: str | os.PathLike) -> dict[str, Any]:
+    """What the training cost, see `run_cost`; empty if that is not recorded.
+
+    Raises DataError, naming the file, if it is damaged.
+    """
+    path = Path(workdir) / RUN
+    if not os.path.lexists(path):
+        return {}
+    forms = {"parameters": COUNT, "device": TEXT, "devices": COUNT, "peak_memory_mb": NUMBER}
+    return read_record(path, optional=forms, remedy="the next training makes it anew")
+
+
+def _recorded(workdir: Path) -> tuple[dict[str, Any], Path]:
+    """The config of a run that has checkpoints, and where it was found.
+
+    Every checkpoint holds it too, without the folders in it: that counts if config.json is gone.
+    """
+    path = workdir / CONFIG
+    if os.path.lexists(path):
+        return read_config(workdir), path
+    config, source = _in_checkpoints(workdir)
+    if not config:
+        raise DataError(
+            f"{path}: there is no such file, and the checkpoints beside it do not say with which "
+            "config they were trained; put it back, or give another --workdir"
+        )
+    return config, source
+
+
+def _in_checkpoints(workdir: str | os.PathLike) -> tuple[dict[str, Any], Path]:
+    """The config that the newest checkpoint with a readable record holds, and that record's path.
+
+    The config is empty if no checkpoint holds one. Paths in it are `.../` and their last part.
+    """
+    folder = Path(workdir) / CHECKPOINTS
+    steps = sorted((int(p.name) for p in folder.glob("[0-9]*") if p.name.isdigit()), reverse=True)
+    for step in steps:
+        path = folder / str(step) / "meta" / "metadata"  # the file that Orbax's JsonSave writes
+        with contextlib.suppress(DataError):
+            record = read_record(path, {"config": FIELDS}, constants=True, remedy="not used")
+            if record["config"]:
+                return record["config"], path
+    return {}, folder
+
+
+def write_json(path: Path, record: Mapping[str, Any]) -> None:
+    """Writes a record of the run folder. Raises DataError, naming the folder, if it cannot."""
+    try:
+        write_text(path, json.dumps(record, indent=2, sort_keys=True) + "\n")
+    except OSError as error:
+        raise _unwritable(path.parent, error) from error
+
+
+def _unwritable(workdir: Path, error: OSError) -> DataError:
+    return DataError(
+        f"{workdir}: the run folder cannot be written ({error.strerror or error}); choose "
+        "another --workdir or make room"
+    )
+
+
+def has_checkpoint(workdir: str | os.PathLike) -> bool:
+    """Whether a training has got as far as its first checkpoint there."""
+    # One that is only half written has a longer name.
+    found = (Path(workdir) / CHECKPOINTS).glob("[0-9]*")
+    return any(path.name.isdigit() for path in found)
+
+
+def require_same_network(
+    workdir: str | os.PathLike,
+    config: Mapping[str, Any],
+    *,
+    defaults: Mapping[str, Any] | None = None,
+) -> None:
+    """Raises ConfigError if a config describes another network than the run was trained with.
+
+    Weights of the same shapes would load all the same, and segment wrongly. `defaults` as in
+    `claim`.
+
+    Raises DataError if the folder is not of a run.
+    """
+    workdir = Path(workdir)
+    if not has_checkpoint(workdir) and not os.path.lexists(workdir / CONFIG):
+        raise DataError(
+            f"{workdir / CONFIG}: not found; give the --workdir of a run that was trained"
+        )
+    fields = ("model", "challenge.name", "challenge.modalities")
+    config = json.loads(json.dumps(config))
+    free = [rf"(?!({'|'.join(map(re.escape, fields))})(\.|$)).*", r"model\.(ops|dtype)"]
+    _refuse_other(workdir, _recorded(workdir)[0], config, free, defaults or {})
+
+
+@contextlib.contextmanager
+def only_process(workdir: str | os.PathLike, doing: str) -> Iterator[None]:
+    """Holds the run folder against other processes that would do the same in it.
+
+    The lock is the operating system's, on an open file: it ends with the process, however that
+    ends, and nothing is left that would have to be removed. The file stays.
+
+    Args:
+      workdir: made if it does not exist.
+      doing: what is done, such as "training"; each has a lock of its own.
+
+    Raises DataError, naming the process that holds it, if there is one.
+    """
+    path = Path(workdir) / f".{doing}.lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+", encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise _unwritable(path.parent, error) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise DataError(
+                f"{path.parent}: another process is {doing} in this run folder: "
+                f"{file.read().strip() or 'it has not said which'}. Wait for it or stop it, or "
+                "give another --workdir"
+            ) from error
+        except OSError as error:  # some network file systems have no locks: go on without
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+        with contextlib.suppress(OSError):  # a full disk must not keep a run from being read
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on host {socket.gethostname()}\n")
+            file.flush()
+
+        def forget() -> None:  # whoever gets the folder next need not know on which machine it was
+            with contextlib.suppress(OSError):
+                os.truncate(path, 0)
+
+        with stop.at_the_end(forget):
+            yield
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Dotted field name -> (old, new) where two configs differ; `MISSING` for no such field."""
+    old, new = _flatten(old), _flatten(new)
+    return {
+        name: (old.get(name, MISSING), new.get(name, MISSING))
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name, MISSING) != new.get(name, MISSING)
+    }
+
+
+MISSING = "(absent)"
+
+
+def _refuse_other(
+    workdir: Path,
+    old: Mapping[str, Any],
+    config: Mapping[str, Any],
+    harmless: Sequence[str],
+    defaults: Mapping[str, Any],
+) -> None:
+    defaults = _flatten(json.loads(json.dumps(defaults)))
+    found = {
+        name: (was, now)
+        for name, (was, now) in differences(old, config).items()
+        if not any(re.fullmatch(pattern, name) for pattern in harmless)
+        and not (was == MISSING and name in defaults and defaults[name] == now)
+        and was != without_paths(now, [workdir / "any"])  # as checkpoints record it
+    }
+    if found:
+        lines = "\n".join(f"  {name}: {was!r} -> {now!r}" for name, (was, now) in found.items())
+        raise ConfigError(
+            f"{workdir}: this folder holds a run with another config (there -> now):\n{lines}\n"
+            "To go on with that run use its config; for a new run give another --workdir."
+        )
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,405 @@
+"""Optimisers, learning-rate schedules, lookahead, and which parameters they touch.
+
+Parameters are named by their Flax path, `params/encoder/blocks_1_0/conv_dw/kernel`, and chosen by
+regular expressions for the whole path, the same that loading weights takes (`params.select`):
+`encoder/.*`, `.*/(bias|scale)`. A pattern that matches nothing is an error.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from crossdim_jax import ranges
+from crossdim_jax.errors import ConfigError, WeightsError
+from crossdim_jax.weights import params as params_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """An optimiser and what a training step has to know of it.
+
+    Attributes:
+      tx: the gradient transformation of the fast parameters.
+      learning_rate: step -> learning rate, for the log.
+      sync_period: fast updates per slow one; 0 for no lookahead. With it, parameters are kept as
+        `optax.LookaheadParams(fast, slow)` and the state is an `optax.LookaheadState`.
+      slow_step_size: of the way from slow to fast, taken at each synchronisation.
+    """
+
+    tx: optax.GradientTransformation
+    learning_rate: optax.Schedule
+    sync_period: int = 0
+    slow_step_size: float = 0.5
+
+    def wrap(self, params: Any) -> Any:
+        """The parameters as the training state keeps them; fast and slow share no buffer."""
+        if not self.sync_period:
+            return params
+        return optax.LookaheadParams(fast=params, slow=jax.tree.map(jnp.copy, params))
+
+    def init(self, params: Any) -> Any:
+        """The state before the first step, from parameters as `wrap` gives them."""
+        state = self.tx.init(fast(params))
+        if not self.sync_period:
+            return state
+        return optax.LookaheadState(state, jnp.zeros((), jnp.int32))
+
+    def update(self, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        """The parameters and the state after a step.
+
+        Args:
+          grads: the gradient at the fast parameters.
+          state: from `init` or the step before.
+          params: as `wrap` gives them.
+        """
+        if self.sync_period:
+            return self._lookahead(grads, state, params)
+        updates, state = self.tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    def _lookahead(self, grads, state, params):
+        """As `optax.lookahead`, but that the fast parameters are set to the new slow ones.
+
+        A difference of fast and slow would be added to both otherwise, so neither could be
+        overwritten in place and both would be copied first. Zhang et al. 2019.
+        """
+        updates, inner = self.tx.update(grads, state.fast_state, params.fast)
+        ahead = optax.apply_updates(params.fast, updates)
+        sync = state.steps_since_sync == self.sync_period - 1
+        step = jnp.where(sync, self.slow_step_size, 0.0)
+        slow = jax.tree.map(lambda s, f: s + step.astype(s.dtype) * (f - s), params.slow, ahead)
+        # Made before the fast ones, which are read here.
+        slow = jax.lax.optimization_barrier(slow)
+        new = jax.tree.map(lambda s, f: jnp.where(sync, s, f), slow, ahead)
+        steps = (state.steps_since_sync + 1) % self.sync_period
+        return optax.LookaheadParams(new, slow), optax.LookaheadState(inner, steps)
+
+
+def norm(tree: Any) -> jax.Array:
+    """The Euclidean norm of all arrays of a tree together.
+
+    Of vectors: the compiled program then has one loop for all arrays of a size.
+    """
+    squares = (jnp.sum(jnp.square(x.ravel())) for x in jax.tree.leaves(tree))
+    return jnp.sqrt(sum(squares))
+
+
+def fast(params: Any) -> Any:
+    """The parameters that gradients are taken at; `params` itself without lookahead."""
+    return params.fast if isinstance(params, optax.LookaheadParams) else params
+
+
+def slow(params: Any) -> Any:
+    """The parameters to evaluate and export; `params` itself without lookahead."""
+    return params.slow if isinstance(params, optax.LookaheadParams) else params
+
+
+def since_sync(opt_state: Any) -> jax.Array | int:
+    """How many updates were made since fast and slow parameters were equal; 0 without lookahead."""
+    return opt_state.steps_since_sync if isinstance(opt_state, optax.LookaheadState) else 0
+
+
+def constant_then_cosine(
+    lr: float, lr_end: float, *, constant_epochs: float, epochs: float, steps_per_epoch: int
+) -> optax.Schedule:
+    """`lr` for `constant_epochs`, then a half cosine down to `lr_end` at `epochs`.
+
+    Messaoudi et al. 2023, Sect. 3.1.3: 1e-3 for 40 epochs, then cosine annealing to 1e-5.
+
+    Args:
+      lr: the constant learning rate.
+      lr_end: reached at `epochs`, and kept from there on.
+      constant_epochs: length of the constant part; `epochs` or more for no cosine.
+      epochs: length of the training.
+      steps_per_epoch: epochs are turned into steps with it.
+
+    Returns:
+      step -> learning rate.
+    """
+    if not (0 <= lr_end <= lr < math.inf and lr > 0):
+        raise ConfigError(f"learning rate {lr} to {lr_end}: expected 0 <= end <= start, start > 0")
+    flat = round(constant_epochs * steps_per_epoch)
+    decay = round(epochs * steps_per_epoch) - flat
+    if decay <= 0:
+        return optax.constant_schedule(lr)
+    cosine = optax.cosine_decay_schedule(lr, decay, alpha=lr_end / lr)
+    return optax.join_schedules([optax.constant_schedule(lr), cosine], [flat])
+
+
+def exponential(
+    lr: float, lr_end: float, *, decay_per_epoch: float, steps_per_epoch: int
+) -> optax.Schedule:
+    """`lr` in the first epoch, times `decay_per_epoch` in each that follows, never below `lr_end`.
+
+    Messaoudi et al. 2023, Sect. 3.1.1: "reduced at each epoch by 5% until it reaches" 1e-5.
+
+    Args:
+      lr: the learning rate of the first epoch.
+      lr_end: the lowest.
+      decay_per_epoch: between 0 and 1.
+      steps_per_epoch: epochs are turned into steps with it.
+
+    Returns:
+      step -> learning rate.
+    """
+    epochs_until(lr, lr_end, decay_per_epoch)
+    return optax.exponential_decay(
+        lr, steps_per_epoch, decay_per_epoch, staircase=True, end_value=lr_end
+    )
+
+
+def epochs_until(lr: float, lr_end: float, decay_per_epoch: float) -> int:
+    """Epochs after which `exponential` has come down to `lr_end`.
+
+    Raises ConfigError if it never does.
+    """
+    if not (0 < decay_per_epoch < 1 and 0 < lr_end <= lr < math.inf):
+        raise ConfigError(
+            f"learning rate {lr} to {lr_end}, times {decay_per_epoch} an epoch: expected "
+            "0 < end <= start and a factor between 0 and 1"
+        )
+    return max(1, math.ceil(round(math.log(lr_end / lr) / math.log(decay_per_epoch), 9)))
+
+
+class ScheduledNadamState(NamedTuple):
+    """State of `scale_by_scheduled_nadam`: steps done, product of the momenta, the two moments."""
+
+    count: jax.Array
+    momentum_product: jax.Array
+    mu: Any
+    nu: Any
+
+
+def scale_by_scheduled_nadam(
+    b1: float, b2: float, eps: float, schedule_decay: float
+) -> optax.GradientTransformation:
+    r"""Nadam with Dozat's momentum schedule.
+
+    With :math:`\beta_t = b_1 (1 - 0.5 \cdot 0.96^{t d})`, `d` the `schedule_decay`:
+
+    .. math::
+      m_t = b_1 m_{t-1} + (1 - b_1) g_t, \quad v_t = b_2 v_{t-1} + (1 - b_2) g_t^2
+
+      u_t = \left( \frac{1 - \beta_t}{1 - \prod_{i \le t} \beta_i} g_t +
+        \frac{\beta_{t+1}}{1 - \prod_{i \le t+1} \beta_i} m_t \right) /
+        \left( \sqrt{v_t / (1 - b_2^t)} + \epsilon \right)
+
+    Args:
+      b1: limit of the momentum.
+      b2: decay of the second moment.
+      eps: added to the root.
+      schedule_decay: 0.004 (= 1/250) in Dozat's paper and in the released code.
+
+    Returns:
+      The transformation, to be followed by a scaling with the negative learning rate.
+
+    References:
+      Dozat, `Incorporating Nesterov Momentum into Adam
+      <https://openreview.net/pdf?id=OM0jvwB8jIp57ZJjtNEZ>`_, 2016
+    """
+
+    def momentum(t):
+        return b1 * (1 - 0.5 * 0.96 ** (t * schedule_decay))
+
+    def init(params):
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return ScheduledNadamState(
+            jnp.zeros((), jnp.int32), jnp.ones(()), zeros, jax.tree.map(jnp.zeros_like, params)
+        )
+
+    def update(updates, state, params=None):
+        del params
+        count = optax.safe_increment(state.count)
+        t = count.astype(jnp.float32)
+        now, following = momentum(t), momentum(t + 1)
+        product = state.momentum_product * now
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, updates)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, updates)
+        of_gradient = (1 - now) / (1 - product)
+        of_moment = following / (1 - product * following)
+        root_scale = 1 - b2**t
+        scaled = jax.tree.map(
+            lambda g, m, v: (of_gradient * g + of_moment * m) / (jnp.sqrt(v / root_scale) + eps),
+            updates,
+            mu,
+            nu,
+        )
+        return scaled, ScheduledNadamState(count, product, mu, nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _nadam(b1, b2, eps, schedule_decay):
+    if schedule_decay is None:
+        return optax.scale_by_adam(b1, b2, eps, nesterov=True)
+    return scale_by_scheduled_nadam(b1, b2, eps, schedule_decay)
+
+
+def _adam(b1, b2, eps, schedule_decay):
+    if schedule_decay is not None:
+        raise ConfigError("schedule_decay belongs to nadam; set it to None for adam")
+    return optax.scale_by_adam(b1, b2, eps)
+
+
+RULES: dict[str, Callable[..., optax.GradientTransformation]] = {"nadam": _nadam, "adam": _adam}
+
+
+def make(
+    name: str = "nadam",
+    learning_rate: float | optax.Schedule = 1e-3,
+    *,
+    b1: float = 0.95,
+    b2: float = 0.99,
+    eps: float = 1e-8,
+    schedule_decay: float | None = None,
+    sync_period: int | None = 6,
+    slow_step_size: float = 0.5,
+    clip_norm: float | None = None,
+    weight_decay: float = 0.0,
+    decay: Sequence[str] = (".*/kernel",),
+    freeze: Sequence[str] = (),
+    freeze_steps: int | None = None,
+    rates: Sequence[tuple[str, float]] = (),
+) -> Optimizer:
+    """The optimiser of the recipes: Nadam inside lookahead.
+
+    Messaoudi et al. 2023, Sect. 3.1.3: betas (0.95, 0.99), 6 fast updates, slow step 0.5. The
+    released code: `eps=1e-5, schedule_decay=0.004`.
+
+    Args:
+      name: one of `RULES`.
+      learning_rate: a number or step -> number.
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      eps: added to the root of the second moment.
+      schedule_decay: momentum schedule of nadam, see `scale_by_scheduled_nadam`, at 0 the constant
+        momentum b1 / 2; None for none.
+      sync_period: fast updates per slow update; 0 or None for no lookahead.
+      slow_step_size: of the way from slow to fast, taken at each synchronisation.
+      clip_norm: limit of the global gradient norm over the parameters that are not frozen; 0 or
+        None for none.
+      weight_decay: decoupled, times the learning rate.
+      decay: patterns of the parameters that decay; looked at only when `weight_decay` is not 0.
+      freeze: patterns of the parameters that keep their value.
+      freeze_steps: how many steps they keep it for; None: always. Until then their gradients count
+        as 0 for the moments, too.
+      rates: (pattern, factor): the learning rate of the parameters that match is so many times the
+        others'; of several patterns that match, the last counts.
+
+    Returns:
+      `Optimizer`; its `init` raises ConfigError for a pattern that matches no parameter.
+
+    Raises ConfigError for a number outside its range, see `config_ranges.RANGES`.
+    """
+    if name not in RULES:
+        raise ConfigError(f"optimiser {name!r} is unknown; known: {', '.join(sorted(RULES))}")
+    ranges.check(
+        "optim",
+        # A rate of 0, which keeps all as it is, is no training; but code may ask for it.
+        **{} if callable(learning_rate) or learning_rate == 0 else {"learning_rate": learning_rate},
+        b1=b1,
+        b2=b2,
+        eps=eps,
+        schedule_decay=schedule_decay,
+        sync_period=sync_period,
+        slow_step_size=slow_step_size,
+        clip_norm=clip_norm,
+        weight_decay=weight_decay,
+        rates=tuple(rates),
+    )
+    schedule = learning_rate if callable(learning_rate) else optax.constant_schedule(learning_rate)
+    parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+    parts.append(RULES[name](b1, b2, eps, schedule_decay))
+    if weight_decay:
+        decay = tuple(decay)
+        parts.append(optax.add_decayed_weights(weight_decay, lambda p: matches(p, decay)))
+    parts.append(optax.scale_by_learning_rate(schedule))
+    tx = optax.chain(*parts)
+    if freeze_steps is not None and not (freeze and freeze_steps > 0):
+        raise ConfigError(
+            f"freezing for {freeze_steps} steps, of the patterns {tuple(freeze)}: expected a "
+            "pattern or more, and a length above 0; None freezes for ever"
+        )
+    if freeze:
+        freeze = tuple(freeze)
+        tx = _frozen_for(tx, freeze, freeze_steps) if freeze_steps else _frozen(tx, freeze)
+    if rates:
+        tx = optax.chain(tx, _scaled(rates))
+    return Optimizer(tx, schedule, sync_period or 0, slow_step_size)
+
+
+def matches(params: Any, patterns: Sequence[str]) -> Any:
+    """A tree of bool like `params`: whether any pattern matches the parameter's whole path.
+
+    Raises ConfigError for a pattern that matches nothing.
+    """
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    paths = ["/".join(["params", *(str(key.key) for key in path)]) for path, _ in leaves]
+    try:
+        chosen = params_lib.select(patterns, paths)
+    except WeightsError as error:
+        raise ConfigError(f"in the optimiser's freeze, decay or rates: {error}") from error
+    return jax.tree.unflatten(jax.tree.structure(params), [path in chosen for path in paths])
+
+
+def _frozen(tx: optax.GradientTransformation, patterns: tuple[str, ...]):
+    """`tx` on all parameters but those that match; those keep no optimiser state either."""
+
+    def labels(params):
+        return jax.tree.map(lambda hit: "frozen" if hit else "trained", matches(params, patterns))
+
+    return optax.partition({"trained": tx, "frozen": optax.set_to_zero()}, labels)
+
+
+class FrozenForState(NamedTuple):
+    """State of `_frozen_for`: steps done, and that of what it wraps."""
+
+    count: jax.Array
+    inner: Any
+
+
+def _frozen_for(tx: optax.GradientTransformation, patterns: tuple[str, ...], steps: int):
+    """`tx`, to which the parameters that match have no gradient and no update for some steps."""
+
+    def init(params):
+        matches(params, patterns)  # a pattern that matches nothing is said before training
+        return FrozenForState(jnp.zeros((), jnp.int32), tx.init(params))
+
+    def update(updates, state, params=None):
+        hits, frozen = matches(updates, patterns), state.count < steps
+
+        def held(tree):
+            return jax.tree.map(lambda u, hit: jnp.where(frozen & hit, 0, u), tree, hits)
+
+        updates, inner = tx.update(held(updates), state.inner, params)
+        return held(updates), FrozenForState(optax.safe_increment(state.count), inner)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _scaled(rates: Sequence[tuple[str, float]]) -> optax.GradientTransformation:
+    """Updates times the factor of the last pattern that matches."""
+
+    def scaled(tree):
+        for i, (pattern, factor) in enumerate(rates):
+            hits = matches(tree, (pattern,))
+            later = [matches(tree, (other,)) for other, _ in rates[i + 1 :]]
+            tree = jax.tree.map(
+                lambda u, hit, *others, by=factor: u * by if hit and not any(others) else u,
+                tree,
+                hits,
+                *later,
+            )
+        return tree
+
+    def init(params):
+        for pattern, _ in rates:
+            matches(params, (pattern,))
+        return optax.EmptyState()
+
+    return optax.GradientTransformation(init, lambda u, state, params=None: (scaled(u), state))

@@ -1,0 +1,1 @@
+"""Weight files: their form, their record, and how they enter a network."""

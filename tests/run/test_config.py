@@ -1,0 +1,85 @@
+"""What is said about a config that cannot be read: one line, complete, nothing lost."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from crossdim_jax.errors import ConfigError
+from crossdim_jax.run import config
+
+ROOT = Path(__file__).resolve().parents[2]
+# ml_collections 1.1 reads config files in a way that Python will drop.
+pytestmark = pytest.mark.filterwarnings(
+    r"ignore:the load_module\(\) method is deprecated:DeprecationWarning"
+)
+GOOD = """
+from ml_collections import ConfigDict
+def get_config(arg=""):
+    return ConfigDict({"seed": 0, "model": {"norm": "batch", "name": arg}})
+"""
+
+
+@pytest.fixture
+def said(tmp_path):
+    """(text of a config file, argument and overrides) -> the message, without the file's path."""
+
+    def read(text, argument="", *overrides):
+        path = tmp_path / "x.py"
+        path.write_text(text)
+        with pytest.raises(ConfigError) as caught:
+            config.read(f"{path}{argument}", overrides)
+        message = str(caught.value)
+        assert message.startswith(f"{path}{argument}: ") and "\n" not in message
+        return message.removeprefix(f"{path}{argument}: ")
+
+    return read
+
+
+def test_argument_and_overrides_reach_the_config(tmp_path):
+    (tmp_path / "x.py").write_text(GOOD)
+    found = config.read(f"{tmp_path}/x.py:abc", ["--config.model.norm=group", "--config.seed=3"])
+    assert found.to_dict() == {"seed": 3, "model": {"norm": "group", "name": "abc"}}
+
+
+def test_quotes_are_kept(said):
+    assert said(GOOD, "", "--config.seed=abc").endswith(
+        "invalid literal for int() with base 10: 'abc'"
+    )
+    text = said(GOOD, "", "--config.model.nrm=group")
+    assert text == """the config has no such field: 'nrm' Did you mean "norm" instead of "nrm"?"""
+    assert said("import nosuch") == "ModuleNotFoundError: No module named 'nosuch'"
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("raise KeyError(arg)", "KeyError: 'demo'"),
+        ("raise ValueError('it is \"bad\"\\nand worse')", 'ValueError: it is "bad" and worse'),
+        ("raise AttributeError('what')", "AttributeError: what"),
+        (
+            "return open('/gone/x')",
+            "FileNotFoundError: [Errno 2] No such file or directory: '/gone/x'",
+        ),
+        ("return None", "TypeError: get_config() returned None, expected a ConfigDict"),
+    ],
+)
+def test_errors_of_the_program_in_the_file(body, message, said):
+    assert said(f"def get_config(arg):\n    {body}\n", ":demo") == message
+
+
+def test_a_missing_file_is_one_failure_not_two(tmp_path):
+    with pytest.raises(ConfigError, match="gone.py: no such config file"):
+        config.read(f"{tmp_path}/gone.py:demo")
+    done = subprocess.run(
+        [sys.executable, "launch.py", f"--config={tmp_path}/gone.py", "--workdir=unused"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: cannot read the config: [Errno 2] No such file or directory: ")
+    assert f"'{tmp_path}/gone.py'" in last and last.count("gone.py") == 1

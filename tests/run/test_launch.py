@@ -1,0 +1,235 @@
+"""The command, as a user runs it; and what it says to bad input."""
+
+import gzip
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from crossdim_jax.challenges.brats import phantom
+from crossdim_jax.storage import run_folder
+
+ROOT = Path(__file__).resolve().parents[2]
+DEBUG = "--config=configs/brats_dxnet.py:debug"
+
+
+def launch(*arguments):
+    """Runs launch.py on one CPU device; returns the finished process."""
+    return subprocess.run(
+        [sys.executable, "launch.py", *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def fails(process, *parts):
+    """The command failed with one clear message, which holds all of `parts`."""
+    assert process.returncode == 1, process.stderr
+    assert "Traceback" not in process.stderr
+    assert "error: " in process.stderr
+    for part in parts:
+        assert part in process.stderr
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished debug run: its folder and the flags that name it."""
+    folder = tmp_path_factory.mktemp("run")
+    flags = [
+        DEBUG,
+        f"--workdir={folder / 'work'}",
+        f"--config.data.root={folder / 'cases'}",
+        f"--config.data.cache={folder / 'cache'}",
+    ]
+    process = launch(*flags)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.rstrip().endswith(str(folder / "work" / "report.html"))
+    return folder / "work", flags
+
+
+def test_training_leaves_everything_a_run_folder_holds(run):
+    workdir, _ = run
+    split = json.loads((workdir / "splits.json").read_text())
+    assert len(split["train"]) == len(split["validation"]) == 2
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["kind"] for line in lines] == ["train", "train", "validation"]
+    assert np.isfinite([line["loss"] for line in lines[:2]]).all()
+    predictions = sorted(p.name for p in (workdir / "predictions").iterdir())
+    assert predictions == [f"{case}.nii.gz" for case in split["validation"]]
+    assert {"cases.csv", "summary.json", "table.md"} <= {
+        p.name for p in (workdir / "evaluation").iterdir()
+    }
+    assert json.loads((workdir / "config.json").read_text())["model"]["name"] == "dxnet"
+    assert (workdir / "report.html").stat().st_size > 100_000
+
+
+def test_the_same_command_again_trains_no_further_and_ends_the_same(run):
+    workdir, flags = run
+    before = (workdir / "metrics.jsonl").read_text()
+    table = (workdir / "evaluation" / "cases.csv").read_text()
+    assert launch(*flags).returncode == 0
+    assert (workdir / "metrics.jsonl").read_text() == before
+    assert (workdir / "evaluation" / "cases.csv").read_text() == table
+
+
+def test_a_folder_in_use_is_refused(run):
+    workdir, flags = run
+    with run_folder.only_process(workdir, "training"):
+        fails(launch(*flags), "is training in this run folder", f"process {os.getpid()} on host")
+
+
+def test_another_config_is_refused_in_a_used_folder(run):
+    _, flags = run
+    process = launch(*flags, "--config.optim.learning_rate=0.01")
+    fails(process, "optim.learning_rate", "0.001 -> 0.01", "--workdir")
+
+
+def test_another_network_than_the_trained_one_is_refused(run, tmp_path):
+    _, flags = run
+    process = launch(*flags, "--mode=evaluate", "--config.model.norm=group")
+    fails(process, "model.norm", "None -> 'group'")
+
+
+def test_prediction_goes_on_after_a_faulty_case_and_skips_what_is_there(run, tmp_path):
+    workdir, flags = run
+    cases, output = tmp_path / "new", tmp_path / "out"
+    for folder in phantom.generate(cases, 3, shape=(32, 36, 32), seed=5):
+        (folder / f"{folder.name}_seg.nii.gz").unlink()  # new cases have no labels
+    truncated = cases / "Phantom_001" / "Phantom_001_t2.nii.gz"
+    truncated.write_bytes(truncated.read_bytes()[:2000])
+    predict = [*flags, "--mode=predict", f"--input={cases}", f"--output={output}"]
+
+    process = launch(*predict)
+    fails(process, "Phantom_001", str(truncated))
+    assert sorted(p.name for p in output.iterdir()) == ["Phantom_000.nii.gz", "Phantom_002.nii.gz"]
+    for name in ("Phantom_000", "Phantom_002"):
+        image = nib.load(cases / name / f"{name}_flair.nii.gz")
+        label = nib.load(output / f"{name}.nii.gz")
+        assert label.shape == image.shape
+        assert label.get_data_dtype() == np.uint8 and image.get_data_dtype() == np.int16
+        np.testing.assert_array_equal(label.affine, image.affine)
+        assert set(np.unique(label.dataobj)) <= {0, 1, 2, 4}
+
+    mine = output / "Phantom_000.nii.gz"
+    mine.write_bytes(b"corrected by hand")
+    fails(launch(*predict), "Phantom_001")
+    assert mine.read_bytes() == b"corrected by hand"
+    shutil.rmtree(cases / "Phantom_001")
+    process = launch(*predict, "--overwrite")
+    assert process.returncode == 0 and "2 written" in process.stdout
+    assert nib.load(mine).shape == nib.load(cases / "Phantom_000/Phantom_000_t1.nii.gz").shape
+
+
+def test_every_faulty_case_is_reported_at_once(tmp_path):
+    cases = tmp_path / "cases"
+    folders = phantom.generate(cases, 9, shape=(32, 36, 32))
+
+    def edit(number, modality, change):
+        path = folders[number] / f"{folders[number].name}_{modality}.nii.gz"
+        image = nib.load(path)
+        voxels, affine = change(np.asarray(image.dataobj).astype(np.float32), image.affine.copy())
+        nib.save(nib.Nifti1Image(voxels, affine), path)
+        return str(path)
+
+    def with_nan(voxels, affine):
+        voxels[3, 3, 3] = np.nan
+        return voxels, affine
+
+    named = [
+        edit(0, "t1", with_nan),
+        edit(1, "t2", lambda v, a: (np.zeros_like(v), a)),
+        edit(2, "seg", lambda v, a: (np.where(v == 4, 3, v) + 0, a)),
+        edit(3, "flair", lambda v, a: (np.stack([v, v], -1), a)),
+        edit(4, "t1ce", lambda v, a: (v, a + 1.0)),
+    ]
+    path = folders[5] / f"{folders[5].name}_t1.nii.gz"
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()))[:-100])
+    # As somebody's own data: generated phantoms would be repaired.
+    flags = ["--config=configs/brats_dxnet.py", f"--workdir={tmp_path / 'work'}"]
+    flags += [f"--config.data.root={cases}", f"--config.data.cache={tmp_path / 'cache'}"]
+    flags += ["--config.challenge.layout=2021", "--config.weights.file="]
+    missing = folders[6] / f"{folders[6].name}_t2.nii.gz"
+    missing.unlink()
+    process = launch(*flags)
+    fails(process, *named, str(path), missing.name, "(7 faulty)")
+    assert not (tmp_path / "work" / "splits.json").exists()
+
+    # The advice is to repair or remove them: then the run starts.
+    for folder in folders[:7]:
+        shutil.rmtree(folder)
+    flags += ["--config.data.patch=(32,32,32)", "--config.optim.freeze=('nothing',)"]
+    fails(launch(*flags), "'nothing'", "matches no path")
+
+
+@pytest.mark.parametrize(
+    "flags,parts",
+    [
+        (["--config.model.drop_rate=0.1"], ["drop_rate", "drop_path_rate"]),
+        (["--config.model.encoder=resnet"], ["resnet", "efficientnet_b0"]),
+        (["--config.train.loss=focal"], ["train.loss", "dice_bce"]),
+        (["--config.data.patch=(40,64,64)"], ["data.patch", "multiples of 32"]),
+        (["--config.weights.file=", "--config.data.root=nowhere"], ["nowhere"]),
+        (["--config.weights.file="], ["config.data.root", "--config.data.root=/path"]),
+        (
+            ["--config.data.root=.", "--config.weights.file=nowhere.safetensors"],
+            ["nowhere.safetensors", "weight_port"],
+        ),
+        (["--config.train.epochs=0"], ["train.epochs=0"]),
+        (["--config.inference.overlap=1.0"], ["inference.overlap=1.0"]),
+        (["--config.mesh.depth=3"], ["depth=3"]),
+    ],
+)
+def test_mistakes_in_the_config_are_one_clear_message(tmp_path, flags, parts):
+    process = launch("--config=configs/brats_dxnet.py", f"--workdir={tmp_path / 'w'}", *flags)
+    fails(process, *parts)
+
+
+TELLING = r"""
+import logging, os, warnings
+from absl import app
+import launch
+
+name = os.fsdecode(b"M\xfcller\x1b[2J")
+
+def build(*_, **__):
+    logging.getLogger("a.library").warning("of %s", name)
+    warnings.warn(f"in {name}")
+    try:
+        raise OSError(f"at {name}")
+    except OSError as error:
+        logging.getLogger("crossdim_jax.x").error("failed", exc_info=error)
+    raise SystemExit(3)
+
+launch.experiment.build = build
+app.run(launch.main, flags_parser=launch.parse)
+"""
+
+
+def test_what_libraries_say_of_files_gives_the_terminal_no_orders(tmp_path):
+    process = subprocess.run(
+        [sys.executable, "-c", TELLING, DEBUG, f"--workdir={tmp_path}"],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+        capture_output=True,
+        timeout=600,
+    )
+    assert process.returncode == 3, process.stderr
+    assert b"\x1b" not in process.stderr
+    for word in (b"] of", b"UserWarning: in", b"OSError: at"):
+        assert word + rb" M\xfcller\x1b[2J" in process.stderr
+
+
+def test_a_run_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    cases = tmp_path / "cases"
+    flags = [DEBUG, f"--config.data.root={cases}", f"--config.data.cache={tmp_path / 'cache'}"]
+    fails(launch(*flags, f"--workdir={tmp_path / 'file' / 'run'}"), str(tmp_path / "file"))
