@@ -12,7 +12,7 @@ from crossdim_jax.challenges import patients
 from crossdim_jax.challenges.brats import phantom
 from crossdim_jax.data import digests, splits
 from crossdim_jax.errors import ConfigError, DataError
-from crossdim_jax.run import cases, content, experiment, folds
+from crossdim_jax.run import cases, content, experiment
 from crossdim_jax.storage import reading, run_folder
 
 
@@ -188,10 +188,10 @@ def test_folds_of_different_rules_are_refused(run):
         parts.append(dataclasses.replace(part, workdir=job.workdir / f"fold_{fold}"))
     same_patient(job, *PAIRS)
     begin(parts[0])
-    folds.run_cases.check_folds(parts)
+    cases.check_folds(parts)
     same_patient(job, *CROSSED)
     with pytest.raises(DataError, match="4 cases are held out by several folds or by none|2 cases"):
-        folds.run_cases.check_folds(parts)
+        cases.check_folds(parts)
 
 
 def test_names_that_look_like_one_patient_are_pointed_out(run, capsys):
