@@ -11,11 +11,11 @@ import numpy as np
 
 from crossdim_jax import metrics
 from crossdim_jax.errors import ConfigError
-from crossdim_jax.imaging import nifti as images
+from crossdim_jax.imaging import nifti
 from crossdim_jax.imaging.case import Case, CaseFiles, Prepared
 from crossdim_jax.imaging.nifti import Geometry
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # workers that only read cases need no matplotlib
     from matplotlib.figure import Figure
 
 
@@ -202,7 +202,7 @@ class Challenge(abc.ABC):
 
     def read_prediction(self, path: str | os.PathLike) -> tuple[np.ndarray, Geometry]:
         """Reads what `write` wrote, or somebody else in its place."""
-        return images.read_label(path)
+        return nifti.read_label(path)
 
     def check_label(self, path: Path, label: np.ndarray) -> None:
         """Raises DataError, naming the file, if a label holds values that mean nothing here."""

@@ -7,7 +7,7 @@ import numpy as np
 
 from crossdim_jax.challenges.base import Challenge
 from crossdim_jax.errors import ConfigError, DataError
-from crossdim_jax.imaging import preprocess
+from crossdim_jax.imaging import preprocess, resample
 from crossdim_jax.imaging.case import Case, Prepared
 
 
@@ -53,7 +53,7 @@ class SliceChallenge(Challenge):
             )
         if not np.isfinite(probabilities).all():
             raise DataError("the network's probabilities contain NaN or infinity")
-        on_grid = preprocess.resize(probabilities, prepared.full_shape[1:])
+        on_grid = resample.resize(probabilities, prepared.full_shape[1:])
         return np.asarray(self.values, np.uint8)[on_grid.argmax(-1)]
 
     def check_label(self, path: Path, label: np.ndarray) -> None:

@@ -8,9 +8,9 @@ and an image is masked only if the edges of its volume are 0. See `outside`.
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 from scipy import ndimage
 
+from crossdim_jax.imaging import resample
 from crossdim_jax.imaging.case import BBox, Case, Prepared
 
 # What `preprocess` does, for keys of derived files; change it when the result changes.
@@ -213,39 +213,13 @@ def slices(case: Case, size: Sequence[int], *, statistics: str = "slice") -> Pre
     image = np.where(varies, (image - mean) / np.where(varies, deviation, 1), 0)
     full_shape = case.image.shape[:3]
     return Prepared(
-        image=resize(image.astype(np.float32), size),
-        label=None if case.label is None else resize_label(case.label, size),
+        image=resample.resize(image.astype(np.float32), size),
+        label=None if case.label is None else resample.resize_label(case.label, size),
         bbox=tuple((0, length) for length in full_shape),
         full_shape=full_shape,
         spacing_mm=case.spacing_mm,
         kind=case.kind,
     )
-
-
-def resize(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """(z, y, x, c) -> (z, *size, c) float32, slice by slice, linear.
-
-    Pixels are areas: the edges of both grids coincide, whatever their sizes. When a slice shrinks,
-    each new pixel is a weighted mean of all those under it, so that nothing aliases.
-    """
-    return _resized(image, size, np.float32, Image.Resampling.BILINEAR)
-
-
-def resize_label(label: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """(z, y, x) uint8 -> (z, *size), slice by slice: the value at each new pixel's centre."""
-    return _resized(label[..., None], size, np.uint8, Image.Resampling.NEAREST)[..., 0]
-
-
-def _resized(array, size, dtype, how) -> np.ndarray:
-    rows, columns = (int(n) for n in size)
-    if array.shape[1:3] == (rows, columns):
-        return np.ascontiguousarray(array, dtype)
-    result = np.empty((array.shape[0], rows, columns, array.shape[-1]), dtype)
-    for z in range(array.shape[0]):
-        for c in range(array.shape[-1]):
-            plane = Image.fromarray(np.ascontiguousarray(array[z, ..., c], dtype))
-            result[z, ..., c] = plane.resize((columns, rows), how)
-    return result
 
 
 def uncrop(label_crop: np.ndarray, bbox: BBox, full_shape: tuple[int, int, int]) -> np.ndarray:

@@ -3,23 +3,19 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from crossdim_jax import metrics
 from crossdim_jax.challenges.base import Evaluated, Table
-from crossdim_jax.challenges.camus import layouts, phantom, volumes
-from crossdim_jax.challenges.camus import tables as camus_tables
+from crossdim_jax.challenges.camus import figures, layouts, tables, volumes
 from crossdim_jax.challenges.camus.volumes import Measured
 from crossdim_jax.challenges.slices import SliceChallenge
 from crossdim_jax.errors import ConfigError, DataError, ManyErrors
 from crossdim_jax.imaging import grid, metaimage, nifti
 from crossdim_jax.imaging.case import Case, CaseFiles
 from crossdim_jax.imaging.nifti import Geometry
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 PROFILES = {"pooled": "camus", "masd": "camus_masd"}
 # Contour -> colour, as in the paper's Figures 3 and 8.
@@ -137,17 +133,15 @@ class Camus(SliceChallenge):
         truth, prediction, clinical = self._volumes(evaluated)
         groups = [self.groups(case.files) for case in evaluated]
         return [
-            camus_tables.contours(evaluated, groups, self.regions),
-            camus_tables.agreement(truth, prediction, clinical),
-            camus_tables.patients(truth, prediction, clinical),
+            tables.contours(evaluated, groups, self.regions),
+            tables.agreement(truth, prediction, clinical),
+            tables.patients(truth, prediction, clinical),
         ]
 
-    def figures(self, evaluated: Sequence[Evaluated]) -> list[tuple[str, "Figure", str]]:
+    def figures(self, evaluated: Sequence[Evaluated]) -> list[tuple[str, Figure, str]]:
         """Figure 3 for the median patient; EF, EDV and ESV as scatter and Bland-Altman plots."""
-        from crossdim_jax.challenges.camus import figures as camus_figures
-
         truth, prediction, _ = self._volumes(evaluated)
-        made = [camus_figures.phases(self, evaluated), camus_figures.volumes(truth, prediction)]
+        made = [figures.phases(self, evaluated), figures.volumes(truth, prediction)]
         return [figure for figure in made if figure is not None]
 
     def layers(self, label: np.ndarray) -> dict[str, tuple[np.ndarray, str]]:
@@ -191,6 +185,8 @@ class Camus(SliceChallenge):
     @classmethod
     def make_phantoms(cls, root: str | os.PathLike, n: int, **recipe: object) -> Path:
         """See `camus_phantom.ensure`."""
+        from crossdim_jax.challenges.camus import phantom  # only demos need it
+
         return phantom.ensure(root, n, **recipe)
 
     def fingerprint(self) -> dict[str, object]:

@@ -13,10 +13,7 @@ from scipy import ndimage
 
 from crossdim_jax import metrics
 from crossdim_jax.challenges.base import Evaluated, Table
-from crossdim_jax.challenges.chaos import figures as chaos_figures
-from crossdim_jax.challenges.chaos import layouts, submission
-from crossdim_jax.challenges.chaos import masks as chaos_masks
-from crossdim_jax.challenges.chaos import tables as chaos_tables
+from crossdim_jax.challenges.chaos import figures, layouts, mask_files, submission, tables
 from crossdim_jax.challenges.slices import SliceChallenge
 from crossdim_jax.errors import ConfigError, ManyErrors
 from crossdim_jax.imaging import dicom, grid, nifti, preprocess
@@ -137,7 +134,7 @@ class Chaos(SliceChallenge):
                     "%s: one slice; its thickness is that of %s", files.id, series.spacing_from
                 )
         if files.label is not None:
-            masks = chaos_masks.read(
+            masks = mask_files.read(
                 layouts.pair(files.images, files.label),
                 size=(geometry.shape[1], geometry.shape[0]),
                 any_is_liver=files.kind == "CT",
@@ -194,11 +191,11 @@ class Chaos(SliceChallenge):
 
     def tables(self, evaluated: Sequence[Evaluated]) -> list[Table]:
         """See `Challenge.tables`: Table 4 of the paper, and one row for each organ."""
-        return chaos_tables.tables(evaluated, self.regions, self.t1dual)
+        return tables.tables(evaluated, self.regions, self.t1dual)
 
     def figures(self, evaluated: Sequence[Evaluated]) -> list[tuple[str, Figure, str]]:
         """See `Challenge.figures`: best, median and worst case of each organ."""
-        return chaos_figures.figures(self, evaluated)
+        return figures.figures(self, evaluated)
 
     def layers(self, label: np.ndarray) -> dict[str, tuple[np.ndarray, str]]:
         """See `Challenge.layers`."""

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from crossdim_jax.challenges.chaos import masks as chaos_masks
+from crossdim_jax.challenges.chaos import mask_files
 from crossdim_jax.errors import DataError
 from crossdim_jax.imaging import dicom
 from crossdim_jax.imaging.case import CaseFiles
@@ -89,7 +89,7 @@ def pair(images: Sequence[Path], ground: Path) -> tuple[Path, ...]:
 
     Raises DataError if the numbers do not fit.
     """
-    masks = chaos_masks.files_of(ground)
+    masks = mask_files.files_of(ground)
     if len(masks) == len(images):
         return masks
     partner = _partner(images, masks)
@@ -162,7 +162,7 @@ def _case(folder: Path, case: str, patient: str, kind: str, labelled: bool) -> C
                 f"{ground}: there is no such folder; expected a PNG mask for each slice"
             )
         return CaseFiles(case, patient, images, None, kind)
-    masks = chaos_masks.files_of(ground)
+    masks = mask_files.files_of(ground)
     partner = _partner(images, masks) if len(masks) != len(images) else None
     if partner is not None:  # a slice of one phase alone has no mask
         found = _same_place(images, partner)

@@ -19,8 +19,7 @@ from scipy import ndimage
 
 from crossdim_jax import ranges
 from crossdim_jax.challenges import phantoms
-from crossdim_jax.challenges.chaos import layouts
-from crossdim_jax.challenges.chaos import masks as chaos_masks
+from crossdim_jax.challenges.chaos import layouts, mask_files
 from crossdim_jax.errors import DataError
 from crossdim_jax.storage.files import write_text
 
@@ -100,7 +99,7 @@ def make(
     names = list(_TISSUES)
     tissue = _anatomy(shape, rng)
     label = np.zeros(shape, np.uint8)
-    for number, organ in enumerate(chaos_masks.ORGANS, 1):
+    for number, organ in enumerate(mask_files.ORGANS, 1):
         label[tissue == names.index(organ)] = number
     channels = {"CT": ("CT",), "T1DUAL": layouts.PHASES, "T2SPIR": ("T2SPIR",)}[kind]
     fat = ndimage.gaussian_filter((tissue == names.index("fat")).astype(float), (0, 0.7, 0.7))
@@ -212,7 +211,7 @@ def _matrix(kind: str, size: int) -> int:
 def _write_masks(folder: Path, names: Sequence[str], masks: np.ndarray) -> None:
     """1-bit where the masks are boolean, else grey."""
     (folder / "Ground").mkdir(parents=True)
-    grey = np.array([0, *chaos_masks.GREY], np.uint8)
+    grey = np.array([0, *mask_files.GREY], np.uint8)
     for name, mask in zip(names, masks, strict=True):
         image = mask if mask.dtype == bool else grey[mask]
         Image.fromarray(image).save(folder / "Ground" / name)

@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from crossdim_jax.challenges.base import Challenge, Evaluated, Table
-from crossdim_jax.challenges.chaos import layouts, tables
-from crossdim_jax.challenges.chaos import masks as chaos_masks
+from crossdim_jax.challenges.chaos import layouts, mask_files, tables
 from crossdim_jax.errors import DataError
 from crossdim_jax.imaging import dicom, dicom_seg
 from crossdim_jax.imaging.case import CaseFiles
@@ -56,7 +55,7 @@ def write(submission: Path, files: CaseFiles, label: np.ndarray, t1dual: str) ->
     written = []
     for task, organs in tasks.items():
         asked = np.where(slices <= organs, slices, 0).astype(np.uint8)
-        written += chaos_masks.write(folder_of(submission, files, task), asked)
+        written += mask_files.write(folder_of(submission, files, task), asked)
     return written
 
 
@@ -69,14 +68,14 @@ def read(submission: Path, files: CaseFiles, task: int) -> np.ndarray:
     """
     folder = folder_of(submission, files, task)
     series = _series(files)
-    masks = chaos_masks.files_of(folder)
+    masks = mask_files.files_of(folder)
     if len(masks) != len(files.images):
         raise DataError(
             f"{folder}: holds {len(masks)} masks, but the series has {len(files.images)} slices; "
             "each slice needs one mask"
         )
     size = (series.geometry.shape[1], series.geometry.shape[0])
-    return series.to_volume(chaos_masks.read(masks, size=size, any_is_liver=False))
+    return series.to_volume(mask_files.read(masks, size=size, any_is_liver=False))
 
 
 def evaluate(challenge: Challenge, files: Sequence[CaseFiles], submission: Path) -> list[Table]:
