@@ -19,15 +19,11 @@ import numpy as np
 from crossdim_jax import metrics
 from crossdim_jax.challenges.base import Challenge, Evaluated, Table
 from crossdim_jax.errors import DataError, ManyErrors
-from crossdim_jax.evaluation.predict import (
-    check_writable,
-    describe_error,
-    folder_message,
-    progress_bar,
-)
+from crossdim_jax.evaluation.predict import check_writable, describe_error, folder_message
 from crossdim_jax.imaging import grid
 from crossdim_jax.imaging.case import CaseFiles
 from crossdim_jax.report import tables
+from crossdim_jax.runtime.progress import bar
 from crossdim_jax.storage import plain
 from crossdim_jax.storage.files import write_text
 from crossdim_jax.text import shown, without_folders, without_paths
@@ -209,9 +205,9 @@ def _score_all(
     scored = []
     pool = ThreadPoolExecutor(num_threads or min(4, os.cpu_count() or 1))
     try:
-        with progress_bar(files, "evaluate", progress) as bar:
-            for case, outcome in zip(bar, pool.map(score, files), strict=True):
-                bar.set_postfix_str(shown(case.id))
+        with bar(files, description="evaluate", enabled=progress) as cases:
+            for case, outcome in zip(cases, pool.map(score, files), strict=True):
+                cases.set_postfix_str(shown(case.id))
                 scored.append((case.id, outcome))
     finally:  # an interrupt must not wait for the cases that have not begun
         pool.shutdown(cancel_futures=True)
