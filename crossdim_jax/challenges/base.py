@@ -3,14 +3,14 @@
 import abc
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from crossdim_jax import metrics
-from crossdim_jax.errors import ConfigError
+from crossdim_jax.errors import ConfigError, ManyErrors
 from crossdim_jax.imaging import nifti
 from crossdim_jax.imaging.case import Case, CaseFiles, Prepared
 from crossdim_jax.imaging.nifti import Geometry
@@ -55,6 +55,12 @@ class Table:
     rows: tuple[tuple[str | float | None, ...], ...]
     notes: tuple[str, ...] = ()
     shown: bool = True
+
+
+def choose(field: str, value: str, known: Collection[str]) -> None:
+    """Raises ConfigError, listing the known values, if a setting has another."""
+    if value not in known:
+        raise ConfigError(f"{field} is {value!r}; known: {', '.join(known)}")
 
 
 class Challenge(abc.ABC):
@@ -111,7 +117,6 @@ class Challenge(abc.ABC):
         """The classes that are watched while training: all but a background."""
         return self.classes[1:] if self.activation == "softmax" else self.classes
 
-    @abc.abstractmethod
     def cases(
         self,
         root: str | os.PathLike,
@@ -129,6 +134,19 @@ class Challenge(abc.ABC):
         Raises:
           DataError: there is no case, or the root does not exist.
           ManyErrors: some cases are faulty; all of them are listed.
+        """
+        cases, faulty = self.scan(Path(root), labelled=labelled)
+        if errors is not None:
+            errors.extend(faulty)
+        elif faulty:
+            raise ManyErrors(f"{root}: cases are faulty; repair or remove them", faulty)
+        return cases
+
+    @abc.abstractmethod
+    def scan(self, root: Path, *, labelled: bool) -> tuple[list[CaseFiles], list[tuple[str, str]]]:
+        """Cases under `root`, sorted by id, and (id, message) of each faulty one; see `cases`.
+
+        Raises DataError if there is no case, or the root does not exist.
         """
 
     @abc.abstractmethod
@@ -162,7 +180,11 @@ class Challenge(abc.ABC):
     def masks(self, label: np.ndarray) -> np.ndarray:
         """Label values (...) -> (..., r) bool, one channel for each of `regions`."""
 
-    @abc.abstractmethod
+    def annotated_regions(self, kind: str) -> tuple[bool, ...]:
+        """True for each of `regions` that is annotated in images of a kind; by default all."""
+        del kind
+        return (True,) * len(self.regions)
+
     def score(
         self,
         truth_label: np.ndarray,
@@ -171,11 +193,35 @@ class Challenge(abc.ABC):
         *,
         kind: str = "",
     ) -> dict[str, float]:
-        """The official scores of one case, such as {"dice_WT": ..., "hd95_WT": ...}."""
+        """Row of one case by the profile, such as {"dice_WT": ..., "hd95_WT": ...}.
 
-    @abc.abstractmethod
+        Regions that are not annotated in images of this kind are NaN.
+        """
+        return metrics.PROFILES[self.profile].score(
+            self.masks(truth_label),
+            self.masks(predicted_label),
+            regions=self.regions,
+            spacing_mm=spacing_mm,
+            annotated=self.annotated_regions(kind),
+        )
+
+    def mismatch(
+        self, truth_label: np.ndarray, spacing_mm: Sequence[float], *, kind: str = ""
+    ) -> dict[str, float]:
+        """Row of a case whose prediction is not on its grid."""
+        return metrics.PROFILES[self.profile].mismatch(
+            truth_label.shape,
+            regions=self.regions,
+            spacing_mm=spacing_mm,
+            annotated=self.annotated_regions(kind),
+        )
+
     def summarise(self, rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
-        """Rows of `score` -> {"dice_WT": {"mean", "sd", "median", "q25", "q75", "n"}, ...}."""
+        """Statistics of rows of `score`, see `metrics.aggregate`.
+
+        Returns {"dice_WT": {"mean", "sd", "median", "q25", "q75", "n", "n_nan"}, ...}.
+        """
+        return metrics.aggregate(rows, mode=self.aggregate)
 
     def groups(self, files: CaseFiles) -> tuple[str, ...]:
         """Names of the groups that a case belongs to; scores are also summarised for each."""
@@ -219,13 +265,6 @@ class Challenge(abc.ABC):
     def provenance(self) -> dict[str, object]:
         """How predictions are finished, for the record beside their scores; plain values."""
         return {}
-
-    def mismatch(
-        self, truth_label: np.ndarray, spacing_mm: Sequence[float], *, kind: str = ""
-    ) -> dict[str, float]:
-        """The row of a case whose prediction is not on its grid."""
-        del truth_label, spacing_mm, kind
-        return metrics.PROFILES[self.profile].mismatch(regions=self.regions)
 
     def export(
         self, folder: Path, files: CaseFiles, label: np.ndarray, geometry: Geometry

@@ -38,6 +38,11 @@ class SliceChallenge(Challenge):
         del kind
         return (True,) * len(self.classes)
 
+    def annotated_regions(self, kind: str) -> tuple[bool, ...]:
+        """See `Challenge.annotated_regions`: regions all of whose classes are annotated."""
+        known = self.annotated(kind)
+        return tuple(all(known[i] for i in classes) for classes in self.contents)
+
     def prepare(self, case: Case) -> Prepared:
         """See `Challenge.prepare`: z-scores over all pixels, then one size."""
         return preprocess.slices(case, self.size, statistics=self.statistics)

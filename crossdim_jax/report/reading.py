@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from crossdim_jax import metrics
 from crossdim_jax.errors import DataError
-from crossdim_jax.report import tables
 from crossdim_jax.storage import metrics_file, plain, records
 from crossdim_jax.storage.records import is_number
 from crossdim_jax.text import shown
@@ -71,7 +71,7 @@ def read_cases(path: Path) -> list[dict[str, Any]]:
             raise DataError(f"{path}: case {row[0]} has more cells than there are columns; {ANEW}")
         cells = itertools.zip_longest(heading, row[: len(heading)], fillvalue="")
         table.append(dict(cells))
-    known = [name for name in heading if name.rpartition("_")[0] in tables.HEADINGS]
+    known = [name for name in heading if metrics.find(name.rpartition("_")[0])]
     further = set(heading) - {*known, *TEXTS, ""}
     columns = [
         name for name in heading if name in known or name in further and _numeric(table, name)

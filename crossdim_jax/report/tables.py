@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from crossdim_jax import metrics
 from crossdim_jax.text import shown
 
 STATISTICS = {
@@ -17,23 +18,6 @@ STATISTICS = {
     "median": "Median",
     "q25": "25th percentile",
     "q75": "75th percentile",
-}
-# metric -> (heading, factor): ratios are printed in per cent, as in the paper.
-HEADINGS = {
-    "dice": ("Dice (%)", 100.0),
-    "hd95": ("HD95 (voxels)", 1.0),
-    "mad_mm": ("MAD (mm)", 1.0),
-    "hd_mm": ("HD (mm)", 1.0),
-    "sensitivity": ("Sensitivity (%)", 100.0),
-    "specificity": ("Specificity (%)", 100.0),
-    "ravd": ("RAVD (%)", 1.0),
-    "assd_mm": ("ASSD (mm)", 1.0),
-    "mssd_mm": ("MSSD (mm)", 1.0),
-    "score_dice": ("Dice score", 1.0),
-    "score_ravd": ("RAVD score", 1.0),
-    "score_assd": ("ASSD score", 1.0),
-    "score_mssd": ("MSSD score", 1.0),
-    "score": ("Mean score", 1.0),
 }
 MISSING = "–"
 AGGREGATION = {
@@ -49,15 +33,17 @@ PROBLEMS = {
 
 
 def heading(metric: str) -> str:
-    """A metric's name with its unit."""
-    return HEADINGS.get(metric, (metric, 1.0))[0]
+    """Heading of a metric, with its unit."""
+    row = metrics.find(metric)
+    return row.title if row else metric
 
 
 def cell(value: float | None, metric: str) -> str:
     """A number as printed: two decimals, per cent for ratios, a dash if undefined."""
     if value is None or value != value:
         return MISSING
-    return f"{value * HEADINGS.get(metric, ('', 1.0))[1]:.2f}"
+    row = metrics.find(metric)
+    return f"{value * (row.factor if row else 1.0):.2f}"
 
 
 def grid(summary: Mapping[str, Any], metric: str, group: str | None = None) -> list[list[str]]:

@@ -2,21 +2,20 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from crossdim_jax import metrics, ranges
-from crossdim_jax.challenges.base import Challenge
+from crossdim_jax.challenges.base import Challenge, choose
 from crossdim_jax.challenges.brats import layouts
-from crossdim_jax.errors import ConfigError, DataError, ManyErrors
+from crossdim_jax.errors import ConfigError, DataError
 from crossdim_jax.imaging import grid, nifti, preprocess
 from crossdim_jax.imaging.case import Case, CaseFiles, Prepared
 from crossdim_jax.imaging.nifti import Geometry
 
 REGIONS = ("WT", "TC", "ET")
-AGGREGATES = ("clean", "synapse2022")
 # Tissue -> colour, as in the paper's figures.
 COLOURS = {
     "Edema": "#2fbf4f",
@@ -88,9 +87,9 @@ class BraTS(Challenge):
         et_min_mm3: float = 200.0,
         aggregate: str = "clean",
     ):
-        _choose("layout", layout, ("auto", *layouts.LAYOUTS))
-        _choose("convention", convention, ("auto", *CONVENTIONS))
-        _choose("aggregate", aggregate, AGGREGATES)
+        choose("layout", layout, ("auto", *layouts.LAYOUTS))
+        choose("convention", convention, ("auto", *CONVENTIONS))
+        choose("aggregate", aggregate, metrics.MODES)
         ranges.check("challenge", et_min_mm3=et_min_mm3)
         if layout == "plain" and (convention == "auto" or not modalities):
             raise ConfigError(
@@ -122,26 +121,15 @@ class BraTS(Challenge):
             )
         return self._convention
 
-    def cases(
-        self,
-        root: str | os.PathLike,
-        *,
-        labelled: bool,
-        errors: list[tuple[str, str]] | None = None,
-    ) -> list[CaseFiles]:
-        """See `Challenge.cases`. MSD: imagesTr if `labelled`, else imagesTs where there is one."""
-        root = Path(root)
+    def scan(self, root: Path, *, labelled: bool) -> tuple[list[CaseFiles], list[tuple[str, str]]]:
+        """See `Challenge.scan`. MSD: imagesTr if `labelled`, else imagesTs where there is one."""
         if self._layout is None:
             self._settle(layouts.detect(root), root)
         names = self._file_names()
-        good, bad = layouts.find(root, self.layout, names, labelled=labelled)
-        every = [*(case.id for case in good), *(case for case, _ in bad)]
+        cases, faulty = layouts.find(root, self.layout, names, labelled=labelled)
+        every = [*(case.id for case in cases), *(case for case, _ in faulty)]
         layouts.check_tasks(every, self.layout, self.convention, root, labelled=labelled)
-        if bad and errors is None:
-            raise ManyErrors(f"{root}: cases are incomplete; repair or remove them", bad)
-        if errors is not None:
-            errors.extend(bad)
-        return good
+        return cases, faulty
 
     def load(self, files: CaseFiles) -> Case:
         """See `Challenge.load`. An image with a channel of zeros only is an error.
@@ -219,22 +207,6 @@ class BraTS(Challenge):
         label[above[..., 2]] = core if small else enhancing
         return label
 
-    def score(
-        self,
-        truth_label: np.ndarray,
-        predicted_label: np.ndarray,
-        spacing_mm: Sequence[float],
-        *,
-        kind: str = "",
-    ) -> dict[str, float]:
-        """The official 2021/22 row; distances are in voxels there, so `spacing_mm` is not used."""
-        truth, prediction = self.masks(truth_label), self.masks(predicted_label)
-        return metrics.brats2022(truth, prediction, regions=self.regions)
-
-    def summarise(self, rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
-        """See `Challenge.summarise`."""
-        return metrics.aggregate(rows, mode=self.aggregate)
-
     def write(self, path: str | os.PathLike, label: np.ndarray, geometry: Geometry) -> Path:
         """See `Challenge.write`."""
         self.check_label(Path(path), label)
@@ -310,11 +282,6 @@ class BraTS(Challenge):
                 f"{', '.join(map(str, allowed))}. If the file is right, the convention is "
                 f"another: {', '.join(CONVENTIONS)}"
             )
-
-
-def _choose(field: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise ConfigError(f"{field} is {value!r}; known: {', '.join(known)}")
 
 
 def _modalities(layout: str, chosen: Sequence[str] | None) -> tuple[str, ...]:

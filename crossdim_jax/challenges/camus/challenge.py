@@ -1,18 +1,17 @@
 """CAMUS: the left heart in echocardiograms; contours in two views, volumes, ejection fraction."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from crossdim_jax import metrics
-from crossdim_jax.challenges.base import Evaluated, Table
+from crossdim_jax.challenges.base import Evaluated, Table, choose
 from crossdim_jax.challenges.camus import figures, layouts, tables, volumes
 from crossdim_jax.challenges.camus.volumes import Measured
 from crossdim_jax.challenges.slices import SliceChallenge
-from crossdim_jax.errors import ConfigError, DataError, ManyErrors
+from crossdim_jax.errors import DataError
 from crossdim_jax.imaging import grid, metaimage, nifti
 from crossdim_jax.imaging.case import Case, CaseFiles
 from crossdim_jax.imaging.nifti import Geometry
@@ -50,30 +49,15 @@ class Camus(SliceChallenge):
         self, size: Sequence[int] = (256, 256), frames: str = "stills", mad: str = "pooled"
     ):
         super().__init__(size)
-        for field, value, known in (
-            ("frames", frames, layouts.FRAMES),
-            ("mad", mad, PROFILES),
-        ):
-            if value not in known:
-                raise ConfigError(f"{field} is {value!r}; known: {', '.join(known)}")
+        choose("frames", frames, layouts.FRAMES)
+        choose("mad", mad, PROFILES)
         self.frames = frames
         self.profile = PROFILES[mad]
         self._measured: dict[object, Measured] = {}
 
-    def cases(
-        self,
-        root: str | os.PathLike,
-        *,
-        labelled: bool,
-        errors: list[tuple[str, str]] | None = None,
-    ) -> list[CaseFiles]:
-        """See `Challenge.cases`. Faulty are patients: one without all its images is left out."""
-        good, bad = layouts.find(Path(root), frames=self.frames, labelled=labelled)
-        if bad and errors is None:
-            raise ManyErrors(f"{root}: patients are incomplete; repair or remove them", bad)
-        if errors is not None:
-            errors.extend(bad)
-        return good
+    def scan(self, root: Path, *, labelled: bool) -> tuple[list[CaseFiles], list[tuple[str, str]]]:
+        """See `Challenge.scan`. Faulty are patients: one without all its images is left out."""
+        return layouts.find(root, frames=self.frames, labelled=labelled)
 
     def load(self, files: CaseFiles) -> Case:
         """See `Challenge.load`. A label lies on the grid of its image, see `data.grid`."""
@@ -96,27 +80,6 @@ class Camus(SliceChallenge):
         return Case(
             files.id, files.patient, image, label, geometry.spacing_mm, geometry, files.kind
         )
-
-    def score(
-        self,
-        truth_label: np.ndarray,
-        predicted_label: np.ndarray,
-        spacing_mm: Sequence[float],
-        *,
-        kind: str = "",
-    ) -> dict[str, float]:
-        """Dice, MAD and HD of each contour, in mm; see `metrics.camus`."""
-        del kind
-        return metrics.PROFILES[self.profile].score(
-            self.masks(truth_label),
-            self.masks(predicted_label),
-            regions=self.regions,
-            spacing_mm=spacing_mm,
-        )
-
-    def summarise(self, rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
-        """See `Challenge.summarise`."""
-        return metrics.aggregate(rows, mode=self.aggregate)
 
     def groups(self, files: CaseFiles) -> tuple[str, ...]:
         """See `Challenge.groups`: the phase, and the image quality that the cfg states."""
