@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from crossdim_jax.errors import ConfigError, DataError
-from crossdim_jax.report import page, tables
+from crossdim_jax.report import elements, tables
+from crossdim_jax.report.reading import SUMMARY
 from crossdim_jax.report.run_summary import CONDITIONS, FACTS, Run
 from crossdim_jax.storage.files import write_text
 from crossdim_jax.storage.plain import csv_text
@@ -145,7 +146,7 @@ def _notes(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
     for run, name in zip(runs, names, strict=True):
         notes += [f"{name}: {text}." for text, _ in tables.problems(run.summary)]
         notes += [f"{name}: {text}." for text in run.damaged]
-        if not run.summary and not os.path.lexists(run.folder / page.SUMMARY):
+        if not run.summary and not os.path.lexists(run.folder / SUMMARY):
             notes.append(f"{name} has not been evaluated yet (--mode=evaluate).")
     return notes
 
@@ -173,10 +174,10 @@ def _markdown(facts, scores, notes) -> str:
 
 
 def _html(names, facts, scores, notes) -> str:
-    found = [page.scrolled(tables.to_html(rows)) for _, rows in scores]
+    found = [elements.scrolled(tables.to_html(rows)) for _, rows in scores]
     sections = [
-        page.section("Runs", lambda: page.scrolled(tables.to_html(facts))),
-        page.section("Scores", lambda: f'<div class="tables">\n{"".join(found)}</div>\n'),
-        page.section("Notes", lambda: page.listed(notes)),
+        elements.section("Runs", lambda: elements.scrolled(tables.to_html(facts))),
+        elements.section("Scores", lambda: f'<div class="tables">\n{"".join(found)}</div>\n'),
+        elements.section("Notes", lambda: elements.listed(notes)),
     ]
-    return page.document(" and ".join(names), sections)
+    return elements.document(" and ".join(names), sections)

@@ -14,7 +14,10 @@ from crossdim_jax import metrics
 from crossdim_jax.errors import DataError
 from crossdim_jax.storage import metrics_file, plain, records
 from crossdim_jax.storage.records import is_number
+from crossdim_jax.storage.run_folder import EVALUATION
 from crossdim_jax.text import shown
+
+SUMMARY, CASES = f"{EVALUATION}/summary.json", f"{EVALUATION}/cases.csv"
 
 # (label, quantile of the cases sorted by mean Dice), in the order of the rows
 RANKS = (

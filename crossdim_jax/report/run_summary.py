@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from crossdim_jax.errors import DataError
-from crossdim_jax.report import page
-from crossdim_jax.report.reading import read_cases, read_metrics, read_summary
+from crossdim_jax.report.reading import CASES, SUMMARY, read_cases, read_metrics, read_summary
 from crossdim_jax.storage.files import duration
 from crossdim_jax.storage.run_folder import CONFIG, METRICS, read_config, read_cost
 from crossdim_jax.text import shown, without_folders
@@ -30,7 +29,7 @@ class Run:
                 "--workdir=runs/dsnet,runs/dxnet"
             )
         self.config = self._read(lambda: read_config(folder), {})
-        self.summary: dict[str, Any] = self._read(lambda: read_summary(folder / page.SUMMARY), {})
+        self.summary: dict[str, Any] = self._read(lambda: read_summary(folder / SUMMARY), {})
         folds = sorted(folder.glob("fold_*"), key=lambda path: (len(path.name), path.name))
         self.trained = folds or [folder]
         costs = [self._read(lambda path=path: read_cost(path), {}) for path in self.trained]
@@ -40,7 +39,7 @@ class Run:
             for path in self.trained
         ]
         self.logs = [log for log, _, _ in logs if log]
-        cases = self._read(lambda: read_cases(folder / page.CASES), [])
+        cases = self._read(lambda: read_cases(folder / CASES), [])
         self.case_ids: list[str] = sorted(row["id"] for row in cases)
         self.definitions: dict[str, str] = self.summary.get("definitions", {})
         self.regions: list[str] = self.summary.get("regions", [])
