@@ -26,7 +26,7 @@ STREAM = 2**31 - 1
 
 
 class Place(NamedTuple):
-    """Where the voxels of a result come from, before flips.
+    """Origin of the voxels of a result, before flips.
 
     A voxel at o comes from `matrix / zoom @ (o - centre) + centre + offset`, where the centre is
     that of the patch.
@@ -149,7 +149,7 @@ RANGES = {f"augment.{row.name}": row.range for row in AUGMENTATIONS}
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How much an image may change.
+    """Limits of the changes of an image.
 
     Attributes:
       probability: with which each change but flips is made, independently of the others.
@@ -165,7 +165,7 @@ class Settings:
 
     @classmethod
     def of(cls, section: Mapping[str, object], ndim: int) -> "Settings":
-        """Settings of a config's section `augment`, for patches of `ndim` axes.
+        """Settings from a config's section `augment`, for patches of `ndim` axes.
 
         Raises ConfigError: a setting is unknown or out of range.
         """
@@ -194,7 +194,7 @@ class Settings:
 
 
 class Change(NamedTuple):
-    """What is done to each sample of a batch.
+    """Change of each sample of a batch.
 
     Attributes:
       matrix, offset: (b, n, n) and (b, n): a voxel of the result at o comes from
@@ -208,7 +208,7 @@ class Change(NamedTuple):
 
 
 def make(settings: Settings) -> Augment:
-    """The pure function `(key, image (b, *spatial, c), target (b, *spatial, k)) -> the same`.
+    """Pure function `(key, image (b, *spatial, c), target (b, *spatial, k)) -> (image, target)`.
 
     To be called under jit. What lies outside the patch is taken to be as its border, for the image
     as for the target, so a one-hot target stays one.
@@ -254,7 +254,7 @@ def _amounts(key: jax.Array, batch: int, n: int, settings: Settings) -> dict[str
 def apply(
     key: jax.Array, change: Change, image: jax.Array, target: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Makes the changes; of the key comes the noise.
+    """Applies the changes; the key gives the noise.
 
     The image is interpolated linearly, the target takes the nearest voxel's values.
     """
@@ -267,7 +267,7 @@ def apply(
 
 
 def _resample(image, target, matrix, offset) -> tuple[jax.Array, jax.Array]:
-    """One sample: (*spatial, c) and (*spatial, k) at the places that the matrix says."""
+    """Resamples image (*spatial, c) and target (*spatial, k) of one sample by its affine."""
     spatial = image.shape[:-1]
     n = len(spatial)
     centres = [(length - 1) / 2 for length in spatial]
@@ -308,7 +308,7 @@ def _resample(image, target, matrix, offset) -> tuple[jax.Array, jax.Array]:
 
 
 def _rotation(angle: jax.Array, n: int, a: int, b: int) -> jax.Array:
-    """(b,) radians -> (b, n, n), turning axis a towards axis b."""
+    """Rotations (b, n, n) by angles (b,) in radians, from axis a towards axis b."""
     eye = jnp.broadcast_to(jnp.eye(n), (angle.shape[0], n, n))
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     eye = eye.at[:, a, a].set(cos).at[:, b, b].set(cos)
@@ -316,5 +316,5 @@ def _rotation(angle: jax.Array, n: int, a: int, b: int) -> jax.Array:
 
 
 def _product(left: jax.Array, right: jax.Array) -> jax.Array:
-    """Matrix products in full precision."""
+    """Matrix products (b, n, n) in full precision."""
     return jnp.sum(left[:, :, :, None] * right[:, None, :, :], axis=2)

@@ -28,7 +28,7 @@ PredictFn = Callable[[np.ndarray], np.ndarray]
 
 @dataclasses.dataclass
 class Result:
-    """What `predict_folder` did: paths written and skipped, and (case id, message) per failure."""
+    """Result of `predict_folder`: paths written and skipped, and (case id, message) per failure."""
 
     written: list[Path] = dataclasses.field(default_factory=list)
     skipped: list[Path] = dataclasses.field(default_factory=list)
@@ -88,7 +88,7 @@ def predict_case(
 
 
 def _output_path(challenge: Challenge, folder: str | Path, files: CaseFiles) -> Path:
-    """The prediction's path, unless that is a file the case is made of."""
+    """Path of a prediction. Raises DataError if that is a file the case is made of."""
     path = challenge.prediction_path(folder, files.id)
     for own in (*files.images, files.label):
         if own is not None and own.exists() and path.exists() and path.samefile(own):

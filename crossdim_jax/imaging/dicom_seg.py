@@ -1,4 +1,4 @@
-"""Labels as DICOM segmentations, which viewers lay over the series they refer to.
+"""Labels as DICOM segmentations, which viewers overlay on the series they refer to.
 
 highdicom makes the objects; it is imported when one is written, as only that needs it.
 """
@@ -36,7 +36,7 @@ _EMPTY = (
 
 
 class Segment(NamedTuple):
-    """One value of a label, counted from 1.
+    """Segment: one value of a label, counted from 1.
 
     name: as shown. code: among pydicom's SNOMED CT codes, such as "Kidney". colour: "#rrggbb".
     side: "Left", "Right" or "".
@@ -120,7 +120,7 @@ def _sources(series: Series, *, deidentify: bool) -> tuple[list[Dataset], list[s
 
 
 def _segmentation(sources: Sequence[Dataset], pixels: np.ndarray, segments: Sequence[Segment]):
-    """The `highdicom.seg.Segmentation` of pixels (slice, row, column)."""
+    """Makes the `highdicom.seg.Segmentation` of pixels (slice, row, column)."""
     import highdicom as hd
 
     version = importlib.metadata.version("crossdim_jax")
@@ -162,7 +162,7 @@ def _without_patient(source: Dataset) -> Dataset:
 
 
 def _references(item: Any, sources: Sequence[Any], own_uids: Sequence[str]) -> list[Any]:
-    """The referenced series, each with its instances, from one item that holds all of them."""
+    """Referenced series, each with its instances, from one item that holds all of them."""
     uid_of = {source.SOPInstanceUID: uid for source, uid in zip(sources, own_uids, strict=True)}
     series: dict[str, Any] = {}
     for instance in item.ReferencedInstanceSequence:

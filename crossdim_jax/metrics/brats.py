@@ -1,4 +1,4 @@
-"""The metrics of the official BraTS 2021/22 evaluation.
+"""Metrics of the official BraTS 2021/22 evaluation.
 
 Source: the evaluation code of the BraTS 2021/22 platform. It says nothing on sensitivity and
 specificity of a prediction on another grid; 0 keeps a failed case from improving a mean.

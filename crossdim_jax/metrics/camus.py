@@ -1,4 +1,4 @@
-"""The metrics of CAMUS: overlap and distances of contours in echocardiograms, frame by frame.
+"""Metrics of CAMUS: overlap and distances of contours in echocardiograms, frame by frame.
 
 Source: Leclerc et al. 2019 and its evaluation platform; Messaoudi et al. 2023, Eq. 1 to 4. None of
 them says which mean the mean absolute distance is, so both are here.

@@ -75,7 +75,7 @@ def write(
 
 
 class _Run:
-    """What is known of one run folder, and the sections made of it."""
+    """Content of one run folder, and the sections of its page."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class _Run:
         self.regions = challenge.regions
 
     def _read(self, name: str, read: Callable[[Path], Any], without: Any) -> Any:
-        """A part of the run; `without` if it is absent or, noted in `damaged`, of no use."""
+        """Part of the run; `without` if it is absent or, noted in `damaged`, of no use."""
         path = self.workdir / name
         if not os.path.lexists(path):
             return without
@@ -173,7 +173,7 @@ class _Run:
         return out + f"<details><summary>All {len(body)} cases</summary>{table}</details>\n"
 
     def _grids(self, group: str | None = None) -> str:
-        """A table for each metric, over all cases or over those of a group."""
+        """Tables of all metrics, over all cases or over those of a group."""
         grids = (tables.grid(self.summary, m, group) for m in self.summary["definitions"])
         text = "".join(scrolled(tables.to_html(grid)) for grid in grids)
         return f'<div class="tables">\n{text}</div>'
@@ -235,7 +235,7 @@ class _Run:
         return out + "".join(self._views(subject, folder) for subject in subjects)
 
     def _views(self, subject: figures.Subject, folder: Path) -> str:
-        """The best and the worst case in three views."""
+        """Figure of the best or the worst case in three views; "" for others."""
         end = next((name for name in ("Best", "Worst") if name in subject.title), None)
         if end is None or not subject.oriented or min(subject.image.shape[:3]) < 2:
             return ""
@@ -248,7 +248,7 @@ class _Run:
         )
 
     def _further(self, folder: Path) -> str:
-        """The challenge's own figures, of the cases that can be read if not of all."""
+        """Figures of the challenge's own, of the cases that can be read if not of all."""
         cases, out = self._evaluated(), ""
         for _ in range(2):
             try:
@@ -268,7 +268,7 @@ class _Run:
         return out
 
     def _unreadable(self, case: Evaluated) -> str:
-        """Why a case or its prediction cannot be read; "" if both can."""
+        """Reason why a case or its prediction cannot be read; "" if both can."""
         try:
             self.challenge.load(case.files)
             self.challenge.read_prediction(case.prediction)
@@ -282,7 +282,7 @@ class _Run:
         return elements.reason(error, [*own, self.workdir / "any"])
 
     def _evaluated(self) -> list[Evaluated]:
-        """The scored cases whose files are still there."""
+        """Scored cases whose files are still there."""
         folder = self.workdir / PREDICTIONS
         return [
             Evaluated(
@@ -352,7 +352,7 @@ class _Run:
 
 
 def _folder(workdir: Path) -> str:
-    """A run folder as a page names it: pages are passed on, and need not say where it lies."""
+    """Run folder as a page names it: pages are passed on, and need not say where it lies."""
     return f".../{workdir.resolve().name}"
 
 
@@ -370,5 +370,5 @@ def _one(label: str) -> str:
 
 
 def _short_id(case_id: str) -> str:
-    """A case's name in lines of a figure, however long it is."""
+    """Name of a case in lines of a figure, however long it is."""
     return textwrap.fill(textwrap.shorten(shown(case_id), 96, placeholder=" ..."), 24)

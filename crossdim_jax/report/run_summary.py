@@ -1,4 +1,4 @@
-"""A run as a column of a comparison: what its folder holds, and what the training cost."""
+"""Run as a column of a comparison: content of its folder, and cost of its training."""
 
 import logging
 import os
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class Run:
-    """What is known of one run folder, or of a cross-validation's with a run for each fold."""
+    """Content of a run folder, or of a cross-validation's with a run for each fold."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -46,22 +46,22 @@ class Run:
         self.provenance: dict[str, Any] = self.summary.get("provenance", {})
 
     def statistic(self, metric: str, region: str, kind: str) -> float | None:
-        """Of the scores; None if there is none."""
+        """Statistic of a metric in a region; None if there is none."""
         return self.summary.get("statistics", {}).get(f"{metric}_{region}", {}).get(kind)
 
     def field(self, name: str) -> Any:
-        """Of the config, by its dotted name; None if there is none."""
+        """Field of the config by its dotted name; None if there is none."""
         found = self.config
         for part in name.split("."):
             found = found.get(part) if isinstance(found, dict) else None
         return found
 
     def cost(self, name: str) -> list[Any]:
-        """What `run_cost` recorded, of each training that has it."""
+        """Recorded cost, of each training that has it."""
         return [found[name] for found in self.measured if name in found]
 
     def last(self, name: str) -> list[Any]:
-        """Of the last line that each training logged."""
+        """Value in the last line that each training logged."""
         return [log[-1][name] for log in self.logs if log[-1].get(name) is not None]
 
     def _read(self, read: Callable[[], Any], without: Any) -> Any:
