@@ -13,9 +13,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import Normalize
 from matplotlib.patches import FancyArrowPatch, Polygon
+from weights_modes import KERNEL, TAPS
 
 from weight_port.inflate import inflate
-from weights_modes import KERNEL, TAPS
 
 COLUMNS = {
     "repeat": "the same at every tap\n(the paper's)",
