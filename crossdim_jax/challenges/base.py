@@ -1,31 +1,31 @@
-"""The contract of a challenge, and what its scores come as."""
+"""Base class of challenges, and the records of their evaluation."""
 
 import abc
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from crossdim_jax import metrics
-from crossdim_jax.errors import ConfigError
-from crossdim_jax.imaging import nifti as images
+from crossdim_jax.errors import ConfigError, ManyErrors
+from crossdim_jax.imaging import nifti
 from crossdim_jax.imaging.case import Case, CaseFiles, Prepared
 from crossdim_jax.imaging.nifti import Geometry
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # workers that only read cases need no matplotlib
     from matplotlib.figure import Figure
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluated:
-    """One case that was scored.
+    """Scored case.
 
     Attributes:
-      files: with a label.
-      row: what `Challenge.score` gave.
+      files: of the case, with a label.
+      row: result of `Challenge.score`.
       prediction: its file, as `Challenge.read_prediction` reads it.
       note: why the prediction was scored as a mismatch; "" if it was not.
     """
@@ -38,7 +38,7 @@ class Evaluated:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table over all cases, beside that of the single scores.
+    """Table over all cases, beside that of the single scores.
 
     Attributes:
       name: of its file, `evaluation/{name}.csv`.
@@ -57,8 +57,14 @@ class Table:
     shown: bool = True
 
 
+def choose(field: str, value: str, known: Collection[str]) -> None:
+    """Raises ConfigError, listing the known values, if a setting has another."""
+    if value not in known:
+        raise ConfigError(f"{field} is {value!r}; known: {', '.join(known)}")
+
+
 class Challenge(abc.ABC):
-    """The contract of a challenge.
+    """Base class of challenges.
 
     Attributes:
       name: as in `CHALLENGES`.
@@ -69,11 +75,11 @@ class Challenge(abc.ABC):
       regions: the r structures that are scored and drawn; they may overlap.
       profile: a key of `metrics.PROFILES`: what `score` computes, and the row of a mismatch.
       aggregate: the mode of `metrics.aggregate` that `summarise` uses.
-      outline: whether figures draw contours rather than filled areas.
+      outline: True if figures draw contours rather than filled areas.
       sides: pairs of classes that are the right and the left one of an organ. Mirrored along the
         last axis (x) one looks like the other, so such flips are refused, see `check_flips`.
       grid_tolerance_mm: how far a voxel of one file may lie from the same voxel of another file of
-        the case, see `data.grid`; None for a twentieth of a voxel. Set by `experiment.build`.
+        the case, see `imaging.grid`; None for a twentieth of a voxel. Set by `experiment.build`.
     """
 
     name: str
@@ -108,10 +114,9 @@ class Challenge(abc.ABC):
 
     @property
     def foreground(self) -> tuple[str, ...]:
-        """The classes that are watched while training: all but a background."""
+        """Classes that are watched while training: all but a background."""
         return self.classes[1:] if self.activation == "softmax" else self.classes
 
-    @abc.abstractmethod
     def cases(
         self,
         root: str | os.PathLike,
@@ -130,6 +135,19 @@ class Challenge(abc.ABC):
           DataError: there is no case, or the root does not exist.
           ManyErrors: some cases are faulty; all of them are listed.
         """
+        cases, faulty = self.scan(Path(root), labelled=labelled)
+        if errors is not None:
+            errors.extend(faulty)
+        elif faulty:
+            raise ManyErrors(f"{root}: cases are faulty; repair or remove them", faulty)
+        return cases
+
+    @abc.abstractmethod
+    def scan(self, root: Path, *, labelled: bool) -> tuple[list[CaseFiles], list[tuple[str, str]]]:
+        """Cases under `root`, sorted by id, and (id, message) of each faulty one; see `cases`.
+
+        Raises DataError if there is no case, or the root does not exist.
+        """
 
     @abc.abstractmethod
     def load(self, files: CaseFiles) -> Case:
@@ -141,18 +159,18 @@ class Challenge(abc.ABC):
 
     @abc.abstractmethod
     def prepare(self, case: Case) -> Prepared:
-        """What a network sees of a case: the same with and without a label."""
+        """Prepares a case for the network; the image is the same with and without a label."""
 
     @abc.abstractmethod
     def finish(self, probabilities: np.ndarray, prepared: Prepared) -> np.ndarray:
-        """Probabilities (z, y, x, k) -> label (z, y, x) uint8 on the case's own grid.
+        """Postprocesses probabilities (z, y, x, k): label (z, y, x) uint8 on the case's own grid.
 
         Undoes `prepare`; the label is in the convention of the files.
         """
 
     @abc.abstractmethod
     def encode(self, label: np.ndarray, kind: str = "") -> tuple[np.ndarray, np.ndarray]:
-        """Label values (...) -> targets (..., k) uint8 and class weights (k,) float32.
+        """Targets (..., k) uint8 and class weights (k,) float32 of label values (...).
 
         A weight of 0: that class is not annotated in images of this kind. Its voxels are then
         neither there nor absent but unknown.
@@ -160,9 +178,13 @@ class Challenge(abc.ABC):
 
     @abc.abstractmethod
     def masks(self, label: np.ndarray) -> np.ndarray:
-        """Label values (...) -> (..., r) bool, one channel for each of `regions`."""
+        """Masks (..., r) bool of label values (...), one channel for each of `regions`."""
 
-    @abc.abstractmethod
+    def annotated_regions(self, kind: str) -> tuple[bool, ...]:
+        """True for each of `regions` that is annotated in images of a kind; by default all."""
+        del kind
+        return (True,) * len(self.regions)
+
     def score(
         self,
         truth_label: np.ndarray,
@@ -171,11 +193,35 @@ class Challenge(abc.ABC):
         *,
         kind: str = "",
     ) -> dict[str, float]:
-        """The official scores of one case, such as {"dice_WT": ..., "hd95_WT": ...}."""
+        """Row of one case by the profile, such as {"dice_WT": ..., "hd95_WT": ...}.
 
-    @abc.abstractmethod
+        Regions that are not annotated in images of this kind are NaN.
+        """
+        return metrics.PROFILES[self.profile].score(
+            self.masks(truth_label),
+            self.masks(predicted_label),
+            regions=self.regions,
+            spacing_mm=spacing_mm,
+            annotated=self.annotated_regions(kind),
+        )
+
+    def mismatch(
+        self, truth_label: np.ndarray, spacing_mm: Sequence[float], *, kind: str = ""
+    ) -> dict[str, float]:
+        """Row of a case whose prediction is not on its grid."""
+        return metrics.PROFILES[self.profile].mismatch(
+            truth_label.shape,
+            regions=self.regions,
+            spacing_mm=spacing_mm,
+            annotated=self.annotated_regions(kind),
+        )
+
     def summarise(self, rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
-        """Rows of `score` -> {"dice_WT": {"mean", "sd", "median", "q25", "q75", "n"}, ...}."""
+        """Statistics of rows of `score`, see `metrics.aggregate`.
+
+        Returns {"dice_WT": {"mean", "sd", "median", "q25", "q75", "n", "n_nan"}, ...}.
+        """
+        return metrics.aggregate(rows, mode=self.aggregate)
 
     def groups(self, files: CaseFiles) -> tuple[str, ...]:
         """Names of the groups that a case belongs to; scores are also summarised for each."""
@@ -194,15 +240,15 @@ class Challenge(abc.ABC):
 
     @abc.abstractmethod
     def layers(self, label: np.ndarray) -> dict[str, tuple[np.ndarray, str]]:
-        """What figures draw of a label: {name: (mask, colour)}, the later above the earlier."""
+        """Overlays of a label in figures: {name: (mask, colour)}, the later above the earlier."""
 
     def prediction_path(self, folder: str | os.PathLike, case_id: str) -> Path:
-        """Where the prediction of a case lies."""
+        """Path of a case's prediction."""
         return Path(folder) / f"{case_id}.nii.gz"
 
     def read_prediction(self, path: str | os.PathLike) -> tuple[np.ndarray, Geometry]:
-        """Reads what `write` wrote, or somebody else in its place."""
-        return images.read_label(path)
+        """Reads a label written by `write`, or by somebody else in its place."""
+        return nifti.read_label(path)
 
     def check_label(self, path: Path, label: np.ndarray) -> None:
         """Raises DataError, naming the file, if a label holds values that mean nothing here."""
@@ -217,15 +263,8 @@ class Challenge(abc.ABC):
         """
 
     def provenance(self) -> dict[str, object]:
-        """How predictions are finished, for the record beside their scores; plain values."""
+        """Settings of the postprocessing, for the record beside the scores; plain values."""
         return {}
-
-    def mismatch(
-        self, truth_label: np.ndarray, spacing_mm: Sequence[float], *, kind: str = ""
-    ) -> dict[str, float]:
-        """The row of a case whose prediction is not on its grid."""
-        del truth_label, spacing_mm, kind
-        return metrics.PROFILES[self.profile].mismatch(regions=self.regions)
 
     def export(
         self, folder: Path, files: CaseFiles, label: np.ndarray, geometry: Geometry
@@ -235,12 +274,12 @@ class Challenge(abc.ABC):
         return []
 
     def export_all(self, folder: Path, predicted: Sequence[tuple[CaseFiles, Path]]) -> list[Path]:
-        """Writes what is known only of all new cases together, such as a table of patients."""
+        """Writes what follows only from all new cases together, such as a table of patients."""
         del folder, predicted
         return []
 
     def official_split(self, root: str | os.PathLike) -> dict[str, list[str]]:
-        """The challenge's own lists of patients: {"training", "validation", "testing"}.
+        """Official lists of patients: {"training", "validation", "testing"}.
 
         Raises ConfigError if the challenge has none, DataError if its files cannot be used.
         """
@@ -250,14 +289,14 @@ class Challenge(abc.ABC):
 
     @classmethod
     def make_phantoms(cls, root: str | os.PathLike, n: int, **recipe: object) -> Path:
-        """Sees to it that `root` holds n phantoms of this challenge's kind; for demos."""
+        """Ensures that `root` holds n phantoms of this challenge's kind; for demos."""
         raise ConfigError(f"challenge {cls.name!r} has no phantoms; remove config.phantoms")
 
     def grid_fingerprint(self) -> dict[str, object]:
-        """The part of `fingerprint` that says which grids are one; nothing by default."""
+        """Part of `fingerprint` that says which grids are one; nothing by default."""
         given = self.grid_tolerance_mm
         return {} if given is None else {"grid_tolerance_mm": given}
 
     @abc.abstractmethod
     def fingerprint(self) -> dict[str, object]:
-        """JSON-able; differs whenever `load` or the meaning of the labels would differ."""
+        """Key of derived files, JSON-able: differs whenever `load` or the label values would."""

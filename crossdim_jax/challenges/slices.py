@@ -1,4 +1,4 @@
-"""What challenges share whose images a 2D network sees slice by slice, under a softmax."""
+"""Base of challenges whose images a 2D network sees slice by slice, under a softmax."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,12 +7,12 @@ import numpy as np
 
 from crossdim_jax.challenges.base import Challenge
 from crossdim_jax.errors import ConfigError, DataError
-from crossdim_jax.imaging import preprocess
+from crossdim_jax.imaging import preprocess, resample
 from crossdim_jax.imaging.case import Case, Prepared
 
 
 class SliceChallenge(Challenge):
-    """A challenge of disjoint classes, each a label value, in slices of one size.
+    """Challenge of disjoint classes, each a label value, in slices of one size.
 
     Args:
       size: (y, x) of what the network sees; every slice is brought to it, and predictions back.
@@ -34,9 +34,14 @@ class SliceChallenge(Challenge):
         self.size = tuple(int(n) for n in size)
 
     def annotated(self, kind: str) -> tuple[bool, ...]:
-        """Whether each class is annotated in images of a kind; all of them unless overridden."""
+        """True for each class that is annotated in images of a kind; by default all."""
         del kind
         return (True,) * len(self.classes)
+
+    def annotated_regions(self, kind: str) -> tuple[bool, ...]:
+        """See `Challenge.annotated_regions`: regions all of whose classes are annotated."""
+        known = self.annotated(kind)
+        return tuple(all(known[i] for i in classes) for classes in self.contents)
 
     def prepare(self, case: Case) -> Prepared:
         """See `Challenge.prepare`: z-scores over all pixels, then one size."""
@@ -53,7 +58,7 @@ class SliceChallenge(Challenge):
             )
         if not np.isfinite(probabilities).all():
             raise DataError("the network's probabilities contain NaN or infinity")
-        on_grid = preprocess.resize(probabilities, prepared.full_shape[1:])
+        on_grid = resample.resize(probabilities, prepared.full_shape[1:])
         return np.asarray(self.values, np.uint8)[on_grid.argmax(-1)]
 
     def check_label(self, path: Path, label: np.ndarray) -> None:

@@ -14,12 +14,12 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tqdm
+from tqdm import tqdm
 
 from crossdim_jax.challenges.base import Challenge
 from crossdim_jax.data import cache_entry, digests, workers
@@ -27,6 +27,7 @@ from crossdim_jax.data.cache_entry import CachedCase
 from crossdim_jax.errors import ConfigError, DataError, ManyErrors
 from crossdim_jax.imaging import preprocess
 from crossdim_jax.imaging.case import CaseFiles
+from crossdim_jax.runtime.progress import bar
 
 CACHE_VERSION = 3  # raise it when the meaning of the cached files changes
 DTYPES = ("float32", "float16")
@@ -35,7 +36,7 @@ _STALE_S = 24 * 3600.0  # a temporary file or folder this old belongs to a run t
 
 
 class CacheWriteError(DataError):
-    """The cache folder cannot be written to; no case is at fault."""
+    """Raised if the cache folder cannot be written to; no case is at fault."""
 
 
 def build(
@@ -88,13 +89,13 @@ def build(
     with _writing(root):
         root.mkdir(parents=True, exist_ok=True)
         _remove_stale(root)
-    make = functools.partial(_try, challenge, root=root, dtype=dtype)
+    cache = _Cache(challenge, root, dtype)
     numbers = {"threads": num_threads, "processes": num_processes}
     index, count = share
     if count > 1:
-        _make(make, files[index::count], root, numbers, progress)
+        _prepare_all(cache, files[index::count], numbers, progress)
         wait()
-    results = _make(make, files, root, numbers, progress)
+    results = _prepare_all(cache, files, numbers, progress)
     faults = [
         (case.id, result.message)
         for case, result in zip(files, results, strict=True)
@@ -111,7 +112,7 @@ def build(
 
 
 def key(challenge: Challenge, files: CaseFiles, content: digests.Content, dtype: str) -> str:
-    """The digest of everything the cached content depends on."""
+    """Digest of everything the cached content depends on."""
     everything = {
         "version": CACHE_VERSION,
         "case": [files.id, files.kind],
@@ -125,33 +126,83 @@ def key(challenge: Challenge, files: CaseFiles, content: digests.Content, dtype:
 
 @dataclasses.dataclass(frozen=True)
 class _Fault:
-    """Why a case could not be prepared; with `error` if that is not the case's fault."""
+    """Reason why a case could not be prepared; with `error` if the case is not at fault."""
 
     message: str
     error: CacheWriteError | None = None
 
 
-def _make(
-    make: Callable[..., "CachedCase | _Fault"],
-    files: Sequence[CaseFiles],
-    root: Path,
-    numbers: dict[str, int],
-    progress: bool,
-) -> list["CachedCase | _Fault"]:
-    """The result of each case: those that are there at once, the others by threads or processes."""
-    record, total = digests.Digests(root), len(files)
-    looks = [functools.partial(_look, make, record, case) for case in files]
-    # Said after a while only: mostly they are there, and nothing is read.
-    bar = _bar("looking for cases", progress, total=total, delay=2, leave=False)
-    found = dict(_done(looks, bar, threads=numbers["threads"]))
+@dataclasses.dataclass(frozen=True)
+class _Cache:
+    """Cache of one challenge's cases in one folder, with images of one type; picklable."""
+
+    challenge: Challenge
+    root: Path
+    dtype: str
+
+    def find(self, files: CaseFiles, content: digests.Content) -> CachedCase | None:
+        """Looks a case up; None if it is not in the cache."""
+        folder, digest = self._place(files, content)
+        return cache_entry.read(folder, digest, files.patient)
+
+    def make(self, files: CaseFiles, content: digests.Content) -> CachedCase:
+        """Prepares and stores a case, unless another process has done so meanwhile."""
+        if found := self.find(files, content):
+            return found
+        prepared = self.challenge.prepare(self.challenge.load(files))
+        if path := content.changed():
+            raise DataError(f"{path}: was changed while it was read; run again once it is complete")
+        folder, digest = self._place(files, content)
+        masks = np.zeros((1, 1, 1, 0), bool)
+        if prepared.label is not None:
+            masks = self.challenge.masks(prepared.label)
+        arrays = {
+            "image": _narrow(prepared.image, self.dtype),
+            **({} if prepared.label is None else {"label": prepared.label}),
+            "foreground": _foreground(masks, digest),
+        }
+        case = CachedCase(
+            id=files.id,
+            patient=files.patient,
+            folder=folder,
+            shape=prepared.image.shape[:3],
+            spacing_mm=prepared.spacing_mm,
+            bbox=prepared.bbox,
+            full_shape=prepared.full_shape,
+            kind=prepared.kind,
+            note=prepared.note,
+        )
+        with _writing(self.root):
+            cache_entry.write(case, arrays, digest)
+        return case
+
+    def _place(self, files: CaseFiles, content: digests.Content) -> tuple[Path, str]:
+        """Folder of a case, named by the case and its digest, and that digest."""
+        digest = key(self.challenge, files, content, self.dtype)
+        safe = re.sub(r"[^\w.-]", "_", files.id).encode()[:80].decode(errors="ignore")
+        return self.root / f"{safe}-{digest[:16]}", digest
+
+
+def _prepare_all(
+    cache: _Cache, files: Sequence[CaseFiles], numbers: Mapping[str, int], progress: bool
+) -> list[CachedCase | _Fault]:
+    """Results of all cases: cached ones at once, the others by threads or processes."""
+    record, total = digests.Digests(cache.root), len(files)
+    looks = [functools.partial(_look, cache, record, case) for case in files]
+    shown = {"enabled": progress, "terminal_only": True, "total": total}
+    # Shown after a while only: mostly they are cached, and nothing is read.
+    looking = bar(description="looking for cases", **shown, delay=2, leave=False)
+    looked = dict(_done(looks, looking, threads=numbers["threads"]))
     record.save()
-    results = {index: found[index][1] for index in range(total)}
+    results = {index: looked[index][1] for index in range(total)}
     missing = [index for index, result in results.items() if result is None]
     if len(missing) < 2:  # not worth a process
-        numbers = numbers | {"processes": 0}
-    work = [functools.partial(make, files[index], found[index][0]) for index in missing]
-    bar = _bar("preparing cases", progress, total=total, initial=total - len(missing))
-    with contextlib.closing(_done(work, bar, **numbers)) as attempts:
+        numbers = {**numbers, "processes": 0}
+    work = [
+        functools.partial(_try, cache.make, files[index], looked[index][0]) for index in missing
+    ]
+    preparing = bar(description="preparing cases", **shown, initial=total - len(missing))
+    with contextlib.closing(_done(work, preparing, **numbers)) as attempts:
         for index, result in attempts:
             if isinstance(result, _Fault) and result.error is not None:
                 raise result.error
@@ -159,11 +210,7 @@ def _make(
     return list(results.values())
 
 
-def _bar(text: str, progress: bool, **options) -> tqdm.tqdm:
-    return tqdm.tqdm(desc=text, unit="case", disable=None if progress else True, **options)
-
-
-def _done(work: Sequence[Callable], bar: tqdm.tqdm, **numbers: int) -> Iterator[tuple[int, Any]]:
+def _done(work: Sequence[Callable], bar: tqdm, **numbers: int) -> Iterator[tuple[int, Any]]:
     """`workers.run`, shown by the bar."""
     with bar, contextlib.closing(workers.run(work, **numbers)) as results:
         for result in results:
@@ -172,75 +219,26 @@ def _done(work: Sequence[Callable], bar: tqdm.tqdm, **numbers: int) -> Iterator[
 
 
 def _look(
-    make: Callable[..., "CachedCase | _Fault | None"], record: digests.Digests, files: CaseFiles
-) -> tuple[digests.Content | None, "CachedCase | _Fault | None"]:
-    """The content of a case's files, and the case if it is in the cache."""
+    cache: _Cache, record: digests.Digests, files: CaseFiles
+) -> tuple[digests.Content | None, CachedCase | _Fault | None]:
+    """Content of a case's files, and the case if it is in the cache."""
     try:
         content = record.of_case(files)
     except DataError as error:
         return None, _Fault(str(error))
-    return content, make(files, content, only_look=True)
+    return content, _try(cache.find, files, content)
 
 
-def _try(
-    challenge: Challenge,
-    files: CaseFiles,
-    content: digests.Content,
-    *,
-    root: Path,
-    dtype: str,
-    only_look: bool = False,
-) -> "CachedCase | _Fault | None":
-    """`_cached`, or why not: whatever is wrong with one case, the others are still tried."""
+def _try(work: Callable, *args: Any) -> Any:
+    """Result of the work, or a `_Fault`: one faulty case does not stop the others."""
     try:
-        return _cached(challenge, files, content, root, dtype, only_look=only_look)
+        return work(*args)
     except CacheWriteError as error:
         return _Fault(str(error), error)
     except DataError as error:
         return _Fault(str(error))
     except Exception as error:
         return _Fault(f"{type(error).__name__}: {error}")
-
-
-def _cached(
-    challenge: Challenge,
-    files: CaseFiles,
-    content: digests.Content,
-    root: Path,
-    dtype: str,
-    *,
-    only_look: bool = False,
-) -> CachedCase | None:
-    """The case from the cache; prepared and stored first if it is not there, or None."""
-    digest = key(challenge, files, content, dtype)
-    safe = re.sub(r"[^\w.-]", "_", files.id).encode()[:80].decode(errors="ignore")
-    folder = root / f"{safe}-{digest[:16]}"
-    found = cache_entry.read(folder, digest, files.patient)
-    if found or only_look:
-        return found
-    prepared = challenge.prepare(challenge.load(files))
-    if path := content.changed():
-        raise DataError(f"{path}: was changed while it was read; run again once it is complete")
-    arrays = {"image": _narrow(prepared.image, dtype)}
-    foreground = _foreground(np.zeros((1, 1, 1, 0), bool), digest)
-    if prepared.label is not None:
-        arrays["label"] = prepared.label
-        foreground = _foreground(challenge.masks(prepared.label), digest)
-    arrays["foreground"] = foreground
-    case = CachedCase(
-        id=files.id,
-        patient=files.patient,
-        folder=folder,
-        shape=prepared.image.shape[:3],
-        spacing_mm=prepared.spacing_mm,
-        bbox=prepared.bbox,
-        full_shape=prepared.full_shape,
-        kind=prepared.kind,
-        note=prepared.note,
-    )
-    with _writing(root):
-        cache_entry.write(case, arrays, digest)
-    return case
 
 
 def _narrow(image: np.ndarray, dtype: str) -> np.ndarray:
@@ -252,7 +250,7 @@ def _narrow(image: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def _foreground(masks: np.ndarray, digest: str) -> np.ndarray:
-    """(z, y, x, r) bool -> (n, 4): see `CachedCase.foreground`; the same every time."""
+    """Foreground (n, 4) of masks (z, y, x, r), see `CachedCase.foreground`; reproducible."""
     rng = np.random.default_rng(int(digest[:16], 16))
     rows = [np.zeros((0, 4), np.int64)]
     for region in range(masks.shape[-1]):

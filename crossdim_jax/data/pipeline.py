@@ -27,7 +27,7 @@ def train_dataset(
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.IterDataset:
-    """Random patches for ever; each epoch shows every case once, in a new order.
+    """Endless random patches; each epoch shows every case once, in a new order.
 
     In two dimensions, slices: each epoch shows every slice of every case once.
 
@@ -96,7 +96,7 @@ def train_dataset(
 
 
 def _part(dataset: grain.MapDataset, batch_size: int, index: int, count: int) -> grain.MapDataset:
-    """Of each `batch_size` elements the part `index` of `count`; the others are never made."""
+    """Part `index` of `count` of each `batch_size` elements; the others are never made."""
     if count == 1:
         return dataset
     part = batch_size // count
@@ -111,7 +111,7 @@ def _part(dataset: grain.MapDataset, batch_size: int, index: int, count: int) ->
 def elements(
     cached: Sequence[CachedCase], patch: Sequence[int]
 ) -> list[tuple[CachedCase, int | None]]:
-    """What an epoch shows: every case, or for a patch (y, x) every slice of every case."""
+    """Elements of an epoch: every case, or for a patch (y, x) every slice of every case."""
     if len(patch) == 3:
         return [(case, None) for case in cached]
     return [(case, index) for case in cached for index in range(case.shape[0])]
@@ -123,7 +123,7 @@ def crop_start(
     rng: np.random.Generator,
     voxel: Sequence[int] | None = None,
 ) -> tuple[int, ...]:
-    """Where a patch begins along each axis; negative where the volume is smaller than the patch.
+    """Start of a patch along each axis; negative where the volume is smaller than the patch.
 
     Args:
       shape, patch: (z, y, x).
@@ -144,7 +144,7 @@ def crop_start(
 
 
 def draw_voxel(foreground: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
-    """(z, y, x) of a voxel of a region: each region present is equally likely, however small.
+    """Draws a foreground voxel (z, y, x): each region present is equally likely, however small.
 
     Args:
       foreground: see `CachedCase.foreground`; None is returned if it is empty.
@@ -160,7 +160,7 @@ def draw_voxel(foreground: np.ndarray, rng: np.random.Generator) -> np.ndarray |
 
 
 def crop(array: np.ndarray, start: Sequence[int], patch: Sequence[int]) -> np.ndarray:
-    """A copy of `array[start : start + patch]` over the leading axes, zeros where it is outside."""
+    """Copy of `array[start : start + patch]` over the leading axes, zeros where it is outside."""
     result = np.zeros((*patch, *array.shape[len(patch) :]), array.dtype)
     source, target = [], []
     for begin, width, length in zip(start, patch, array.shape, strict=False):

@@ -8,18 +8,16 @@ import dataclasses
 import errno
 import logging
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from crossdim_jax.challenges.base import Challenge
 from crossdim_jax.errors import CrossdimError, DataError, ManyErrors
 from crossdim_jax.imaging.case import CaseFiles
+from crossdim_jax.runtime.progress import bar
 from crossdim_jax.text import shown
 
 logger = logging.getLogger(__name__)
@@ -30,7 +28,7 @@ PredictFn = Callable[[np.ndarray], np.ndarray]
 
 @dataclasses.dataclass
 class Result:
-    """What `predict_folder` did: paths written and skipped, and (case id, message) per failure."""
+    """Result of `predict_folder`: paths written and skipped, and (case id, message) per failure."""
 
     written: list[Path] = dataclasses.field(default_factory=list)
     skipped: list[Path] = dataclasses.field(default_factory=list)
@@ -90,7 +88,7 @@ def predict_case(
 
 
 def _output_path(challenge: Challenge, folder: str | Path, files: CaseFiles) -> Path:
-    """The prediction's path, unless that is a file the case is made of."""
+    """Path of a prediction. Raises DataError if that is a file the case is made of."""
     path = challenge.prediction_path(folder, files.id)
     for own in (*files.images, files.label):
         if own is not None and own.exists() and path.exists() and path.samefile(own):
@@ -132,9 +130,9 @@ def predict_folder(
         for case in files
         if os.path.exists(challenge.prediction_path(out_folder, case.id))  # also of a long name
     }
-    with progress_bar(files, "predict", progress) as bar:
-        for case in bar:
-            bar.set_postfix_str(shown(case.id))
+    with bar(files, description="predict", enabled=progress) as cases:
+        for case in cases:
+            cases.set_postfix_str(shown(case.id))
             try:
                 path = _output_path(challenge, out_folder, case)
                 if case.id in there and not overwrite:
@@ -200,10 +198,3 @@ def describe_error(error: Exception, case_id: str) -> str:
     if not isinstance(error, CrossdimError):  # a fault of the program: show where
         logger.error("%s: unexpected error", shown(case_id), exc_info=error)
     return f"{type(error).__name__}: {error}"
-
-
-def progress_bar(files: Sequence[CaseFiles], what: str, progress: bool) -> Any:
-    """Progress bar over cases, `with` its name as description."""
-    # A log file gets a line now and then, a terminal a live bar.
-    interval = 0.2 if sys.stderr.isatty() else 30.0
-    return tqdm(files, desc=what, unit="case", disable=not progress, mininterval=interval)

@@ -1,4 +1,4 @@
-"""Read and write NIfTI volumes, and remember where they lie in the patient.
+"""Read and write NIfTI volumes with their geometry.
 
 Arrays are `(z, y, x)`, or `(z, y, x, c)` for 4-D files, in LPS orientation: x grows towards the
 patient's left, y towards posterior, z towards superior, so `image[z]` is an axial slice as a
@@ -150,7 +150,7 @@ def check_finite(image: np.ndarray, what: str) -> None:
 
 
 def _open(path: Path) -> tuple[Header, bytes]:
-    """The header, and the file's content without compression, up to the end of the voxels.
+    """Header, and content of the file without compression, up to the end of the voxels.
 
     No more is read or decompressed than the header promises, and nothing if the file is too small
     for it; the checksum of a compressed file is verified.
@@ -192,7 +192,7 @@ def _open(path: Path) -> tuple[Header, bytes]:
 
 
 def _shape(path: Path, shape: tuple[int, ...], ndim: int) -> tuple[int, ...]:
-    """The shape with `ndim` axes. Raises DataError if there are more or fewer."""
+    """Shape with `ndim` axes. Raises DataError if there are more or fewer."""
     found = shape
     while len(shape) > ndim and shape[-1] == 1:
         shape = shape[:-1]
@@ -217,5 +217,5 @@ def _geometry(path: Path, header: Header, shape: tuple[int, ...], oriented: bool
 
 @functools.lru_cache(maxsize=10_000)
 def _warn_once(text: str) -> None:
-    """A file is read again for every stage of a run; its faults are told once."""
+    """Logs a warning once: a file is read again for every stage of a run."""
     logger.warning("%s", text)

@@ -23,7 +23,7 @@ _PASSES = (
 
 
 class _Head(NamedTuple):
-    """The content of the chunk IHDR."""
+    """Content of the chunk IHDR."""
 
     columns: int
     rows: int
@@ -35,7 +35,7 @@ class _Head(NamedTuple):
 
 
 def read_grey(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """A PNG of 1 to 8 bits of grey, (row, column): bool for 1-bit files, else uint8.
+    """Reads a PNG of 1 to 8 bits of grey, (row, column): bool for 1-bit files, else uint8.
 
     Every checksum is verified, and the pixels are counted before an image is made of them.
 
@@ -74,7 +74,7 @@ def read_grey(path: Path, size: tuple[int, int]) -> np.ndarray:
 
 
 def _chunks(path: Path, content: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """(kind, data) of each chunk up to IEND, with its checksum verified."""
+    """Chunks up to IEND, (kind, data), with checksums verified."""
     at, kind = len(_BEGIN), b""
     while kind != b"IEND":
         if at + 12 > len(content):
@@ -112,7 +112,7 @@ def _head(path: Path, chunks: list[tuple[bytes, bytes]]) -> _Head:
 
 
 def _bytes_of(head: _Head) -> int:
-    """How many bytes the pixels have before compression, each row with a byte for its filter."""
+    """Number of bytes before compression, each row with a byte for its filter."""
     passes = _PASSES if head.interlace else ((0, 0, 1, 1),)
     total = 0
     for top, left, down, across in passes:

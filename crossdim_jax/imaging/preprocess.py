@@ -1,4 +1,4 @@
-"""From a case to what a network sees, and back: brain crop or one size of slices, and z-scores.
+"""Preparation of cases for a network, and back: brain crop or slices of one size, z-scores.
 
 BraTS images are masked: exactly 0 outside the brain. A voxel inside may be 0 too, by chance in CT
 or after resampling, so the outside is what of the zeros hangs together with the volume's border;
@@ -8,9 +8,9 @@ and an image is masked only if the edges of its volume are 0. See `outside`.
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 from scipy import ndimage
 
+from crossdim_jax.imaging import resample
 from crossdim_jax.imaging.case import BBox, Case, Prepared
 
 # What `preprocess` does, for keys of derived files; change it when the result changes.
@@ -23,7 +23,7 @@ PARAMETERS = {
 
 
 def outside(volume: np.ndarray) -> np.ndarray | None:
-    """The outside of a masked image, (z, y, x) bool; None if the image is not masked.
+    """Outside of a masked image, (z, y, x) bool; None if the image is not masked.
 
     Masked is an image of which more than half of the voxels on the twelve edges of the volume are
     exactly 0: a head never fills those, however tightly it was cropped, and in an image with air
@@ -52,7 +52,7 @@ def outside(volume: np.ndarray) -> np.ndarray | None:
 
 
 def inside(image: np.ndarray) -> tuple[np.ndarray, list[int]]:
-    """(z, y, x, c) -> what is not `outside`, of the same shape; the channels that are not masked.
+    """Inside of an image (z, y, x, c), bool of the same shape; and the channels not masked.
 
     All voxels of a channel that is not masked are inside.
     """
@@ -76,7 +76,7 @@ def _most_of_the_edges(zero: np.ndarray) -> bool:
 
 
 def _box(mask: np.ndarray) -> tuple[slice, ...] | None:
-    """The smallest box that holds every true voxel; None if there is none."""
+    """Smallest box that holds every true voxel; None if there is none."""
     box = []
     for axis in range(mask.ndim):
         others = tuple(i for i in range(mask.ndim) if i != axis)
@@ -88,7 +88,7 @@ def _box(mask: np.ndarray) -> tuple[slice, ...] | None:
 
 
 def crop_to_inside(inside: np.ndarray, *, margin: int = 0) -> BBox:
-    """The smallest box that holds every voxel in which any modality is inside.
+    """Smallest box that holds every voxel in which any modality is inside.
 
     Args:
       inside: (z, y, x, c) bool.
@@ -106,7 +106,7 @@ def crop_to_inside(inside: np.ndarray, *, margin: int = 0) -> BBox:
 
 
 def zscore(image: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """(z, y, x, c) -> float32 of the same shape: each channel minus mean, over sd.
+    """Z-scores (z, y, x, c) float32: each channel minus its mean, over its sd.
 
     Mean and sd (population) are those of the channel's voxels inside; those outside become 0. A
     channel that is constant there becomes 0 everywhere. Source: Messaoudi et al. 2023,
@@ -161,7 +161,7 @@ def brain(case: Case, modalities: Sequence[str] = ()) -> Prepared:
 
 
 def crop_and_zscore(image: np.ndarray) -> tuple[np.ndarray, BBox, list[int]]:
-    """(z, y, x, c) -> its crop, z-scored; where that lay; the channels that are not masked.
+    """Crop of an image (z, y, x, c), z-scored; its box; and the channels not masked.
 
     Raises ValueError if the image is zero everywhere.
     """
@@ -194,7 +194,7 @@ STATISTICS = {"slice": (1, 2), "volume": (0, 1, 2)}  # over which axes mean and 
 
 
 def slices(case: Case, size: Sequence[int], *, statistics: str = "slice") -> Prepared:
-    """z-scores over all pixels and brings every slice to one size; with or without a label.
+    """Z-scores over all pixels and resizes every slice to one size; with or without a label.
 
     Args:
       case: any.
@@ -213,39 +213,13 @@ def slices(case: Case, size: Sequence[int], *, statistics: str = "slice") -> Pre
     image = np.where(varies, (image - mean) / np.where(varies, deviation, 1), 0)
     full_shape = case.image.shape[:3]
     return Prepared(
-        image=resize(image.astype(np.float32), size),
-        label=None if case.label is None else resize_label(case.label, size),
+        image=resample.resize(image.astype(np.float32), size),
+        label=None if case.label is None else resample.resize_label(case.label, size),
         bbox=tuple((0, length) for length in full_shape),
         full_shape=full_shape,
         spacing_mm=case.spacing_mm,
         kind=case.kind,
     )
-
-
-def resize(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """(z, y, x, c) -> (z, *size, c) float32, slice by slice, linear.
-
-    Pixels are areas: the edges of both grids coincide, whatever their sizes. When a slice shrinks,
-    each new pixel is a weighted mean of all those under it, so that nothing aliases.
-    """
-    return _resized(image, size, np.float32, Image.Resampling.BILINEAR)
-
-
-def resize_label(label: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """(z, y, x) uint8 -> (z, *size), slice by slice: the value at each new pixel's centre."""
-    return _resized(label[..., None], size, np.uint8, Image.Resampling.NEAREST)[..., 0]
-
-
-def _resized(array, size, dtype, how) -> np.ndarray:
-    rows, columns = (int(n) for n in size)
-    if array.shape[1:3] == (rows, columns):
-        return np.ascontiguousarray(array, dtype)
-    result = np.empty((array.shape[0], rows, columns, array.shape[-1]), dtype)
-    for z in range(array.shape[0]):
-        for c in range(array.shape[-1]):
-            plane = Image.fromarray(np.ascontiguousarray(array[z, ..., c], dtype))
-            result[z, ..., c] = plane.resize((columns, rows), how)
-    return result
 
 
 def uncrop(label_crop: np.ndarray, bbox: BBox, full_shape: tuple[int, int, int]) -> np.ndarray:

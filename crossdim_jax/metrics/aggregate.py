@@ -1,4 +1,4 @@
-"""From one row per case to one row per statistic."""
+"""Statistics over rows of cases: mean, sd, median and quartiles of every column."""
 
 from collections.abc import Mapping, Sequence
 

@@ -1,11 +1,15 @@
-"""The official BraTS evaluations, as named profiles."""
+"""Metrics of the official BraTS 2021/22 evaluation.
+
+Source: the evaluation code of the BraTS 2021/22 platform. It says nothing on sensitivity and
+specificity of a prediction on another grid; 0 keeps a failed case from improving a mean.
+"""
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
 from crossdim_jax.metrics import overlap, surface
+from crossdim_jax.metrics.profile import Metric
 
 # The diagonal of the challenge's 240 x 240 x 155 volumes, whatever the size of the one at hand.
 ONE_EMPTY_HD95 = math.sqrt(240**2 + 240**2 + 155**2)  # 373.128664
@@ -25,39 +29,43 @@ def hd95(truth: np.ndarray, prediction: np.ndarray) -> float:
     return surface.percentile_pooled(surface.border_distances(truth, prediction), 95)
 
 
-METRICS = {
-    "dice": overlap.dice,
-    "hd95": hd95,
-    "sensitivity": overlap.sensitivity,
-    "specificity": overlap.specificity,
-}
-
-
-def brats2022(
-    truth: np.ndarray, prediction: np.ndarray, *, regions: Sequence[str]
-) -> dict[str, float]:
-    """One case's row by the official 2021/22 evaluation: "dice_WT", "hd95_WT", ...
-
-    truth, prediction: (z, y, x, k) boolean, one channel per name of `regions`. Shapes that differ
-    score as a mismatch. Source: the evaluation code of the BraTS 2021/22 platform.
-    """
-    if truth.shape[-1] != len(regions):
-        raise ValueError(f"truth has {truth.shape[-1]} channels for regions {tuple(regions)}")
-    if truth.shape != prediction.shape:
-        return brats2022_mismatch(regions=regions)
-    channels = [(truth[..., i], prediction[..., i]) for i in range(len(regions))]
-    return {
-        f"{name}_{region}": float(metric(*pair))
-        for name, metric in METRICS.items()
-        for region, pair in zip(regions, channels, strict=True)
-    }
-
-
-def brats2022_mismatch(*, regions: Sequence[str]) -> dict[str, float]:
-    """The row of a case whose shape or geometry does not match the truth: Dice 0, HD95 374.
-
-    The platform says nothing on sensitivity and specificity there; 0 keeps a failed case from
-    improving a mean.
-    """
-    worst = {"dice": 0.0, "hd95": MISMATCH_HD95, "sensitivity": 0.0, "specificity": 0.0}
-    return {f"{name}_{region}": worst[name] for name in METRICS for region in regions}
+METRICS = (
+    Metric(
+        "dice",
+        lambda pair: overlap.dice(pair.truth, pair.prediction),
+        "Dice",
+        "2 TP / (2 TP + FP + FN); both masks empty 1, one empty 0; shape or geometry mismatch 0",
+        unit="%",
+        factor=100.0,
+        mismatch=0.0,
+    ),
+    Metric(
+        "hd95",
+        lambda pair: hd95(pair.truth, pair.prediction),
+        "HD95",
+        "95th percentile (linear) of the concatenation of both directed border-to-"
+        "border distances, in voxels, without spacing; border = mask minus its erosion by the "
+        "6-neighbourhood, outside counted as background; both masks empty 0, one empty "
+        "373.128664, shape or geometry mismatch 374",
+        unit="voxels",
+        mismatch=MISMATCH_HD95,
+    ),
+    Metric(
+        "sensitivity",
+        lambda pair: overlap.sensitivity(pair.truth, pair.prediction),
+        "Sensitivity",
+        "TP / (TP + FN); both masks empty 1, only the truth empty undefined",
+        unit="%",
+        factor=100.0,
+        mismatch=0.0,
+    ),
+    Metric(
+        "specificity",
+        lambda pair: overlap.specificity(pair.truth, pair.prediction),
+        "Specificity",
+        "TN / (TN + FP) over the whole volume; both masks empty 1",
+        unit="%",
+        factor=100.0,
+        mismatch=0.0,
+    ),
+)

@@ -1,4 +1,4 @@
-"""The official CHAOS evaluation: four metrics of an organ, and the four scores made of them.
+"""Metrics of the official CHAOS evaluation: four of an organ, and the scores made of them.
 
 Kavur et al. 2021 (CHAOS challenge), Sect. 3.4, and the challenge's published evaluation code.
 """
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from crossdim_jax.metrics import overlap, surface
+from crossdim_jax.metrics.profile import MaskPair, Metric, diagonal_mm
 
 # metric -> (the best score is lost by so much per unit, and is 0 beyond this value)
 THRESHOLDS = {
@@ -17,8 +18,6 @@ THRESHOLDS = {
     "mssd_mm": (5 / 3, 60.0),
 }
 DICE_THRESHOLD = 0.8
-METRICS = ("dice", "ravd", "assd_mm", "mssd_mm")
-SCORES = ("score_dice", "score_ravd", "score_assd", "score_mssd", "score")
 
 
 def ravd(truth: np.ndarray, prediction: np.ndarray) -> float:
@@ -47,36 +46,29 @@ def surface_distances_mm(
     return surface.mean_pooled(distances), surface.maximum(distances)
 
 
-def diagonal_mm(shape: Sequence[int], spacing_mm: Sequence[float]) -> float:
-    """Length of the volume's diagonal: its voxels times their size."""
-    return math.hypot(*(n * s for n, s in zip(shape, spacing_mm, strict=True)))
-
-
 def scores(row: dict[str, float]) -> dict[str, float]:
-    """The four scores of `METRICS`, 0 to 100, and their mean `score`."""
+    """Scores of the four metrics, 0 to 100, and their mean `score`."""
     dice = row["dice"]
-    found = {"score_dice": 100.0 * dice if dice >= DICE_THRESHOLD else 0.0}
+    points = {"score_dice": 100.0 * dice if dice >= DICE_THRESHOLD else 0.0}
     for metric, (loss, limit) in THRESHOLDS.items():
         value = row[metric]
         name = "score_" + metric.removesuffix("_mm")
-        found[name] = 100.0 - loss * value if value <= limit else 0.0
-    return found | {"score": sum(found.values()) / len(found)}
+        points[name] = 100.0 - loss * value if value <= limit else 0.0
+    return points | {"score": sum(points.values()) / len(points)}
 
 
-def organ(
-    truth: np.ndarray, prediction: np.ndarray, spacing_mm: Sequence[float]
-) -> dict[str, float]:
+def organ(pair: MaskPair) -> dict[str, float]:
     """Metrics and scores of one organ in one volume.
 
-    truth, prediction: boolean, of equal shape. One of them empty scores as `worst`. Both empty: the
-    organ is not in this volume and there is nothing to score, all NaN (our choice: the challenge's
-    volumes hold every organ).
+    One mask empty scores as `worst`. Both empty: the organ is not in this volume and there is
+    nothing to score, all NaN (our choice: the challenge's volumes hold every organ).
     """
+    truth, prediction = pair.truth, pair.prediction
     if not truth.any() and not prediction.any():
-        return dict.fromkeys((*METRICS, *SCORES), float("nan"))
+        return {metric.name: math.nan for metric in METRICS}
     if not truth.any() or not prediction.any():
-        return worst(diagonal_mm(truth.shape, spacing_mm))
-    assd_mm, mssd_mm = surface_distances_mm(truth, prediction, spacing_mm)
+        return worst(pair.diagonal_mm)
+    assd_mm, mssd_mm = surface_distances_mm(truth, prediction, pair.spacing_mm)
     row = {
         "dice": overlap.dice(truth, prediction),
         "ravd": ravd(truth, prediction),
@@ -87,7 +79,7 @@ def organ(
 
 
 def worst(distance_mm: float) -> dict[str, float]:
-    """The row of a mismatch or of one empty mask: Dice 0, RAVD 100, distances the diagonal.
+    """Row of a mismatch or of one empty mask: Dice 0, RAVD 100, distances the diagonal.
 
     Its scores follow from these: 0, unless the volume is smaller than any patient.
     """
@@ -95,55 +87,41 @@ def worst(distance_mm: float) -> dict[str, float]:
     return row | scores(row)
 
 
-def chaos_scores(
-    truth: np.ndarray,
-    prediction: np.ndarray,
-    *,
-    regions: Sequence[str],
-    spacing_mm: Sequence[float],
-    annotated: Sequence[bool] | None = None,
-) -> dict[str, float]:
-    """One case's row by the official evaluation: "dice_liver", ..., "score_liver", ...
-
-    Args:
-      truth, prediction: (z, y, x, r) boolean, one channel per name of `regions`. Shapes that differ
-        score as a mismatch.
-      regions: names of the organs.
-      spacing_mm: (z, y, x).
-      annotated: whether the truth knows each region; what it does not know is NaN. None: all.
-    """
-    if truth.shape[-1] != len(regions):
-        raise ValueError(f"truth has {truth.shape[-1]} channels for regions {tuple(regions)}")
-    if truth.shape != prediction.shape:
-        far = diagonal_mm(truth.shape[:-1], spacing_mm)
-        return chaos_mismatch(regions=regions, distance_mm=far, annotated=annotated)
-    rows = [
-        organ(truth[..., i], prediction[..., i], spacing_mm)
-        if annotated is None or annotated[i]
-        else dict.fromkeys((*METRICS, *SCORES), float("nan"))
-        for i in range(len(regions))
-    ]
-    return _flat(rows, regions)
+def _metric(
+    name: str, heading: str, definition: str, unit: str = "", factor: float = 1.0
+) -> Metric:
+    return Metric(
+        name,
+        lambda pair: pair.once(organ)[name],
+        heading,
+        definition,
+        unit,
+        factor,
+        mismatch=lambda diagonal_mm: worst(diagonal_mm)[name],
+    )
 
 
-def chaos_mismatch(
-    *,
-    regions: Sequence[str],
-    distance_mm: float = float("nan"),
-    annotated: Sequence[bool] | None = None,
-) -> dict[str, float]:
-    """The row of a case whose shape or geometry is not the truth's.
-
-    distance_mm: the diagonal of the truth's volume; NaN where it is not known.
-    """
-    known = [True] * len(regions) if annotated is None else annotated
-    nothing = dict.fromkeys((*METRICS, *SCORES), float("nan"))
-    return _flat([worst(distance_mm) if there else nothing for there in known], regions)
-
-
-def _flat(rows: Sequence[dict[str, float]], regions: Sequence[str]) -> dict[str, float]:
-    return {
-        f"{metric}_{region}": float(row[metric])
-        for metric in (*METRICS, *SCORES)
-        for region, row in zip(regions, rows, strict=True)
-    }
+METRICS = (
+    _metric(
+        "dice",
+        "Dice",
+        "2 TP / (2 TP + FP + FN); one mask empty, or shape or geometry mismatch, 0 "
+        "(and then RAVD 100, distances the volume's diagonal); both masks empty: not scored",
+        "%",
+        100.0,
+    ),
+    _metric("ravd", "RAVD", "100 |predicted - true volume| / true volume", "%"),
+    _metric(
+        "assd_mm",
+        "ASSD",
+        "mean of all border-to-border distances of both directions pooled; border = "
+        "mask minus its erosion by the 6-neighbourhood, outside counted as foreground",
+        "mm",
+    ),
+    _metric("mssd_mm", "MSSD", "maximum of the same distances", "mm"),
+    _metric("score_dice", "Dice score", "100 Dice if Dice >= 0.8, else 0"),
+    _metric("score_ravd", "RAVD score", "100 - 20 RAVD if RAVD <= 5, else 0"),
+    _metric("score_assd", "ASSD score", "100 - 20/3 ASSD if ASSD <= 15, else 0"),
+    _metric("score_mssd", "MSSD score", "100 - 5/3 MSSD if MSSD <= 60, else 0"),
+    _metric("score", "Mean score", "mean of the four scores of an organ in a case"),
+)

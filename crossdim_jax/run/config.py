@@ -1,13 +1,58 @@
 """Reading a config from the command line, and saying in one line what is wrong with it."""
 
 import re
+import sys
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from crossdim_jax.errors import ConfigError
+
+
+def located(arguments: Sequence[str]) -> list[str]:
+    """The arguments of a command, with the file of `--config` as `find` finds it."""
+    result = list(arguments)
+    for index, argument in enumerate(result):
+        name, equals, path = argument.partition("=")
+        if name.removeprefix("-") in ("config", "-config"):
+            if equals:
+                result[index] = f"{name}={find(path)}"
+            elif index + 1 < len(result):
+                result[index + 1] = find(result[index + 1])
+    return result
+
+
+def find(path: str) -> str:
+    """Path of a config as it is, or else that of the same name which was installed.
+
+    A wheel holds `configs/`, so that `--config=configs/brats_dxnet.py` works in any folder; what
+    is in the working directory goes first. Configs import each other from `configs`.
+
+    Args:
+      path: FILE or FILE:argument.
+    """
+    file = re.sub(r"(\.py):.*", r"\1", path)
+    if Path(file).exists() or Path(file).parent != Path("configs"):
+        return path
+    for installed in _installed_files():
+        if installed.parts[-2:] == Path(file).parts:
+            where = Path(installed.locate()).resolve()
+            if where.is_file():
+                folder = str(where.parents[1])
+                if folder not in sys.path:
+                    sys.path.append(folder)
+                return f"{where}{path.removeprefix(file)}"
+    return path
+
+
+def _installed_files() -> Sequence[metadata.PackagePath]:
+    try:
+        return metadata.files("crossdim_jax") or ()
+    except metadata.PackageNotFoundError:
+        return ()
 
 
 def read(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
@@ -20,6 +65,7 @@ def read(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     Raises:
       ConfigError: the file is missing or faulty, or an override names no field.
     """
+    path = find(path)
     file = re.sub(r"(\.py):.*", r"\1", path)
     if not Path(file).is_file():
         raise ConfigError(f"{file}: no such config file")

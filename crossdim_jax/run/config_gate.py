@@ -12,7 +12,7 @@ from typing import Any
 from flax.traverse_util import flatten_dict
 
 from crossdim_jax import challenges, losses, models, ops
-from crossdim_jax.data import cache
+from crossdim_jax.data import augment, cache
 from crossdim_jax.errors import ConfigError
 from crossdim_jax.models import encoders, layers
 from crossdim_jax.models.conv import DEPTH_PADDINGS
@@ -59,7 +59,7 @@ def check(config: Mapping[str, Any]) -> None:
 def check_fields(config: Mapping[str, Any]) -> None:
     """`check` for configs that need not be an experiment's, such as those that porting takes."""
     values = flatten_dict(dict(config), sep=".")
-    found = [*problems(values), *_names(values), *_paths(values)]
+    found = [*problems(values, augment.RANGES), *_names(values), *_paths(values)]
     wrong = {field for field, _ in found}
     refuse([*(text for _, text in found), *_together(values, wrong)])
 

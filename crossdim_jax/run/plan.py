@@ -28,8 +28,7 @@ from crossdim_jax.runtime import sharding
 from crossdim_jax.storage.files import duration
 from crossdim_jax.training import loop
 from crossdim_jax.training import step as train
-from crossdim_jax.training.checkpoint import variables
-from crossdim_jax.training.state import TrainState
+from crossdim_jax.training.state import TrainState, variables
 
 GIB = 2**30
 TIMED_STEPS = 5

@@ -19,10 +19,10 @@ import numpy as np
 from crossdim_jax.errors import ConfigError, CrossdimError
 from crossdim_jax.runtime import sharding, stop
 from crossdim_jax.training import nonfinite
-from crossdim_jax.training.checkpoint import Checkpointer, variables
+from crossdim_jax.training.checkpoint import Checkpointer
 from crossdim_jax.training.metric_writer import MetricWriter
 from crossdim_jax.training.progress import Progress
-from crossdim_jax.training.state import TrainState
+from crossdim_jax.training.state import TrainState, variables
 from crossdim_jax.training.step import Step
 from crossdim_jax.training.totals import Totals, mean_known
 from crossdim_jax.training.validation import Validation, absent_classes, validate

@@ -8,8 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TextIO
 
-import tqdm
-
+from crossdim_jax.runtime.progress import bar
 from crossdim_jax.storage.files import duration
 from crossdim_jax.text import for_stream
 
@@ -52,15 +51,15 @@ class Progress:
         self._running = False
         self._bar = None
         if enabled and self._stream.isatty():
-            self._bar = tqdm.tqdm(
+            self._bar = bar(
+                description="training",
+                unit="step",
+                stream=self._stream,
                 total=total,
                 initial=step,
-                file=self._stream,
-                unit="step",
                 dynamic_ncols=True,
                 bar_format="{desc}: {percentage:3.0f}%|{bar}| {n}/{total} "
                 "[{elapsed}, {remaining} left{postfix}]",
-                desc="training",
             )
 
     @_if_read

@@ -174,7 +174,8 @@ def test_a_mismatched_prediction_counts_as_not_known(phantoms, challenge, tmp_pa
     ]
     notes = " ".join(challenge.tables(wrong)[1].notes)
     assert "patient0001 (no prediction on the image's grid)" in notes
-    assert challenge.mismatch(None, None)["dice_LA"] == 0
+    lost = challenge.mismatch(np.zeros((1, 9, 8), np.uint8), (1.0, 1.0, 1.0))
+    assert lost["dice_LA"] == 0
 
 
 def test_groups_are_phase_and_image_quality(phantoms, challenge):

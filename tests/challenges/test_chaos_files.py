@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from crossdim_jax.challenges.chaos import layouts, phantom
-from crossdim_jax.challenges.chaos import masks as chaos_masks
+from crossdim_jax.challenges.chaos import layouts, mask_files, phantom
 from crossdim_jax.challenges.chaos.challenge import Chaos
 from crossdim_jax.errors import ConfigError, DataError
 from crossdim_jax.imaging import dicom
@@ -144,7 +143,7 @@ def save(path, values):
 
 
 def read(path, size=(2, 3), any_is_liver=False):
-    return chaos_masks.read([path], size=size, any_is_liver=any_is_liver)[0]
+    return mask_files.read([path], size=size, any_is_liver=any_is_liver)[0]
 
 
 def test_grey_values_name_organs_within_their_ranges(tmp_path):
@@ -158,13 +157,13 @@ def test_grey_values_name_organs_within_their_ranges(tmp_path):
 
 def test_what_is_written_reads_the_same(tmp_path, rng):
     organs = rng.integers(0, 5, (12, 3, 4)).astype(np.uint8)
-    paths = chaos_masks.write(tmp_path / "Results", organs)
+    paths = mask_files.write(tmp_path / "Results", organs)
     assert paths[10].name == "img010.png"
-    assert set(np.unique(Image.open(paths[0]))) <= {0, *chaos_masks.GREY}
-    found = chaos_masks.files_of(tmp_path / "Results")
-    np.testing.assert_array_equal(chaos_masks.read(found, size=(3, 4), any_is_liver=False), organs)
-    chaos_masks.write(tmp_path / "Results", organs[:2])
-    assert len(chaos_masks.files_of(tmp_path / "Results")) == 2  # none of the longer one is left
+    assert set(np.unique(Image.open(paths[0]))) <= {0, *mask_files.GREY}
+    found = mask_files.files_of(tmp_path / "Results")
+    np.testing.assert_array_equal(mask_files.read(found, size=(3, 4), any_is_liver=False), organs)
+    mask_files.write(tmp_path / "Results", organs[:2])
+    assert len(mask_files.files_of(tmp_path / "Results")) == 2  # none of the longer one is left
 
 
 @pytest.mark.parametrize(

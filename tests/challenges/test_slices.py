@@ -15,7 +15,7 @@ class Hearts(SliceChallenge):
     classes, values = ("background", "cavity", "wall"), (0, 1, 7)
     regions, contents = ("inner", "outer"), ((1,), (1, 2))
     profile, aggregate = "brats2022", "clean"
-    cases = load = score = summarise = write = layers = fingerprint = None
+    scan = load = write = layers = fingerprint = None
 
     def annotated(self, kind):
         return (True, True, kind != "film")

@@ -14,7 +14,8 @@ from crossdim_jax.challenges.brats import challenge as brats
 from crossdim_jax.errors import DataError, ManyErrors
 from crossdim_jax.evaluation import predict as predict_lib
 from crossdim_jax.evaluation import score as evaluate
-from crossdim_jax.report import tables
+from crossdim_jax.metrics import profile
+from crossdim_jax.report import page, tables
 
 SHAPE = (12, 14, 10)  # as on disk
 AFFINE = np.array([[1.2, 0, 0, -5], [0, 1, 0, 7], [0, 0, 2, 3], [0, 0, 0, 1.0]])  # RAS
@@ -365,6 +366,32 @@ def test_the_challenge_says_what_it_scores_by(challenge, files, tmp_path, monkey
     monkeypatch.setattr(challenge, "profile", "other")
     assert score(challenge, files, tmp_path / "predictions")["profile"] == "other"
     assert brats.BraTS.profile == "brats2022"  # not by default: the class says so
+
+
+def test_a_metric_is_added_to_every_challenge_by_one_row(challenge, files, tmp_path, monkeypatch):
+    """Scored, averaged, and printed with its heading, unit, factor and definition."""
+    row = metrics.Metric(
+        "share",
+        lambda pair: pair.prediction.mean(),
+        "Predicted share",
+        "voxels predicted / all voxels",
+        unit="per mille",
+        factor=1000.0,
+    )
+    monkeypatch.setattr(profile, "COMMON", (row,))
+    predict(challenge, files, tmp_path / "predictions")
+    summary = score(challenge, files, tmp_path / "predictions")
+    masks = [challenge.masks(challenge.load(case).label) for case in files]
+    mean = np.mean([mask[..., 0].mean() for mask in masks])
+    assert summary["statistics"]["share_WT"]["mean"] == pytest.approx(mean)
+    assert summary["definitions"]["share"] == "voxels predicted / all voxels"
+    assert "share_ET" in (tmp_path / "evaluation/cases.csv").read_text().splitlines()[0]
+    for text in (
+        (tmp_path / "evaluation/table.md").read_text(),
+        page.write(tmp_path, challenge, files).read_text(),
+    ):
+        assert "Predicted share (per mille)" in text and "voxels predicted / all voxels" in text
+        assert f"{1000 * mean:.2f}" in text
 
 
 class Grouped(brats.BraTS):

@@ -7,16 +7,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from crossdim_jax.imaging import grid
-from crossdim_jax.imaging import metaimage as mhd
-from crossdim_jax.imaging import nifti as images
+from crossdim_jax.imaging import grid, metaimage, nifti
 from tests.fuzz import harness
 from tests.fuzz.harness import Format
 
 AFFINE = np.array([[-1.0, 0, 0, 5], [0, -1.1, 0, 6], [0, 0, 2, -7], [0, 0, 0, 1]])
 
 
-def nifti(folder: Path) -> list[bytes]:
+def nifti_files(folder: Path) -> list[bytes]:
     """NIfTI-1 and 2, integers and scaled reals, of either byte order."""
     found = []
     for kind in (nib.Nifti1Image, nib.Nifti2Image):
@@ -29,7 +27,7 @@ def nifti(folder: Path) -> list[bytes]:
     return found
 
 
-def metaimage(folder: Path) -> list[bytes]:
+def metaimage_files(folder: Path) -> list[bytes]:
     """Headers with the voxels behind them, and one that names a file that is there."""
     lines = {
         "NDims": "3",
@@ -49,21 +47,26 @@ def metaimage(folder: Path) -> list[bytes]:
 
 def written_on(path: Path) -> None:
     """What is written on the grid of a file that can be read lies where the file does."""
-    volume, geometry = images.read_nifti(path)
+    volume, geometry = nifti.read_nifti(path)
     label = np.zeros(volume.shape, np.uint8)
-    back = images.write_nifti(path.with_name("back.nii"), label, geometry)
-    grid.check_same(geometry, images.read_nifti(back)[1])
+    back = nifti.write_nifti(path.with_name("back.nii"), label, geometry)
+    grid.check_same(geometry, nifti.read_nifti(back)[1])
 
 
 FORMATS = (
-    Format("nifti", ".nii", nifti, images.read_nifti),
-    Format("nifti label", ".nii", nifti, images.read_label),
-    Format("nifti gz", ".nii.gz", nifti, images.read_nifti, wrap=lambda c: gzip.compress(c, 1)),
+    Format("nifti", ".nii", nifti_files, nifti.read_nifti),
+    Format("nifti label", ".nii", nifti_files, nifti.read_label),
     Format(
-        "damaged gz", ".nii.gz", lambda f: [gzip.compress(c) for c in nifti(f)], images.read_nifti
+        "nifti gz", ".nii.gz", nifti_files, nifti.read_nifti, wrap=lambda c: gzip.compress(c, 1)
     ),
-    Format("written on", ".nii", nifti, written_on, folder=True),
-    Format("metaimage", ".mhd", metaimage, mhd.read_mhd),
+    Format(
+        "damaged gz",
+        ".nii.gz",
+        lambda f: [gzip.compress(c) for c in nifti_files(f)],
+        nifti.read_nifti,
+    ),
+    Format("written on", ".nii", nifti_files, written_on, folder=True),
+    Format("metaimage", ".mhd", metaimage_files, metaimage.read_mhd),
 )
 NAMES = [row.name for row in FORMATS]
 

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from crossdim_jax.errors import DataError
-from crossdim_jax.imaging import grid, metaimage
-from crossdim_jax.imaging import nifti as images
+from crossdim_jax.imaging import grid, metaimage, nifti
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SHAPE = (20, 16, 12)
@@ -27,7 +26,9 @@ def turned(degrees, axis=2):
     return matrix
 
 
-def nifti(path, affine, *, sform=1, qform=1, of_qform=None, pixdim=None, units="mm", shape=SHAPE):
+def nifti_file(
+    path, affine, *, sform=1, qform=1, of_qform=None, pixdim=None, units="mm", shape=SHAPE
+):
     """A file whose forms are as said, however they contradict each other."""
     image = nib.Nifti1Image(np.ones(shape, np.uint8), None)
     header = image.header
@@ -42,7 +43,7 @@ def nifti(path, affine, *, sform=1, qform=1, of_qform=None, pixdim=None, units="
 
 
 def geometry(path, affine, **how):
-    return images.read_nifti(nifti(path, affine, **how))[1]
+    return nifti.read_nifti(nifti_file(path, affine, **how))[1]
 
 
 def test_a_difference_is_that_of_the_farthest_voxel():
@@ -114,11 +115,11 @@ def test_sheared_axes_are_refused_with_the_shift_and_the_option(tmp_path):
 
 def said(caplog, path, **how):
     """Warnings of two readings: once each."""
-    nifti(path, how.pop("affine", LPS), **how)
+    nifti_file(path, how.pop("affine", LPS), **how)
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            volume, found = images.read_nifti(path)
+            volume, found = nifti.read_nifti(path)
     return caplog.messages, volume, found
 
 
@@ -132,7 +133,7 @@ def test_a_pixdim_beside_another_sform_is_said_and_not_written(tmp_path, caplog)
             f"{path}: its sform has voxels of 1.1 x 1.1 x 1.1 mm, its pixdim of 1 x 1 x 1" in text
         )
         assert found.spacing_mm == (1.1, 1.1, 1.1)
-        back = nib.load(images.write_nifti(tmp_path / "b.nii", volume, found))
+        back = nib.load(nifti.write_nifti(tmp_path / "b.nii", volume, found))
         for form in (back.get_sform(), back.get_qform(), back.affine):
             np.testing.assert_allclose(form, affine, atol=1e-6)
         assert back.header.get_zooms() == pytest.approx((1.1, 1.1, 1.1))
@@ -146,7 +147,7 @@ def test_a_qform_elsewhere_is_said_in_mm_and_kept(tmp_path, caplog):
     (text,) = warned
     assert "a.nii: its qform puts the farthest voxel 7 mm from where its sform has it" in text
     np.testing.assert_array_equal(found.affine, LPS)
-    back = nib.load(images.write_nifti(tmp_path / "b.nii", volume, found))
+    back = nib.load(nifti.write_nifti(tmp_path / "b.nii", volume, found))
     np.testing.assert_array_equal(back.get_qform(), other)
     np.testing.assert_array_equal(back.get_sform(), LPS)
 
@@ -156,7 +157,7 @@ def test_no_place_at_all_is_said_of_patients_only(tmp_path, caplog):
     (text,) = warned
     assert "a.nii: has neither a qform nor an sform" in text and "to the left" in text
     caplog.clear()
-    images.read_nifti(nifti(tmp_path / "film.nii", LPS, sform=0, qform=0), reorient=False)
+    nifti.read_nifti(nifti_file(tmp_path / "film.nii", LPS, sform=0, qform=0), reorient=False)
     assert not caplog.messages
     warned, _, _ = said(caplog, tmp_path / "good.nii", affine=turned(33, 1) @ LPS)
     assert not warned
@@ -168,19 +169,21 @@ def test_units_are_lengths(tmp_path, units, scale):
     affine = turned(20, 0) @ LPS @ np.diag([0.5, 0.6, 0.7, 1])
     affine[:3, 3] = 3, -4, 5
     expected = geometry(tmp_path / "mm.nii", affine)
-    path = nifti(tmp_path / "other.nii", np.diag([scale, scale, scale, 1]) @ affine, units=units)
-    volume, found = images.read_nifti(path)
+    path = nifti_file(
+        tmp_path / "other.nii", np.diag([scale, scale, scale, 1]) @ affine, units=units
+    )
+    volume, found = nifti.read_nifti(path)
     np.testing.assert_allclose(found.affine, affine, atol=1e-5)
     assert found.spacing_mm == pytest.approx((0.7, 0.6, 0.5))
     grid.check_same(expected, found)
-    back = nib.load(images.write_nifti(tmp_path / "back.nii", volume, found))
+    back = nib.load(nifti.write_nifti(tmp_path / "back.nii", volume, found))
     np.testing.assert_array_equal(back.affine, nib.load(path).affine)
     assert back.header["xyzt_units"] == nib.load(path).header["xyzt_units"]
     wrong = bytearray(path.read_bytes())
     wrong[123] = 5
     path.write_bytes(wrong)
     with pytest.raises(DataError, match="other.nii: its unit of length is 5"):
-        images.read_nifti(path)
+        nifti.read_nifti(path)
 
 
 def test_affines_that_cannot_be(tmp_path):
@@ -219,10 +222,10 @@ def test_a_second_reader_opens_what_is_written_at_the_same_place(tmp_path, write
             affine[int(world), axis] = sign * (0.7, 0.9, 2.5)[axis]
         affine[:3, 3] = 31, -42, 53
         affine = turned(degrees, 0) @ turned(degrees, 2) @ affine
-        volume, found = images.read_nifti(nifti(tmp_path / "a.nii", affine))
+        volume, found = nifti.read_nifti(nifti_file(tmp_path / "a.nii", affine))
         volume = np.arange(volume.size, dtype=np.int16).reshape(volume.shape)
         if write == "nifti":
-            path = images.write_nifti(tmp_path / "b.nii.gz", volume, found, np.int16)
+            path = nifti.write_nifti(tmp_path / "b.nii.gz", volume, found, np.int16)
         else:
             path = metaimage.write_mhd(tmp_path / "b.mhd", volume, found, np.int16)
         opened = sitk.ReadImage(str(path))
@@ -239,11 +242,11 @@ def test_a_second_reader_opens_a_sheared_grid_within_the_accepted_shift(tmp_path
     sitk = pytest.importorskip("SimpleITK", reason="SimpleITK is not installed: no second reader")
     affine = np.eye(4)
     affine[0, 1] = 0.02
-    path = nifti(tmp_path / "a.nii", affine, qform=0)
-    volume, found = images.read_nifti(path)
+    path = nifti_file(tmp_path / "a.nii", affine, qform=0)
+    volume, found = nifti.read_nifti(path)
     with pytest.raises(RuntimeError, match="orthonormal"):
         sitk.ReadImage(str(path))
-    opened = sitk.ReadImage(str(images.write_nifti(tmp_path / "b.nii", volume, found)))
+    opened = sitk.ReadImage(str(nifti.write_nifti(tmp_path / "b.nii", volume, found)))
     grid.check_orthogonal(found, 0.2)
     for corner in CORNERS:
         where = np.array(opened.TransformContinuousIndexToPhysicalPoint(corner)) * [-1, -1, 1]
@@ -252,7 +255,7 @@ def test_a_second_reader_opens_a_sheared_grid_within_the_accepted_shift(tmp_path
 
 
 def test_a_grid_is_the_same_in_either_format(tmp_path):
-    volume, found = images.read_nifti(nifti(tmp_path / "a.nii", turned(20) @ LPS))
+    volume, found = nifti.read_nifti(nifti_file(tmp_path / "a.nii", turned(20) @ LPS))
     found = dataclasses.replace(found, oriented=False)
     disk = np.zeros(found.shape_zyx, np.uint8)
     _, other = metaimage.read_mhd(metaimage.write_mhd(tmp_path / "b.mhd", disk, found))

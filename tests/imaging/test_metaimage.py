@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from crossdim_jax.errors import DataError
-from crossdim_jax.imaging import metaimage
-from crossdim_jax.imaging import nifti as images
+from crossdim_jax.imaging import metaimage, nifti
 
 HEADER = {
     "ObjectType": "Image",
@@ -105,8 +104,8 @@ def test_what_is_written_reads_the_same(tmp_path, rng, dtype, compressed):
 def test_a_nifti_grid_written_as_mhd_and_back(tmp_path, rng):
     _, geometry = metaimage.read_mhd(write(tmp_path, Offset="1 2 3"))
     label = rng.integers(0, 4, geometry.shape_zyx).astype(np.uint8)
-    nifti = images.write_nifti(tmp_path / "a.nii.gz", label, geometry)
-    read, of_nifti = images.read_label(nifti, reorient=False)
+    path = nifti.write_nifti(tmp_path / "a.nii.gz", label, geometry)
+    read, of_nifti = nifti.read_label(path, reorient=False)
     np.testing.assert_array_equal(read, label)
     again, of_mhd = metaimage.read_mhd_label(
         metaimage.write_mhd(tmp_path / "b.mhd", read, of_nifti)

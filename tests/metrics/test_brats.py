@@ -1,4 +1,3 @@
-import inspect
 import math
 
 import nibabel as nib
@@ -6,8 +5,11 @@ import numpy as np
 import pytest
 
 from crossdim_jax import metrics
+from crossdim_jax.metrics import brats
 
 REGIONS = ("WT", "TC", "ET")
+PROFILE = metrics.PROFILES["brats2022"]
+OPTIONS = {"regions": REGIONS, "spacing_mm": (1.0, 1.0, 1.0)}
 
 
 def regions(path):
@@ -30,14 +32,14 @@ def regions(path):
 def test_golden(shared_data, name, expected):
     (truth,) = (shared_data / "brats2021").glob("*/*_seg.nii.gz")
     prediction = shared_data / "golden/brats2021" / f"{name}.nii.gz"
-    row = metrics.brats2022(regions(truth), regions(prediction), regions=REGIONS)
+    row = PROFILE.score(regions(truth), regions(prediction), **OPTIONS)
     for key, value in expected.items():
         assert row[key] == pytest.approx(value, abs=1e-6), key
 
 
 def test_columns_and_perfect_prediction(rng):
     truth = rng.random((6, 7, 8, 3)) > 0.5
-    row = metrics.brats2022(truth, truth, regions=REGIONS)
+    row = PROFILE.score(truth, truth, **OPTIONS)
     assert list(row) == [
         f"{m}_{r}" for m in ("dice", "hd95", "sensitivity", "specificity") for r in REGIONS
     ]
@@ -50,7 +52,7 @@ def test_empty_regions():
     truth = np.zeros((4, 4, 4, 3), bool)
     prediction = truth.copy()
     truth[1, 1, 1, 0] = prediction[2, 2, 2, 1] = True  # WT missed, TC invented, ET rightly absent
-    row = metrics.brats2022(truth, prediction, regions=REGIONS)
+    row = PROFILE.score(truth, prediction, **OPTIONS)
     assert [row[f"dice_{r}"] for r in REGIONS] == [0, 0, 1]
     assert [row[f"hd95_{r}"] for r in REGIONS] == pytest.approx([373.128664, 373.128664, 0])
     assert row["sensitivity_WT"] == 0 and math.isnan(row["sensitivity_TC"])
@@ -59,27 +61,16 @@ def test_empty_regions():
 
 def test_mismatched_shape_is_the_worst_row_and_never_an_error():
     truth = np.ones((4, 4, 4, 3), bool)
-    row = metrics.brats2022(truth, truth[:3], regions=REGIONS)
-    assert row == metrics.brats2022_mismatch(regions=REGIONS)
+    row = PROFILE.score(truth, truth[:3], **OPTIONS)
+    assert row == PROFILE.mismatch((4, 4, 4), **OPTIONS)
     assert row["dice_WT"] == 0 and row["hd95_ET"] == 374
     with pytest.raises(ValueError, match="3 channels"):
-        metrics.brats2022(truth, truth, regions=("WT",))
+        PROFILE.score(truth, truth, **{**OPTIONS, "regions": ("WT",)})
 
 
 def test_hd95_ignores_spacing_and_where_the_masks_lie(rng):
     a, b = np.zeros((2, 30, 30, 30), bool)
     a[5:12, 6:15, 3:20], b[6:12, 5:15, 3:24] = True, True
-    here = metrics.hd95(a, b)
-    there = metrics.hd95(np.roll(a, (18, 15, 6), (0, 1, 2)), np.roll(b, (18, 15, 6), (0, 1, 2)))
+    here = brats.hd95(a, b)
+    there = brats.hd95(np.roll(a, (18, 15, 6), (0, 1, 2)), np.roll(b, (18, 15, 6), (0, 1, 2)))
     assert here == there > 0
-
-
-def test_every_profile_defines_its_columns():
-    for name, profile in metrics.PROFILES.items():
-        row = profile.mismatch(regions=("R",))
-        assert profile.name == name
-        assert [key.removesuffix("_R") for key in row] == list(profile.definitions)
-        truth = np.ones((2, 2, 2, 1), bool)
-        wanted = inspect.signature(profile.score).parameters
-        options = {"spacing_mm": (1.0, 1.0, 1.0)} if "spacing_mm" in wanted else {}
-        assert list(profile.score(truth, truth, regions=("R",), **options)) == list(row)

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from crossdim_jax import metrics
-from crossdim_jax.metrics import chaos
+from crossdim_jax.metrics import MaskPair, chaos
+
+score = metrics.PROFILES["chaos"].score
 
 
 def ball(shape=(9, 12, 12), centre=(4, 6, 6), radius=3.0):
@@ -52,12 +54,13 @@ def test_one_empty_mask_is_the_worst_and_two_are_not_scored():
     truth, empty = ball(), np.zeros((9, 12, 12), bool)
     diagonal = math.sqrt((9 * 2) ** 2 + 2 * 12**2)
     for pair in ((truth, empty), (empty, truth)):
-        row = chaos.organ(*pair, (2.0, 1.0, 1.0))
-        far = chaos.organ(*pair, (20.0, 10.0, 10.0))
+        row = chaos.organ(MaskPair(*pair, (2.0, 1.0, 1.0)))
+        far = chaos.organ(MaskPair(*pair, (20.0, 10.0, 10.0)))
         assert (row["dice"], row["ravd"]) == (0.0, 100.0)
         assert row["assd_mm"] == row["mssd_mm"] == pytest.approx(diagonal)
         assert far["score"] == far["score_assd"] == far["score_mssd"] == 0.0
-    assert all(math.isnan(v) for v in chaos.organ(empty, empty, (2.0, 1.0, 1.0)).values())
+    nothing = chaos.organ(MaskPair(empty, empty, (2.0, 1.0, 1.0)))
+    assert list(nothing) == list(row) and all(map(math.isnan, nothing.values()))
 
 
 def test_masks_that_fill_the_volume_have_no_border_and_no_crash():
@@ -73,11 +76,11 @@ def test_rows_name_organs_and_leave_out_what_the_truth_does_not_know():
     truth = np.stack([ball(), np.zeros((9, 12, 12), bool)], -1)
     prediction = np.stack([ball(), ball()], -1)
     options = {"regions": ("liver", "spleen"), "spacing_mm": (2.0, 1.0, 1.0)}
-    row = metrics.chaos_scores(truth, prediction, **options, annotated=(True, False))
+    row = score(truth, prediction, **options, annotated=(True, False))
     assert row["dice_liver"] == 1.0 and row["score_liver"] == 100.0
     assert math.isnan(row["dice_spleen"]) and math.isnan(row["score_spleen"])
-    assert metrics.chaos_scores(truth, prediction, **options)["dice_spleen"] == 0.0
-    mismatch = metrics.chaos_scores(truth, prediction[:-1], **options, annotated=(True, False))
+    assert score(truth, prediction, **options)["dice_spleen"] == 0.0
+    mismatch = score(truth, prediction[:-1], **options, annotated=(True, False))
     assert mismatch["dice_liver"] == 0.0 and math.isnan(mismatch["dice_spleen"])
     assert mismatch["assd_mm_liver"] == pytest.approx(chaos.diagonal_mm((9, 12, 12), (2.0, 1, 1)))
     assert list(mismatch) == list(row)

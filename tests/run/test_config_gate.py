@@ -9,13 +9,14 @@ import pytest
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
+from crossdim_jax import ranges
 from crossdim_jax.challenges import get
 from crossdim_jax.challenges.brats import phantom
 from crossdim_jax.challenges.camus import phantom as camus_phantom
 from crossdim_jax.challenges.chaos import phantom as chaos_phantom
 from crossdim_jax.data import augment
 from crossdim_jax.errors import ConfigError
-from crossdim_jax.ranges import RANGES, Number, Rate, Sequence
+from crossdim_jax.ranges import Number, Rate, Sequence
 from crossdim_jax.run import config as config_lib
 from crossdim_jax.run import config_gate, experiment
 from crossdim_jax.training import optim
@@ -23,6 +24,7 @@ from crossdim_jax.training import optim
 pytestmark = pytest.mark.filterwarnings(
     r"ignore:the load_module\(\) method is deprecated:DeprecationWarning"
 )
+RANGES = ranges.RANGES | augment.RANGES
 FILES = ("brats_dxnet", "brats_dsnet", "camus_omnianet", "chaos_omnianet")
 ARGUMENTS = ("", ":demo", ":debug")
 CONFIGS = [f"configs/{file}.py{a}" for file, a in itertools.product(FILES, ARGUMENTS)]

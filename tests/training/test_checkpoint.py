@@ -9,7 +9,7 @@ import pytest
 from crossdim_jax.errors import DataError
 from crossdim_jax.runtime import sharding
 from crossdim_jax.storage import checksums
-from crossdim_jax.training import checkpoint, optim
+from crossdim_jax.training import checkpoint, optim, state
 from crossdim_jax.training import step as train
 from crossdim_jax.training.checkpoint import Checkpointer
 from tests import toy
@@ -258,7 +258,7 @@ def test_a_best_that_was_copied_in_part_is_reported_and_not_evaluated(
     (folder / checksums.FILE).unlink()
     path = folder / gone
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    abstract = checkpoint.variables(first) if known else None
+    abstract = state.variables(first) if known else None
     assert checkpoint.load_variables(tmp_path, abstract=abstract)[1] == {"step": 1}
     assert "best/2: damaged, not used" in capsys.readouterr().err
 

@@ -2,21 +2,20 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from crossdim_jax import metrics, ranges
-from crossdim_jax.challenges.base import Challenge
+from crossdim_jax.challenges.base import Challenge, choose
 from crossdim_jax.challenges.brats import layouts
-from crossdim_jax.errors import ConfigError, DataError, ManyErrors
+from crossdim_jax.errors import ConfigError, DataError
 from crossdim_jax.imaging import grid, nifti, preprocess
 from crossdim_jax.imaging.case import Case, CaseFiles, Prepared
 from crossdim_jax.imaging.nifti import Geometry
 
 REGIONS = ("WT", "TC", "ET")
-AGGREGATES = ("clean", "synapse2022")
 # Tissue -> colour, as in the paper's figures.
 COLOURS = {
     "Edema": "#2fbf4f",
@@ -27,7 +26,7 @@ COLOURS = {
 
 @dataclasses.dataclass(frozen=True)
 class Convention:
-    """What the values of a label file mean.
+    """Meaning of the values of a label file.
 
     Attributes:
       values: all that may occur.
@@ -58,7 +57,7 @@ class BraTS(Challenge):
 
     Args:
       layout: "2020", "2021" (also 2017 to 2019, whose HGG and LGG together are one root), "2023"
-        (and later), "msd", "plain", or "auto": told from folder names by the first call of `cases`.
+        (and later), "msd", "plain", or "auto": from folder names, by the first call of `cases`.
       convention: "2015", "2021" (2017 to 2022), "2023", "2024", "msd", or "auto": follows from the
         layout, where it does. It must be given for "plain", and where "auto" finds the dashed
         names that 2023 and 2024 share.
@@ -88,9 +87,9 @@ class BraTS(Challenge):
         et_min_mm3: float = 200.0,
         aggregate: str = "clean",
     ):
-        _choose("layout", layout, ("auto", *layouts.LAYOUTS))
-        _choose("convention", convention, ("auto", *CONVENTIONS))
-        _choose("aggregate", aggregate, AGGREGATES)
+        choose("layout", layout, ("auto", *layouts.LAYOUTS))
+        choose("convention", convention, ("auto", *CONVENTIONS))
+        choose("aggregate", aggregate, metrics.MODES)
         ranges.check("challenge", et_min_mm3=et_min_mm3)
         if layout == "plain" and (convention == "auto" or not modalities):
             raise ConfigError(
@@ -107,14 +106,14 @@ class BraTS(Challenge):
 
     @property
     def layout(self) -> str:
-        """The layout given or found."""
+        """Layout of the files, given or detected."""
         if self._layout is None:
             raise ConfigError("the layout is 'auto' and not known before `cases` has seen a root")
         return self._layout
 
     @property
     def convention(self) -> str:
-        """The label convention given or following from the layout; a key of `CONVENTIONS`."""
+        """Label convention, given or following from the layout; a key of `CONVENTIONS`."""
         if self._convention is None:
             raise ConfigError(
                 "the label convention is 'auto' and not known before `cases` has seen a root; "
@@ -122,31 +121,20 @@ class BraTS(Challenge):
             )
         return self._convention
 
-    def cases(
-        self,
-        root: str | os.PathLike,
-        *,
-        labelled: bool,
-        errors: list[tuple[str, str]] | None = None,
-    ) -> list[CaseFiles]:
-        """See `Challenge.cases`. MSD: imagesTr if `labelled`, else imagesTs where there is one."""
-        root = Path(root)
+    def scan(self, root: Path, *, labelled: bool) -> tuple[list[CaseFiles], list[tuple[str, str]]]:
+        """See `Challenge.scan`. MSD: imagesTr if `labelled`, else imagesTs where there is one."""
         if self._layout is None:
             self._settle(layouts.detect(root), root)
         names = self._file_names()
-        good, bad = layouts.find(root, self.layout, names, labelled=labelled)
-        every = [*(case.id for case in good), *(case for case, _ in bad)]
+        cases, faulty = layouts.find(root, self.layout, names, labelled=labelled)
+        every = [*(case.id for case in cases), *(case for case, _ in faulty)]
         layouts.check_tasks(every, self.layout, self.convention, root, labelled=labelled)
-        if bad and errors is None:
-            raise ManyErrors(f"{root}: cases are incomplete; repair or remove them", bad)
-        if errors is not None:
-            errors.extend(bad)
-        return good
+        return cases, faulty
 
     def load(self, files: CaseFiles) -> Case:
         """See `Challenge.load`. An image with a channel of zeros only is an error.
 
-        All files of a case lie on one grid with axes at right angles, see `data.grid`.
+        All files of a case lie on one grid with axes at right angles, see `imaging.grid`.
         """
         if self.layout == "msd":
             image, geometry = self._load_4d(files.images[0])
@@ -198,7 +186,7 @@ class BraTS(Challenge):
         *,
         threshold: float = 0.5,
     ) -> np.ndarray:
-        """Probabilities (z, y, x, 3) -> label (z, y, x) uint8 in the convention of the files.
+        """Label (z, y, x) uint8, in the convention of the files, of probabilities (z, y, x, 3).
 
         In turn WT, TC, ET; an ET below `et_min_mm3` becomes core.
 
@@ -218,22 +206,6 @@ class BraTS(Challenge):
         small = above[..., 2].sum() * float(np.prod(spacing_mm)) < self.et_min_mm3
         label[above[..., 2]] = core if small else enhancing
         return label
-
-    def score(
-        self,
-        truth_label: np.ndarray,
-        predicted_label: np.ndarray,
-        spacing_mm: Sequence[float],
-        *,
-        kind: str = "",
-    ) -> dict[str, float]:
-        """The official 2021/22 row; distances are in voxels there, so `spacing_mm` is not used."""
-        truth, prediction = self.masks(truth_label), self.masks(predicted_label)
-        return metrics.brats2022(truth, prediction, regions=self.regions)
-
-    def summarise(self, rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
-        """See `Challenge.summarise`."""
-        return metrics.aggregate(rows, mode=self.aggregate)
 
     def write(self, path: str | os.PathLike, label: np.ndarray, geometry: Geometry) -> Path:
         """See `Challenge.write`."""
@@ -266,7 +238,7 @@ class BraTS(Challenge):
         self._layout = layout
 
     def _file_names(self) -> tuple[str, ...]:
-        """The modalities as the layout's files name them."""
+        """Modalities as the layout's files name them."""
         theirs = layouts.LAYOUTS[self.layout].modalities
         if not theirs:
             return self.modalities
@@ -312,11 +284,6 @@ class BraTS(Challenge):
             )
 
 
-def _choose(field: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise ConfigError(f"{field} is {value!r}; known: {', '.join(known)}")
-
-
 def _modalities(layout: str, chosen: Sequence[str] | None) -> tuple[str, ...]:
     if chosen is None:
         return layouts.MODALITIES
@@ -336,7 +303,7 @@ def _modalities(layout: str, chosen: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def _fill(image: np.ndarray, channel: int, volume: np.ndarray, what: str) -> None:
-    """Copies one volume into its channel, refusing what no image of a brain holds."""
+    """Copies one volume into its channel; raises DataError for what no image of a brain holds."""
     with np.errstate(over="ignore"):
         image[..., channel] = volume
     nifti.check_finite(image[..., channel], what)

@@ -1,25 +1,20 @@
 """CAMUS: the left heart in echocardiograms; contours in two views, volumes, ejection fraction."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.figure import Figure
 
-from crossdim_jax import metrics
-from crossdim_jax.challenges.base import Evaluated, Table
-from crossdim_jax.challenges.camus import layouts, phantom, volumes
-from crossdim_jax.challenges.camus import tables as camus_tables
+from crossdim_jax.challenges.base import Evaluated, Table, choose
+from crossdim_jax.challenges.camus import figures, layouts, tables, volumes
 from crossdim_jax.challenges.camus.volumes import Measured
 from crossdim_jax.challenges.slices import SliceChallenge
-from crossdim_jax.errors import ConfigError, DataError, ManyErrors
+from crossdim_jax.errors import DataError
 from crossdim_jax.imaging import grid, metaimage, nifti
 from crossdim_jax.imaging.case import Case, CaseFiles
 from crossdim_jax.imaging.nifti import Geometry
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 PROFILES = {"pooled": "camus", "masd": "camus_masd"}
 # Contour -> colour, as in the paper's Figures 3 and 8.
@@ -34,9 +29,9 @@ class Camus(SliceChallenge):
 
     Args:
       size: (row, column) of what the network sees.
-      frames: which images train and are scored, a key of `camus_layouts.FRAMES`: "stills" (ED and
+      frames: which images train and are scored, a key of `layouts.FRAMES`: "stills" (ED and
         ES) or "half_sequence".
-      mad: "pooled" or "masd": what the mean absolute distance is a mean of, see `metrics.camus`.
+      mad: "pooled" or "masd": which mean the mean absolute distance is, see `metrics.camus.MAD`.
 
     Raises ConfigError if a setting is unknown.
     """
@@ -54,33 +49,18 @@ class Camus(SliceChallenge):
         self, size: Sequence[int] = (256, 256), frames: str = "stills", mad: str = "pooled"
     ):
         super().__init__(size)
-        for field, value, known in (
-            ("frames", frames, layouts.FRAMES),
-            ("mad", mad, PROFILES),
-        ):
-            if value not in known:
-                raise ConfigError(f"{field} is {value!r}; known: {', '.join(known)}")
+        choose("frames", frames, layouts.FRAMES)
+        choose("mad", mad, PROFILES)
         self.frames = frames
         self.profile = PROFILES[mad]
         self._measured: dict[object, Measured] = {}
 
-    def cases(
-        self,
-        root: str | os.PathLike,
-        *,
-        labelled: bool,
-        errors: list[tuple[str, str]] | None = None,
-    ) -> list[CaseFiles]:
-        """See `Challenge.cases`. Faulty are patients: one without all its images is left out."""
-        good, bad = layouts.find(Path(root), frames=self.frames, labelled=labelled)
-        if bad and errors is None:
-            raise ManyErrors(f"{root}: patients are incomplete; repair or remove them", bad)
-        if errors is not None:
-            errors.extend(bad)
-        return good
+    def scan(self, root: Path, *, labelled: bool) -> tuple[list[CaseFiles], list[tuple[str, str]]]:
+        """See `Challenge.scan`. Faulty are patients: one without all its images is left out."""
+        return layouts.find(root, frames=self.frames, labelled=labelled)
 
     def load(self, files: CaseFiles) -> Case:
-        """See `Challenge.load`. A label lies on the grid of its image, see `data.grid`."""
+        """See `Challenge.load`. A label lies on the grid of its image, see `imaging.grid`."""
         (path,) = files.images
         image, geometry = _read(path)
         grid.check_orthogonal(geometry, self.grid_tolerance_mm)
@@ -101,27 +81,6 @@ class Camus(SliceChallenge):
             files.id, files.patient, image, label, geometry.spacing_mm, geometry, files.kind
         )
 
-    def score(
-        self,
-        truth_label: np.ndarray,
-        predicted_label: np.ndarray,
-        spacing_mm: Sequence[float],
-        *,
-        kind: str = "",
-    ) -> dict[str, float]:
-        """Dice, MAD and HD of each contour, in mm; see `metrics.camus`."""
-        del kind
-        return metrics.PROFILES[self.profile].score(
-            self.masks(truth_label),
-            self.masks(predicted_label),
-            regions=self.regions,
-            spacing_mm=spacing_mm,
-        )
-
-    def summarise(self, rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
-        """See `Challenge.summarise`."""
-        return metrics.aggregate(rows, mode=self.aggregate)
-
     def groups(self, files: CaseFiles) -> tuple[str, ...]:
         """See `Challenge.groups`: the phase, and the image quality that the cfg states."""
         if not files.kind:
@@ -131,23 +90,21 @@ class Camus(SliceChallenge):
         return (phase, *([f"Image quality {quality}"] if quality else []))
 
     def tables(self, evaluated: Sequence[Evaluated]) -> list[Table]:
-        """Table 2, contours by phase and quality; Table 3, volumes; and those of every patient."""
+        """See `Challenge.tables`: Table 2, contours; Table 3, volumes; all patients."""
         if not any(case.files.kind for case in evaluated):
             return []  # images without a view and a phase
         truth, prediction, clinical = self._volumes(evaluated)
         groups = [self.groups(case.files) for case in evaluated]
         return [
-            camus_tables.contours(evaluated, groups, self.regions),
-            camus_tables.agreement(truth, prediction, clinical),
-            camus_tables.patients(truth, prediction, clinical),
+            tables.contours(evaluated, groups, self.regions),
+            tables.agreement(truth, prediction, clinical),
+            tables.patients(truth, prediction, clinical),
         ]
 
-    def figures(self, evaluated: Sequence[Evaluated]) -> list[tuple[str, "Figure", str]]:
-        """Figure 3 for the median patient; EF, EDV and ESV as scatter and Bland-Altman plots."""
-        from crossdim_jax.challenges.camus import figures as camus_figures
-
+    def figures(self, evaluated: Sequence[Evaluated]) -> list[tuple[str, Figure, str]]:
+        """See `Challenge.figures`: Figure 3 for the median patient; EF, EDV and ESV as plots."""
         truth, prediction, _ = self._volumes(evaluated)
-        made = [camus_figures.phases(self, evaluated), camus_figures.volumes(truth, prediction)]
+        made = [figures.phases(self, evaluated), figures.volumes(truth, prediction)]
         return [figure for figure in made if figure is not None]
 
     def layers(self, label: np.ndarray) -> dict[str, tuple[np.ndarray, str]]:
@@ -170,11 +127,11 @@ class Camus(SliceChallenge):
     def export(
         self, folder: Path, files: CaseFiles, label: np.ndarray, geometry: Geometry
     ) -> list[Path]:
-        """The same as MHD, `mhd/{case}.mhd`: what the challenge's platform takes."""
+        """See `Challenge.export`: `mhd/{case}.mhd`, as the challenge's platform takes it."""
         return [metaimage.write_mhd(folder / "mhd" / f"{files.id}.mhd", label, geometry, np.uint8)]
 
     def export_all(self, folder: Path, predicted: Sequence[tuple[CaseFiles, Path]]) -> list[Path]:
-        """`patients.csv`: volumes and EF of each patient; `films.csv`: areas in each frame."""
+        """See `Challenge.export_all`: `patients.csv`, volumes and EF; `films.csv`, areas."""
         paths = []
         if patients := volumes.by_patient(predicted):
             measured = {name: self._measure(name, items) for name, items in patients.items()}
@@ -190,7 +147,9 @@ class Camus(SliceChallenge):
 
     @classmethod
     def make_phantoms(cls, root: str | os.PathLike, n: int, **recipe: object) -> Path:
-        """See `camus_phantom.ensure`."""
+        """See `Challenge.make_phantoms` and `phantom.ensure`."""
+        from crossdim_jax.challenges.camus import phantom  # only demos need it
+
         return phantom.ensure(root, n, **recipe)
 
     def fingerprint(self) -> dict[str, object]:
@@ -203,7 +162,7 @@ class Camus(SliceChallenge):
         }
 
     def _volumes(self, evaluated: Sequence[Evaluated]) -> tuple[dict, dict, dict]:
-        """{patient: ...} from the truth, from predictions, and as the cfgs say."""
+        """Volumes by patient: from the truth, from predictions, and as the cfgs say."""
         usable = [case for case in evaluated if not case.note]
         truth = volumes.by_patient([(case.files, case.files.label) for case in evaluated])
         found = volumes.by_patient([(case.files, case.prediction) for case in usable])
@@ -214,7 +173,7 @@ class Camus(SliceChallenge):
         )
 
     def _measure(self, patient: str, items: Sequence[tuple[CaseFiles, Path]]) -> Measured:
-        """`camus_volumes.measure`, once for the same files: tables and figures both ask."""
+        """`volumes.measure`, once for the same files: tables and figures both ask."""
         key = tuple((files.kind, path, path.stat().st_mtime_ns) for files, path in items)
         if key not in self._measured:
             self._measured[key] = volumes.measure(patient, items, self.read_prediction)
@@ -227,7 +186,7 @@ def _size(array: np.ndarray) -> str:
 
 
 def _read(path: Path) -> tuple[np.ndarray, Geometry]:
-    """An image (frame, row, column)."""
+    """Reads an image (frame, row, column), MHD or NIfTI."""
     if path.name.endswith(".mhd"):
         return metaimage.read_mhd(path)
     return nifti.read_nifti(path, reorient=False)

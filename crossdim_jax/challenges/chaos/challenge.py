@@ -4,7 +4,7 @@ import dataclasses
 import importlib.util
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +12,10 @@ from matplotlib.figure import Figure
 from scipy import ndimage
 
 from crossdim_jax import metrics
-from crossdim_jax.challenges.base import Evaluated, Table
-from crossdim_jax.challenges.chaos import figures as chaos_figures
-from crossdim_jax.challenges.chaos import layouts, submission
-from crossdim_jax.challenges.chaos import masks as chaos_masks
-from crossdim_jax.challenges.chaos import tables as chaos_tables
+from crossdim_jax.challenges.base import Evaluated, Table, choose
+from crossdim_jax.challenges.chaos import figures, layouts, mask_files, submission, tables
 from crossdim_jax.challenges.slices import SliceChallenge
-from crossdim_jax.errors import ConfigError, ManyErrors
+from crossdim_jax.errors import ConfigError
 from crossdim_jax.imaging import dicom, grid, nifti, preprocess
 from crossdim_jax.imaging.case import Case, CaseFiles, Prepared
 from crossdim_jax.imaging.dicom_seg import Segment
@@ -37,7 +34,7 @@ _SEGMENTS = (
 
 
 class Chaos(SliceChallenge):
-    """CHAOS from its own folders, see `chaos_layouts`.
+    """CHAOS from its own folders, see `layouts`.
 
     A case is one series: "CT_1", "MR_1_T1DUAL_InPhase", "MR_1_T1DUAL_OutPhase", "MR_1_T2SPIR". Both
     phases of T1DUAL are cases of one patient with the same masks, and a network trains on both; one
@@ -55,7 +52,7 @@ class Chaos(SliceChallenge):
       keep_largest: of each predicted organ only the largest connected piece is kept.
       formats: what a new case's prediction is written as besides NIfTI: "png", the submission's
         folders; "seg", a DICOM segmentation (needs highdicom).
-      kind: of series and volumes outside the layout, see `chaos_layouts.find`.
+      kind: of series and volumes outside the layout, see `layouts.find`.
       aggregate: see `metrics.aggregate`.
       deidentify: DICOM segmentations are written without what the series says of patient and study,
         see `dicom_seg.write`.
@@ -83,12 +80,12 @@ class Chaos(SliceChallenge):
     ):
         super().__init__(size)
         formats = (formats,) if isinstance(formats, str) else tuple(formats)
-        _choose("t1dual", t1dual, layouts.PHASES)
-        _choose("statistics", statistics, preprocess.STATISTICS)
-        _choose("kind", kind, ("auto", *layouts.KINDS))
-        _choose("aggregate", aggregate, metrics.MODES)
+        choose("t1dual", t1dual, layouts.PHASES)
+        choose("statistics", statistics, preprocess.STATISTICS)
+        choose("kind", kind, ("auto", *layouts.KINDS))
+        choose("aggregate", aggregate, metrics.MODES)
         for name in formats:
-            _choose("formats", name, FORMATS)
+            choose("formats", name, FORMATS)
         for name, flag in (("keep_largest", keep_largest), ("deidentify", deidentify)):
             if not isinstance(flag, bool):  # of "False", bool() makes True
                 raise ConfigError(f"{name} is {flag!r}; expected True or False")
@@ -105,20 +102,9 @@ class Chaos(SliceChallenge):
         """See `SliceChallenge.annotated`: background and liver in CT, everything elsewhere."""
         return tuple(name in ("background", "liver") or kind != "CT" for name in self.classes)
 
-    def cases(
-        self,
-        root: str | os.PathLike,
-        *,
-        labelled: bool,
-        errors: list[tuple[str, str]] | None = None,
-    ) -> list[CaseFiles]:
-        """See `Challenge.cases` and `chaos_layouts.find`."""
-        good, bad = layouts.find(Path(root), labelled=labelled, kind=self.kind)
-        if bad and errors is None:
-            raise ManyErrors(f"{root}: cases are faulty; repair or remove them", bad)
-        if errors is not None:
-            errors.extend(bad)
-        return good
+    def scan(self, root: Path, *, labelled: bool) -> tuple[list[CaseFiles], list[tuple[str, str]]]:
+        """See `Challenge.scan` and `layouts.find`."""
+        return layouts.find(root, labelled=labelled, kind=self.kind)
 
     def load(self, files: CaseFiles) -> Case:
         """See `Challenge.load`: a DICOM series, or one NIfTI volume; and the masks of the former.
@@ -137,7 +123,7 @@ class Chaos(SliceChallenge):
                     "%s: one slice; its thickness is that of %s", files.id, series.spacing_from
                 )
         if files.label is not None:
-            masks = chaos_masks.read(
+            masks = mask_files.read(
                 layouts.pair(files.images, files.label),
                 size=(geometry.shape[1], geometry.shape[0]),
                 any_is_liver=files.kind == "CT",
@@ -161,44 +147,13 @@ class Chaos(SliceChallenge):
         label = super().finish(probabilities, prepared)
         return largest_pieces(label) if self.keep_largest else label
 
-    def score(
-        self,
-        truth_label: np.ndarray,
-        predicted_label: np.ndarray,
-        spacing_mm: Sequence[float],
-        *,
-        kind: str = "",
-    ) -> dict[str, float]:
-        """The official row, see `metrics.chaos`; NaN for organs that are not annotated."""
-        return metrics.chaos_scores(
-            self.masks(truth_label),
-            self.masks(predicted_label),
-            regions=self.regions,
-            spacing_mm=spacing_mm,
-            annotated=self.annotated(kind)[1:],
-        )
-
-    def mismatch(
-        self, truth_label: np.ndarray, spacing_mm: Sequence[float], *, kind: str = ""
-    ) -> dict[str, float]:
-        """See `Challenge.mismatch`: distances are the diagonal of the truth's volume."""
-        return metrics.chaos_mismatch(
-            regions=self.regions,
-            distance_mm=metrics.diagonal_mm(truth_label.shape, spacing_mm),
-            annotated=self.annotated(kind)[1:],
-        )
-
-    def summarise(self, rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
-        """See `Challenge.summarise`."""
-        return metrics.aggregate(rows, mode=self.aggregate)
-
     def tables(self, evaluated: Sequence[Evaluated]) -> list[Table]:
         """See `Challenge.tables`: Table 4 of the paper, and one row for each organ."""
-        return chaos_tables.tables(evaluated, self.regions, self.t1dual)
+        return tables.tables(evaluated, self.regions, self.t1dual)
 
     def figures(self, evaluated: Sequence[Evaluated]) -> list[tuple[str, Figure, str]]:
         """See `Challenge.figures`: best, median and worst case of each organ."""
-        return chaos_figures.figures(self, evaluated)
+        return figures.figures(self, evaluated)
 
     def layers(self, label: np.ndarray) -> dict[str, tuple[np.ndarray, str]]:
         """See `Challenge.layers`."""
@@ -236,7 +191,7 @@ class Chaos(SliceChallenge):
 
     @classmethod
     def make_phantoms(cls, root: str | os.PathLike, n: int, **recipe: object) -> Path:
-        """See `chaos_phantom.ensure`."""
+        """See `Challenge.make_phantoms` and `phantom.ensure`."""
         from crossdim_jax.challenges.chaos import phantom  # only demos need it
 
         return phantom.ensure(root, n, **recipe)
@@ -253,7 +208,7 @@ class Chaos(SliceChallenge):
 
 
 def largest_pieces(label: np.ndarray) -> np.ndarray:
-    """Of each value of a label (z, y, x), only the largest 26-connected piece; the rest is 0."""
+    """Label (z, y, x) with only the largest 26-connected piece of each value; the rest is 0."""
     result = np.zeros_like(label)
     everywhere = ndimage.generate_binary_structure(3, 3)
     for value in np.unique(label[label > 0]):
@@ -261,8 +216,3 @@ def largest_pieces(label: np.ndarray) -> np.ndarray:
         sizes = np.bincount(pieces.ravel())[1:]
         result[pieces == 1 + sizes.argmax()] = value
     return result
-
-
-def _choose(field: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise ConfigError(f"{field} is {value!r}; known: {', '.join(known)}")

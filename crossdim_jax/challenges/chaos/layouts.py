@@ -1,4 +1,4 @@
-"""Where CHAOS keeps its files, and which mask belongs to which slice.
+"""File layout of CHAOS, and the mask of each slice.
 
     Train_Sets/CT/<id>/DICOM_anon/*.dcm                         Ground/*.png
     Train_Sets/MR/<id>/T1DUAL/DICOM_anon/{InPhase,OutPhase}/*.dcm   T1DUAL/Ground/*.png
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from crossdim_jax.challenges.chaos import masks as chaos_masks
+from crossdim_jax.challenges.chaos import mask_files
 from crossdim_jax.errors import DataError
 from crossdim_jax.imaging import dicom
 from crossdim_jax.imaging.case import CaseFiles
@@ -34,7 +34,7 @@ Failures = list[tuple[str, str]]
 
 
 def find(root: Path, *, labelled: bool, kind: str = "auto") -> tuple[list[CaseFiles], Failures]:
-    """All cases of `root`, sorted by id, and what is wrong with the faulty ones.
+    """Cases of `root`, sorted by id, and (id, message) of the faulty ones.
 
     Args:
       root: see above. With both sets in it, labelled cases are those of Train_Sets and others those
@@ -76,12 +76,12 @@ def find(root: Path, *, labelled: bool, kind: str = "auto") -> tuple[list[CaseFi
 
 
 def phase(case_id: str) -> str:
-    """ "InPhase" or "OutPhase" of a T1DUAL case, else ""."""
+    """Phase of a T1DUAL case, "InPhase" or "OutPhase"; "" for any other."""
     return next((name for name in PHASES if case_id.endswith(f"_{name}")), "")
 
 
 def pair(images: Sequence[Path], ground: Path) -> tuple[Path, ...]:
-    """The mask of each slice.
+    """Mask of each slice.
 
     Both are taken in the natural order of their names, never by position: in CT z falls while the
     numbers rise. Where the two phases of T1DUAL differ in number, the masks belong to the phase
@@ -89,7 +89,7 @@ def pair(images: Sequence[Path], ground: Path) -> tuple[Path, ...]:
 
     Raises DataError if the numbers do not fit.
     """
-    masks = chaos_masks.files_of(ground)
+    masks = mask_files.files_of(ground)
     if len(masks) == len(images):
         return masks
     partner = _partner(images, masks)
@@ -138,7 +138,7 @@ def _folders(root: Path) -> list[tuple[str, set[str]]]:
 
 
 def _name(folder: Path) -> tuple[str, str, str] | None:
-    """(case id, patient, kind) of a series folder of the layout; None if it is elsewhere."""
+    """Case id, patient and kind of a series folder of the layout; None if it is elsewhere."""
     parts = list(folder.parts)
     end = f"_{parts.pop()}" if parts[-1] in PHASES else ""
     if parts[-1] != DICOM or len(parts) < 3:
@@ -162,7 +162,7 @@ def _case(folder: Path, case: str, patient: str, kind: str, labelled: bool) -> C
                 f"{ground}: there is no such folder; expected a PNG mask for each slice"
             )
         return CaseFiles(case, patient, images, None, kind)
-    masks = chaos_masks.files_of(ground)
+    masks = mask_files.files_of(ground)
     partner = _partner(images, masks) if len(masks) != len(images) else None
     if partner is not None:  # a slice of one phase alone has no mask
         found = _same_place(images, partner)
@@ -173,7 +173,7 @@ def _case(folder: Path, case: str, patient: str, kind: str, labelled: bool) -> C
 
 
 def _partner(images: Sequence[Path], masks: Sequence[Path]) -> tuple[Path, ...] | None:
-    """The slices of the other phase, if there are as many as masks."""
+    """Slices of the other phase, if there are as many as masks."""
     here = images[0].parent
     others = [here.parent / name for name in PHASES if name != here.name]
     if here.name not in PHASES or not others[0].is_dir():
@@ -183,7 +183,7 @@ def _partner(images: Sequence[Path], masks: Sequence[Path]) -> tuple[Path, ...] 
 
 
 def _same_place(images: Sequence[Path], partner: Sequence[Path]) -> list[int | None]:
-    """For each slice, the index of that of the other phase at the same place; None: none is."""
+    """Index of the slice of the other phase at the same place, for each slice; None: none is."""
 
     mine, theirs = (
         np.array([one.position for one in dicom.read_slices(paths)]) for paths in (images, partner)
@@ -196,7 +196,7 @@ def _same_place(images: Sequence[Path], partner: Sequence[Path]) -> list[int | N
 
 
 def _loose(root: Path, kind: str) -> list[CaseFiles]:
-    """What is not in the layout: a NIfTI file, a folder of them, or one series."""
+    """Cases outside the layout: a NIfTI file, a folder of them, or one series."""
     if root.is_file() and is_nifti(root):
         return [_volume(root, kind)]
     if not root.is_dir():
@@ -226,7 +226,7 @@ def _loose(root: Path, kind: str) -> list[CaseFiles]:
 
 
 def is_nifti(path: Path) -> bool:
-    """Whether a file's name is that of a NIfTI volume, in small or capital letters."""
+    """True if a file's name is that of a NIfTI volume, in small or capital letters."""
     return path.name.lower().endswith(NIFTI)
 
 
@@ -237,7 +237,7 @@ def _volume(path: Path, kind: str) -> CaseFiles:
 
 
 def _kind(path: Path) -> str:
-    """From the headers of a series; "" if they do not say."""
+    """Kind of a series from its headers; "" if they do not say."""
     try:
         [header] = dicom.read_slices([path])
     except DataError:  # reading the case will say what is wrong with it

@@ -1,4 +1,4 @@
-"""A CHAOS submission's folders, written and scored; and DICOM segmentations for viewers.
+"""Folders of a CHAOS submission, written and scored; and DICOM segmentations for viewers.
 
     Task<k>/CT/<id>/Results/img000.png
     Task<k>/MR/<id>/{T1DUAL,T2SPIR}/Results/img000.png
@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from crossdim_jax.challenges.base import Challenge, Evaluated, Table
-from crossdim_jax.challenges.chaos import layouts, tables
-from crossdim_jax.challenges.chaos import masks as chaos_masks
+from crossdim_jax.challenges.chaos import layouts, mask_files, tables
 from crossdim_jax.errors import DataError
 from crossdim_jax.imaging import dicom, dicom_seg
 from crossdim_jax.imaging.case import CaseFiles
@@ -22,14 +21,14 @@ from crossdim_jax.imaging.dicom_seg import Segment
 
 
 def folder_of(submission: Path, files: CaseFiles, task: int) -> Path:
-    """Where a task's masks of a case lie."""
+    """Folder of a task's masks of a case."""
     modality = layouts.KINDS[files.kind]
     folder = submission / f"Task{task}" / modality / files.patient.removeprefix(f"{modality}_")
     return (folder / files.kind if modality == "MR" else folder) / "Results"
 
 
 def tasks_of(files: CaseFiles, t1dual: str) -> dict[int, int]:
-    """{task: number of its organs} for which a case is asked; none for the other phase."""
+    """Tasks for which a case is asked, {task: number of its organs}; none for the other phase."""
     if layouts.phase(files.id) not in ("", t1dual):
         return {}
     modality = layouts.KINDS.get(files.kind, "")
@@ -37,7 +36,7 @@ def tasks_of(files: CaseFiles, t1dual: str) -> dict[int, int]:
 
 
 def _series(files: CaseFiles) -> dicom.Series:
-    """The slices of a case whose grid was judged when it was loaded."""
+    """Header of a case's series, whose grid was judged when it was loaded."""
     return dicom.read_header(files.images, tolerance_mm=math.inf)
 
 
@@ -56,12 +55,12 @@ def write(submission: Path, files: CaseFiles, label: np.ndarray, t1dual: str) ->
     written = []
     for task, organs in tasks.items():
         asked = np.where(slices <= organs, slices, 0).astype(np.uint8)
-        written += chaos_masks.write(folder_of(submission, files, task), asked)
+        written += mask_files.write(folder_of(submission, files, task), asked)
     return written
 
 
 def read(submission: Path, files: CaseFiles, task: int) -> np.ndarray:
-    """A task's masks of one DICOM case as a label (z, y, x).
+    """Reads a task's masks of one DICOM case as a label (z, y, x).
 
     Any PNG names will do; their natural order is that of the files.
 
@@ -69,18 +68,18 @@ def read(submission: Path, files: CaseFiles, task: int) -> np.ndarray:
     """
     folder = folder_of(submission, files, task)
     series = _series(files)
-    masks = chaos_masks.files_of(folder)
+    masks = mask_files.files_of(folder)
     if len(masks) != len(files.images):
         raise DataError(
             f"{folder}: holds {len(masks)} masks, but the series has {len(files.images)} slices; "
             "each slice needs one mask"
         )
     size = (series.geometry.shape[1], series.geometry.shape[0])
-    return series.to_volume(chaos_masks.read(masks, size=size, any_is_liver=False))
+    return series.to_volume(mask_files.read(masks, size=size, any_is_liver=False))
 
 
 def evaluate(challenge: Challenge, files: Sequence[CaseFiles], submission: Path) -> list[Table]:
-    """The tables of a submission, each task by its own masks, as the platform scores it.
+    """Tables of a submission, each task by its own masks, as the platform scores it.
 
     files: labelled cases of `challenge`, a `Chaos`. Tasks of which nothing is there are left out.
     """
