@@ -72,7 +72,7 @@ def _noise(image: jax.Array, deviation: jax.Array, key: jax.Array) -> jax.Array:
 
 
 class Augmentation(NamedTuple):
-    """One augmentation: a row of `AUGMENTATIONS`.
+    """Augmentation: a row of `AUGMENTATIONS`.
 
     Its amount is drawn for each sample of a batch, uniformly within +- a limit, which is the field
     of this name in a config's section `augment`; samples that are spared have the amount 0, which

@@ -125,7 +125,7 @@ def predict_folder(
         check_writable(out_folder)
     result, notes = Result(failed=list(errors)), {}
     # Looked up before the first file is written, so that all processes leave out the same.
-    there = {
+    existing = {
         case.id
         for case in files
         if os.path.exists(challenge.prediction_path(out_folder, case.id))  # also of a long name
@@ -135,7 +135,7 @@ def predict_folder(
             cases.set_postfix_str(shown(case.id))
             try:
                 path = _output_path(challenge, out_folder, case)
-                if case.id in there and not overwrite:
+                if case.id in existing and not overwrite:
                     result.skipped.append(path)
                     continue
                 predict_case(

@@ -9,6 +9,8 @@ import nibabel as nib
 import numpy as np
 from nibabel import orientations
 
+from crossdim_jax.errors import DataError
+
 _LPS = orientations.axcodes2ornt("LPS")
 _AS_IT_IS = np.array([[0, 1], [1, 1], [2, 1]])
 # Everything in a NIfTI header that says where the voxels are, and nothing else: names, comments
@@ -110,3 +112,18 @@ class Geometry:
         """View in disk order (i, j, k, ...) of an array in LPS (z, y, x, ...); undoes `to_lps`."""
         array = array.transpose(2, 1, 0, *range(3, array.ndim))
         return orientations.apply_orientation(array, self._from_lps)
+
+    def on_disk(self, path: Path, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+        """Array (z, y, x) in disk order and of the type on disk, to be written to `path`.
+
+        Raises DataError: it has another shape than the grid, or values that an integer type lacks.
+        """
+        if array.shape != self.shape_zyx:
+            raise DataError(
+                f"{path}: the volume has shape {array.shape} (z, y, x), but the grid of "
+                f"{self.path} has {self.shape_zyx}"
+            )
+        disk = self.from_lps(array).astype(dtype)
+        if dtype.kind in "iu" and not np.array_equal(disk, self.from_lps(array)):
+            raise DataError(f"{path}: the values {array.min()} to {array.max()} do not fit {dtype}")
+        return disk

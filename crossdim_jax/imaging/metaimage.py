@@ -129,14 +129,7 @@ def write_mhd(
     names = {code: name for name, code in reversed(TYPES.items())}
     if (name := names.get(dtype.str[1:])) is None:
         raise DataError(f"{path}: there is no such element type as {dtype}; known: {list(names)}")
-    if array.shape != geometry.shape_zyx:
-        raise DataError(
-            f"{path}: the volume has shape {array.shape}, but the grid of {geometry.path} has "
-            f"{geometry.shape_zyx}"
-        )
-    disk = geometry.from_lps(array).astype(dtype)
-    if dtype.kind in "iu" and not np.array_equal(disk, geometry.from_lps(array)):
-        raise DataError(f"{path}: the values {array.min()} to {array.max()} do not fit {dtype}")
+    disk = geometry.on_disk(path, array, dtype)
     voxels = disk.astype(dtype.newbyteorder("<")).tobytes(order="F")
     if compressed:
         voxels = zlib.compress(voxels)

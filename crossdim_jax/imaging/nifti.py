@@ -90,14 +90,7 @@ def write_nifti(
     path, dtype = Path(path), np.dtype(dtype)
     if not path.name.endswith((".nii", ".nii.gz")):
         raise DataError(f"{path}: the name must end in .nii or .nii.gz")
-    if array.shape != geometry.shape_zyx:
-        raise DataError(
-            f"{path}: the volume has shape {array.shape} (z, y, x), but the grid of "
-            f"{geometry.path} has {geometry.shape_zyx}"
-        )
-    disk = geometry.from_lps(array).astype(dtype)
-    if dtype.kind in "iu" and not np.array_equal(disk, geometry.from_lps(array)):
-        raise DataError(f"{path}: the values {array.min()} to {array.max()} do not fit {dtype}")
+    disk = geometry.on_disk(path, array, dtype)
     header = nib.Nifti1Header()
     header.set_data_dtype(dtype)
     header.set_data_shape(disk.shape)

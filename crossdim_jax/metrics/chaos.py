@@ -30,7 +30,7 @@ def ravd(truth: np.ndarray, prediction: np.ndarray) -> float:
 def surface_distances_mm(
     truth: np.ndarray, prediction: np.ndarray, spacing_mm: Sequence[float]
 ) -> tuple[float, float]:
-    """(ASSD, MSSD): mean and maximum of all distances from each border to the other, in mm.
+    """ASSD and MSSD: mean and maximum of all distances from each border to the other, in mm.
 
     Border = mask minus its erosion by the 6-neighbourhood, where the outside counts as foreground:
     voxels on the volume's edge are not border. A mask that fills the whole volume has no border:

@@ -1,4 +1,4 @@
-"""One HTML page per run, see `elements`.
+"""HTML page of a run, see `elements`.
 
 A part that is missing never stops the page: it says what is missing and which command makes it.
 """
@@ -121,7 +121,7 @@ class _Run:
         return out + elements.facts(facts)
 
     def _cards(self) -> list[tuple[str, str]]:
-        """(value, name) of the means of the first two metrics."""
+        """Means of the first two metrics, (value, name)."""
         cards = []
         for metric in list(self.summary.get("definitions", ()))[:2]:
             for region in self.summary["regions"]:

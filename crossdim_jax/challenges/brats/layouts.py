@@ -233,7 +233,7 @@ def _cases_of(folder: Path, separator: str, modalities: Sequence[str]) -> set[st
 
 
 def _case_folders(root: Path, separator: str, modalities: Sequence[str]) -> list[tuple[Path, str]]:
-    """(folder, case id) of every case; a root that is itself a case counts as one.
+    """Folder and id of every case; a root that is itself a case counts as one.
 
     Looks one level further down if no folder in `root` holds files of a case but folders in these
     do.

@@ -25,8 +25,9 @@ from scipy import ndimage
 
 from crossdim_jax import ranges
 from crossdim_jax.challenges import phantoms
+from crossdim_jax.challenges.base import choose
 from crossdim_jax.challenges.camus.layouts import VIEWS
-from crossdim_jax.errors import ConfigError, DataError
+from crossdim_jax.errors import DataError
 from crossdim_jax.imaging import metaimage
 from crossdim_jax.imaging.nifti import Geometry
 from crossdim_jax.storage.files import write_text
@@ -293,8 +294,7 @@ def ensure(
 
 
 def _record(n: int, layout: str, seed: int, pixel_mm: float, n_frames: int) -> dict:
-    if layout not in LAYOUTS:
-        raise ConfigError(f"phantoms.layout is {layout!r}; known: {', '.join(LAYOUTS)}")
+    choose("phantoms.layout", layout, LAYOUTS)
     ranges.check("phantoms", n=n, seed=seed, n_frames=n_frames, pixel_mm=pixel_mm)
     patients = {}
     for index in range(n):

@@ -26,7 +26,7 @@ Layers = Mapping[str, tuple[np.ndarray, str]]
 
 
 def figures(challenge: Challenge, evaluated: Sequence[Evaluated]) -> list[tuple[str, Figure, str]]:
-    """One figure for CT (Figure 9) and one for MR (Figure 10), as far as there are cases."""
+    """Figures for CT (Figure 9) and MR (Figure 10), as far as there are cases."""
     found = []
     for name, kinds in GROUPS.items():
         cases = [case for case in evaluated if case.files.kind in kinds]

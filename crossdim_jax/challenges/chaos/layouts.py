@@ -104,7 +104,7 @@ def pair(images: Sequence[Path], ground: Path) -> tuple[Path, ...]:
 
 
 def _series_folders(root: Path) -> list[Path]:
-    """Every folder below `root`, or itself, that holds a series of the layout."""
+    """Folders below `root`, or itself, that hold a series of the layout."""
     if root.is_file():
         return []
     if DICOM in root.parts:
@@ -120,7 +120,7 @@ def _series_folders(root: Path) -> list[Path]:
 
 
 def _folders(root: Path) -> list[tuple[str, set[str]]]:
-    """Each folder below `root` and itself, with the names in it; links are followed once."""
+    """Folders below `root` and itself, with the names in it; links are followed once."""
     found, seen = [], set()
     for folder, below, files in os.walk(root, followlinks=True):
         place = os.stat(folder)
