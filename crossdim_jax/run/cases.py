@@ -14,7 +14,7 @@ from crossdim_jax.errors import DataError, ManyErrors
 from crossdim_jax.imaging.case import CaseFiles
 from crossdim_jax.run import content
 from crossdim_jax.run.experiment import Experiment
-from crossdim_jax.runtime import distributed
+from crossdim_jax.runtime import distributed, sharding
 from crossdim_jax.runtime.distributed import wait_for_all
 from crossdim_jax.storage import run_folder
 
@@ -28,7 +28,7 @@ def prepare_cases(
       ManyErrors: some cases are faulty; all of them are named, whatever is wrong with each.
       DataError: the run goes on, and its cases are others now, see `make_split` and `run_content`.
     """
-    config = experiment.config
+    data = experiment.data
     failures: list[tuple[str, str]] = []
     files = experiment.cases(failures)
     if not failures and run_folder.has_checkpoint(experiment.workdir):
@@ -37,10 +37,10 @@ def prepare_cases(
     cached = cache.build(
         experiment.challenge,
         files,
-        config.data.cache,
-        dtype=config.data.cache_dtype,
-        num_threads=config.data.num_threads,
-        num_processes=config.data.get("num_processes", 0),
+        data.cache,
+        dtype=data.cache_dtype,
+        num_threads=data.num_threads,
+        num_processes=data.num_processes,
         share=(jax.process_index(), jax.process_count()),
         wait=lambda: wait_for_all("cases"),
         progress=jax.process_index() == 0,
@@ -48,7 +48,7 @@ def prepare_cases(
     )
     split = dataclasses.replace(make_split(experiment, files), **content.check(experiment, files))
     _say_notes(cached)
-    _say_padding(cached, config.data.patch)
+    _say_padding(cached, data.patch)
     by_id = {case.id: case for case in cached}
     return split, [by_id[i] for i in split.train], [by_id[i] for i in split.validation]
 
@@ -60,17 +60,17 @@ def make_split(experiment: Experiment, files: Sequence[CaseFiles]) -> splits.Spl
       DataError: the data root no longer holds the cases that the run was started with.
     """
     path = experiment.workdir / run_folder.SPLITS
-    settings = {k: v for k, v in experiment.config.data.split.to_dict().items() if v is not None}
+    root = experiment.data.root
     for group in patients.suspects(files)[:3]:
         _say(
             f"{', '.join(group[:5])} look like scans of one patient and are taken for different "
-            f"ones; if they are of one, say so in {experiment.config.data.root}/{patients.FILE}: "
+            f"ones; if they are of one, say so in {root}/{patients.FILE}: "
             '{"case id": "patient", ...}'
         )
     split = splits.make(
         files,
-        **settings,
-        official=lambda: experiment.challenge.official_split(experiment.config.data.root),
+        **experiment.data.split,
+        official=lambda: experiment.challenge.official_split(root),
     )
     if not run_folder.has_checkpoint(experiment.workdir):
         return split
@@ -86,7 +86,7 @@ def make_split(experiment: Experiment, files: Sequence[CaseFiles]) -> splits.Spl
         gone, new = sorted(before - there), sorted(there - before)
         raise DataError(
             f"{path}: the split of this run no longer fits the cases in "
-            f"{experiment.config.data.root}: {len(gone)} gone {gone[:5]}, {len(new)} new "
+            f"{root}: {len(gone)} gone {gone[:5]}, {len(new)} new "
             f"{new[:5]}. Put the cases back, or start a new run with another --workdir."
         )
     if recorded != split:
@@ -171,17 +171,16 @@ def train_data(
 
     `num_threads` is the config's unless given.
     """
-    config = experiment.config
+    data = experiment.data
     return pipeline.train_dataset(
         training,
         experiment.challenge,
-        patch=config.data.patch,
+        patch=data.patch,
         batch_size=batch_size,
-        seed=config.seed,
-        foreground=config.data.foreground,
-        num_threads=config.data.num_threads if num_threads is None else num_threads,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        seed=experiment.seed,
+        foreground=data.foreground,
+        num_threads=data.num_threads if num_threads is None else num_threads,
+        positions=sharding.batch_positions(experiment.mesh, batch_size),
     )
 
 
@@ -197,13 +196,13 @@ def held_out(experiment: Experiment) -> list[CaseFiles]:
     wanted = splits.Split.read(path).evaluated
     if gone := [i for i in wanted if i not in files]:
         raise ManyErrors(
-            f"{experiment.config.data.root}: held-out cases are missing; put them back",
+            f"{experiment.data.root}: held-out cases are missing; put them back",
             [(i, "not found") for i in gone],
         )
     held = [files[i] for i in wanted]
     if jax.process_index() == 0 and (found := content.changes(experiment, held)):
         _say(
-            f"warning: {len(found)} held-out cases in {experiment.config.data.root} are not what "
+            f"warning: {len(found)} held-out cases in {experiment.data.root} are not what "
             f"this run was started with: {content.listed(found)}"
         )
     return held

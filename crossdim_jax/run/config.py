@@ -1,13 +1,42 @@
-"""Reading a config from the command line, and saying in one line what is wrong with it."""
+"""Reading a config: from the command line, of any age; and in one line what is wrong with it."""
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from crossdim_jax.errors import ConfigError
+
+# Fields that came with later versions -> what was done before there was the field.
+LATER: dict[str, Any] = {
+    "data.root": "",
+    "data.grid_tolerance_mm": None,
+    "data.num_processes": 0,
+    "data.changed_cases": "refuse",
+    "weights.inflate_at": None,
+    "weights.reestimate": 0,
+    "augment": {"probability": 0.0},
+    "optim.freeze_epochs": None,
+    "train.early_stop_epochs": None,
+    "train.skip_nonfinite": 0,
+    "inference.mode": "window",
+    "inference.flips": False,
+}
+
+
+def complete(config: ConfigDict) -> ConfigDict:
+    """A copy with the fields that an older config lacks, plain values without references."""
+    fields = config.to_dict()
+    for field, value in LATER.items():
+        *sections, name = field.split(".")
+        section = fields
+        for part in sections:
+            section = section.setdefault(part, {})
+        section.setdefault(name, value)
+    return ConfigDict(fields)
 
 
 def read(path: str, overrides: Sequence[str] = ()) -> ConfigDict:

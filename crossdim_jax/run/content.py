@@ -11,13 +11,11 @@ from pathlib import Path
 
 from crossdim_jax.data import splits
 from crossdim_jax.data.digests import Content, Digests
-from crossdim_jax.errors import ConfigError, DataError
+from crossdim_jax.errors import DataError
 from crossdim_jax.imaging.case import CaseFiles
 from crossdim_jax.run.experiment import Experiment
 from crossdim_jax.runtime import distributed
 from crossdim_jax.storage import run_folder
-
-CHOICES = ("refuse", "accept")
 
 
 def check(experiment: Experiment, files: Sequence[CaseFiles]) -> dict[str, dict]:
@@ -29,14 +27,8 @@ def check(experiment: Experiment, files: Sequence[CaseFiles]) -> dict[str, dict]
       `contents` and `accepted` of the run's `splits.Split`.
 
     Raises:
-      DataError: some are others now, and `config.data.changed_cases` is not "accept".
-      ConfigError: it is neither "refuse" nor "accept".
+      DataError: some are others now, and `changed_cases` is not "accept".
     """
-    choice = experiment.config.data.get("changed_cases", "refuse")
-    if choice not in CHOICES:
-        raise ConfigError(
-            f"config.data.changed_cases={choice!r} is unknown; known: {', '.join(CHOICES)}"
-        )
     found = _contents(experiment, files)
     contents = {case: {"image": c.image, "label": c.label} for case, c in found.items()}
     resumed = run_folder.has_checkpoint(experiment.workdir)
@@ -45,10 +37,10 @@ def check(experiment: Experiment, files: Sequence[CaseFiles]) -> dict[str, dict]
     if changed:
         message = (
             f"{experiment.workdir / run_folder.SPLITS}: {len(changed)} of {len(files)} cases in "
-            f"{experiment.config.data.root} are not what this run was started with: "
+            f"{experiment.data.root} are not what this run was started with: "
             f"{listed(changed)}"
         )
-        if choice == "refuse":
+        if experiment.data.changed_cases == "refuse":
             raise DataError(
                 f"{message}. Put the files back, start a new run with another --workdir, or go on "
                 "with what is there now by --config.data.changed_cases=accept"
@@ -97,14 +89,14 @@ def provenance(experiment: Experiment, files: Sequence[CaseFiles]) -> dict[str, 
 
 def _contents(experiment: Experiment, files: Sequence[CaseFiles]) -> dict[str, Content]:
     """By case id, without those that cannot be read: reading them says why."""
-    folder = Path(experiment.config.data.cache)
+    folder = Path(experiment.data.cache)
     record = _digests(folder if folder.is_dir() else None)
 
     def content(case: CaseFiles) -> Content | None:
         with contextlib.suppress(DataError):
             return record.of_case(case)
 
-    with ThreadPoolExecutor(max(1, experiment.config.data.num_threads)) as pool:
+    with ThreadPoolExecutor(max(1, experiment.data.num_threads)) as pool:
         found = dict(zip((case.id for case in files), pool.map(content, files), strict=True))
     record.save()
     return {case: content for case, content in found.items() if content is not None}

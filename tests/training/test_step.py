@@ -239,14 +239,29 @@ def test_augmentation_draws_from_seed_and_step_apart_from_dropout(mesh):
     assert loss(steps[1], 3, image, target) != pytest.approx(third, rel=1e-3)
 
 
-def test_a_step_is_compiled_once_before_it_runs_and_gives_the_same(mesh, monkeypatch):
-    state, step, _ = toy.make_run(toy.ToyNet(), mesh=mesh)
-    expected, _ = step(jax.tree.map(jnp.copy, state), batch_of(mesh))
-    done = []
-    monkeypatch.setattr(train.memory, "give_back", lambda: done.append(True))
-    ready = train.compiled_first(step)
-    assert not done
-    found, metrics = ready(state, batch_of(mesh))
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), jax.device_get(expected))
-    ready(found, batch_of(mesh, 1))
-    assert done == [True] and np.isfinite(metrics["loss"][0])
+def test_a_step_is_one_pure_function_however_it_is_compiled(mesh, monkeypatch):
+    """Both programs are compiled before the first is run, once, and memory is given back."""
+    model, optimizer, events = toy.ToyNet(rate=0.2), optim.make(), []
+    monkeypatch.setattr(train.memory, "give_back", lambda: events.append("give back"))
+    state = train.init_state(model, optimizer, SHAPE, mesh, seed=0, say=None)
+    pure = train.make_train_step(model, optimizer, losses.dice_bce, seed=0)
+    jitted = train.jit_step(pure, mesh)
+    compile_both = jitted.compile
+
+    def compiling(*args):
+        events.append("compile")
+        compiled = compile_both(*args)
+        run = lambda name: lambda *args: (events.append(name), getattr(compiled, name)(*args))[1]  # noqa: E731
+        return train.TrainStep(run("gradient"), run("update"))
+
+    monkeypatch.setattr(jitted, "compile", compiling)
+    before = jax.device_get(state)
+    expected, metrics = pure(state, batch_of(mesh))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), before)
+    found, again = jitted(state, batch_of(mesh))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        jax.device_get((found, again)), jax.device_get((expected, metrics)),
+    )  # fmt: skip
+    jitted(found, batch_of(mesh, 1))
+    assert events == ["compile", "give back", *["gradient", "update"] * 2]
