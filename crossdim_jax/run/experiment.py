@@ -197,22 +197,21 @@ def build(
     changes = parts.pop("changes")
     parts["augmentation"] = augment.make(changes) if changes.active else None
     from_config.phantoms(full, parts["challenge"], parts["data"].root)
-    return Experiment(
-        config=config, defaults=dict(defaults or {}), workdir=Path(workdir), seed=full.seed, **parts
-    )
+    return Experiment(config=config, defaults=dict(defaults or {}), workdir=Path(workdir), **parts)
 
 
 def _parts(found: config_gate.Findings, full: ConfigDict) -> dict[str, Any]:
     """The parts of an experiment by name, None for those that cannot be made."""
     part = found.part
     patch = part(["data.patch"], from_config.patch, full)
-    epochs, schedule = part(["optim", "train.epochs"], from_config.schedule, full) or (None, None)
+    epochs, optimizer = part(["optim", "train.epochs"], from_config.optimizer, full) or (None, None)
     training, shape = from_config.training(full, epochs), from_config.mesh_shape(full)
     sizes = ["challenge", "data.patch", "data.grid_tolerance_mm"]
     challenge = part(sizes, from_config.challenge, full, patch)
     classes = len(challenge.classes) if challenge else 1  # any number shows what is wrong
     batch = ["mesh", "train.batch_size", "train.accumulate"]
     return {
+        "seed": from_config.seed(full),
         "data": from_config.data(full, patch),
         "weights": from_config.weights(full),
         "training": training,
@@ -222,7 +221,7 @@ def _parts(found: config_gate.Findings, full: ConfigDict) -> dict[str, Any]:
         "mesh": part(batch, from_config.mesh, shape, training),
         "mesh_shape": shape,
         "loss": part(["train.loss"], from_config.loss, full, challenge),
-        "optimizer": part(["optim"], from_config.optimizer, full, schedule),
+        "optimizer": optimizer,
         "changes": part(["augment"], from_config.augmentation, full, patch),
     }
 

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import optax
 from ml_collections import ConfigDict
 
 from crossdim_jax import challenges, losses, models, ops
@@ -20,7 +19,10 @@ from crossdim_jax.runtime import distributed, sharding
 from crossdim_jax.training import optim
 from crossdim_jax.weights import params
 
-Schedule = Callable[[int], optax.Schedule]  # steps per epoch -> learning rate by step
+
+def seed(config: ConfigDict) -> int:
+    """Seed of parameters, order of the cases, crops and dropout."""
+    return config.seed
 
 
 def patch(config: ConfigDict) -> tuple[int, ...]:
@@ -57,7 +59,7 @@ def weights(config: ConfigDict) -> Weights:
 
 
 def training(config: ConfigDict, epochs: int) -> Training:
-    """The section `train`, without its loss; `epochs` as `schedule` gives them."""
+    """The section `train`, without its loss; `epochs` as `optimizer` gives them."""
     return Training(
         epochs=epochs,
         batch_size=config.train.batch_size,
@@ -138,47 +140,33 @@ def augmentation(config: ConfigDict, patch: tuple[int, ...]) -> augment.Settings
     return augment.Settings.of(config.augment.to_dict(), len(patch))
 
 
-def schedule(config: ConfigDict) -> tuple[int, Schedule]:
-    """The epochs of the training, and its learning rate.
+def optimizer(config: ConfigDict) -> tuple[int, Callable[[int], optim.Optimizer]]:
+    """The epochs of the training; and its optimiser, from the number of steps per epoch.
 
     Without a number of epochs an exponential schedule trains until its end.
     """
-    lr, lr_end = config.optim.learning_rate, config.optim.learning_rate_end
-    constant_epochs, decay = config.optim.constant_epochs, config.optim.decay_per_epoch
-    kind, epochs = config.optim.schedule, config.train.epochs
+    settings, epochs = config.optim.to_dict(), config.train.epochs
+    name, schedule = settings.pop("name"), settings.pop("schedule")
+    rates = settings.pop("learning_rate"), settings.pop("learning_rate_end")
+    constant_epochs, decay = settings.pop("constant_epochs"), settings.pop("decay_per_epoch")
+    freeze_epochs = settings.pop("freeze_epochs")
     if epochs is None:
-        epochs = optim.epochs_until(lr, lr_end, decay)
-
-    def make(steps_per_epoch: int) -> optax.Schedule:
-        if kind == "exponential":
-            return optim.exponential(
-                lr, lr_end, decay_per_epoch=decay, steps_per_epoch=steps_per_epoch
-            )
-        return optim.constant_then_cosine(
-            lr,
-            lr_end,
-            constant_epochs=constant_epochs,
-            epochs=epochs,
-            steps_per_epoch=steps_per_epoch,
-        )
-
-    return epochs, make
-
-
-def optimizer(config: ConfigDict, schedule: Schedule) -> Callable[[int], optim.Optimizer]:
-    """Steps per epoch -> the optimiser."""
-    settings = config.optim.to_dict()
-    for name in ("schedule", "learning_rate", "learning_rate_end", "constant_epochs"):
-        del settings[name]  # the schedule's
-    del settings["decay_per_epoch"]
-    name, freeze_epochs = settings.pop("name"), settings.pop("freeze_epochs")
+        epochs = optim.epochs_until(*rates, decay)
 
     def make(steps_per_epoch: int) -> optim.Optimizer:
+        if schedule == "exponential":
+            rate = optim.exponential(*rates, decay_per_epoch=decay, steps_per_epoch=steps_per_epoch)
+        else:
+            rate = optim.constant_then_cosine(
+                *rates,
+                constant_epochs=constant_epochs,
+                epochs=epochs,
+                steps_per_epoch=steps_per_epoch,
+            )
         freeze_steps = None if freeze_epochs is None else round(freeze_epochs * steps_per_epoch)
-        rate = schedule(steps_per_epoch)
         return optim.make(name, rate, freeze_steps=freeze_steps, **settings)
 
-    return make
+    return epochs, make
 
 
 def mesh_shape(config: ConfigDict) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 import math
 import shutil
 import signal
-import time
+import types
 
 import jax
 import numpy as np
@@ -11,7 +11,7 @@ from crossdim_jax import losses
 from crossdim_jax.errors import ConfigError, DataError
 from crossdim_jax.runtime import sharding, stop
 from crossdim_jax.runtime.stop import Interrupted
-from crossdim_jax.training import checkpoint, loop, optim
+from crossdim_jax.training import checkpoint, journal, loop, optim
 from crossdim_jax.training import step as train
 from crossdim_jax.training.checkpoint import Checkpointer
 from crossdim_jax.training.journal import TrainingError
@@ -330,16 +330,21 @@ def test_the_best_validation_is_kept_with_its_slow_weights(start, cases, tmp_pat
 
 
 def test_checkpoints_are_no_part_of_the_rate(start, tmp_path, monkeypatch):
-    save = Checkpointer.save
+    """By a clock on which a batch takes a second, and a checkpoint an hour."""
+    save, clock = Checkpointer.save, [0.0]
+
+    def passes(seconds):
+        clock[0] += seconds
 
     def slow(*args):
-        time.sleep(1)
+        passes(3600)
         return save(*args)
 
+    monkeypatch.setattr(journal, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setattr(Checkpointer, "save", slow)
-    run(start, tmp_path, total_steps=8)
-    rate = lines(tmp_path, rates=True)[-1]["images_per_s"]
-    assert rate > 4 * 4 / 1  # two checkpoints lie between the logged steps 4 and 8
+    run(start, tmp_path, toy.Batches(batch=4, on_batch=lambda _: passes(1)), total_steps=8)
+    last = lines(tmp_path, rates=True)[-1]
+    assert last["images_per_s"] == 4 and last["seconds"] == 8 + 3 * 3600  # before the fourth
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_step_and_cases(start, tmp_path):
