@@ -13,7 +13,7 @@ import pytest
 from crossdim_jax import losses, models
 from crossdim_jax.models import layers
 from crossdim_jax.runtime import sharding
-from crossdim_jax.training import optim
+from crossdim_jax.training import initialise, optim
 from crossdim_jax.training import step as train
 from crossdim_jax.training.settings import TrainSettings
 
@@ -134,7 +134,7 @@ def make_run(model=None, *, mesh=None, accumulate=1, seed=0, skip_nonfinite=Fals
     model = model or ToyNet()
     mesh = mesh or sharding.make_mesh(1)
     optimizer = optim.make(**({"learning_rate": 1e-2} | optimizer))
-    state = train.init_state(model, optimizer, (1, 8, 6, 4, 1), mesh, seed=seed, say=None)
+    state = initialise.init_state(model, optimizer, (1, 8, 6, 4, 1), mesh, seed=seed, say=None)
     step = train.make_train_step(
         model,
         optimizer,

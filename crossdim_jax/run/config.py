@@ -66,7 +66,7 @@ def read(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
 
 def problem(error: Exception) -> str:
-    """What went wrong while flags and a config were read, in one line."""
+    """Message, in one line, for an error raised while flags and a config were read."""
     while isinstance(error, OSError) and isinstance(error.__cause__, OSError):
         error = error.__cause__  # ml_collections reports a file that it could not load only on use
     field = isinstance(error, AttributeError) and isinstance(error.__context__, KeyError)
@@ -82,8 +82,8 @@ def problem(error: Exception) -> str:
         return f"cannot read the config: {lines[-1].strip()}"
     if field:
         return f"the config has no such field: {_one_line(lines)}"
-    told = _one_line(lines)
-    return told if isinstance(error, flags.Error) else f"{type(error).__name__}: {told}"
+    message = _one_line(lines)
+    return message if isinstance(error, flags.Error) else f"{type(error).__name__}: {message}"
 
 
 def _one_line(lines: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""The gate for configs: every field's range, names of closed sets, and what must fit together.
+"""Gate for configs: every field's range, names of closed sets, and what must fit together.
 
 All that is wrong is reported at once, before anything is read. Fields that a config lacks are left
 alone: older ones have fewer.
@@ -47,7 +47,7 @@ CHOICES: dict[str, Collection[str | None]] = {
 
 
 class Findings:
-    """All that is wrong with a config, gathered while the parts of an experiment are made of it.
+    """Problems of a config, gathered while the parts of an experiment are made of it.
 
     Args:
       config: as plain dicts. Its fields are looked at at once, each by itself and then together.
@@ -61,7 +61,7 @@ class Findings:
         self._texts = [text for _, text in found]
 
     def part[T](self, fields: Sequence[str], make: Callable[..., T], *args: Any) -> T | None:
-        """The part `make(*args)`; None if it cannot be made, and its ConfigError is kept.
+        """Makes the part `make(*args)`; None if it cannot be made, and its ConfigError is kept.
 
         Args:
           fields: that it is made of, or their sections. If one is wrong, or a part among `args` is
@@ -127,7 +127,7 @@ def _paths(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _together(values: Mapping[str, Any], wrong: Collection[str]) -> Iterator[tuple[str, str]]:
-    """(field, text) of what is wrong between fields that are all there and right by themselves."""
+    """Problems, as (field, text), between fields that are each there and right by themselves."""
     for fields, rule in RULES.items():
         if all(field in values and field not in wrong for field in fields):
             if text := rule(*(values[field] for field in fields)):

@@ -100,7 +100,7 @@ class Experiment:
         patch, apply = self.data.patch, self.model.apply
         flips = self.inference.flips if flipped else False
         if len(patch) == 2:
-            apply, patch = sliding_window.of_slices(apply), (1, *patch)
+            apply, patch = sliding_window.as_slices(apply), (1, *patch)
             flips = (1, 2) if flips is True else flips
         divides = patch[0] % self.mesh.shape["depth"] == 0
         window_batch = self.inference.window_batch * self.mesh.shape["data"]
@@ -125,14 +125,14 @@ class Experiment:
         )
 
     def for_inference(self) -> "Experiment":
-        """The same on all devices that the config allows, also those no training batch fills."""
+        """The experiment on all devices of the config, also those that no training batch fills."""
         data, depth = self.mesh_shape
         if data == -1 and jax.process_count() == 1:  # whatever depth leaves over stays idle
             data = max(1, len(jax.devices()) // depth)
         return dataclasses.replace(self, mesh=sharding.make_mesh(data, depth))
 
     def provenance(self) -> dict[str, Any]:
-        """How this experiment predicts, for whoever reads its scores."""
+        """Settings of prediction, for whoever reads the scores."""
         return {
             "patch": list(self.data.patch),
             "inference": self.inference.mode,
@@ -161,7 +161,7 @@ class Experiment:
         run_folder.require_same_network(self.workdir, self.config.to_dict(), defaults=self.defaults)
 
     def alone(self, doing: str) -> contextlib.AbstractContextManager[None]:
-        """`run_folder.only_process`, held by the process that writes for all of the run."""
+        """Context manager: `run_folder.only_process`, in the process that writes for the run."""
         if jax.process_index() > 0:
             return contextlib.nullcontext()
         return run_folder.only_process(self.workdir, doing)
@@ -227,7 +227,7 @@ def _parts(found: config_gate.Findings, full: ConfigDict) -> dict[str, Any]:
 
 
 def _check_fits(found: config_gate.Findings, parts: Mapping[str, Any], *, trains: bool) -> None:
-    """Looks for parts that do not fit each other."""
+    """Notes parts that do not fit each other."""
     challenge, model, patch = parts["challenge"], parts["model"], parts["data"].patch
     found.part([], _check_patch, patch, model)
     if trains:

@@ -136,7 +136,7 @@ def loss(config: ConfigDict, challenge: Challenge) -> losses.Loss:
 
 
 def augmentation(config: ConfigDict, patch: tuple[int, ...]) -> augment.Settings:
-    """How training patches are changed. Raises ConfigError: a setting is unknown."""
+    """Settings of augmentation. Raises ConfigError: a setting is unknown."""
     return augment.Settings.of(config.augment.to_dict(), len(patch))
 
 

@@ -12,7 +12,7 @@ from crossdim_jax.errors import ConfigError
 from crossdim_jax.run import cases, weights_of_run
 from crossdim_jax.run.experiment import Experiment
 from crossdim_jax.runtime.distributed import say
-from crossdim_jax.training import batch_stats, optim, step
+from crossdim_jax.training import batch_stats, initialise, optim
 from crossdim_jax.training.state import TrainState
 from crossdim_jax.weights import params
 
@@ -60,7 +60,7 @@ def first_state(
     weights: params.Weights | None,
 ) -> tuple[TrainState, dict[str, Any] | None]:
     """The state before the first step, and a record of what the encoder started from."""
-    state = step.init_state(
+    state = initialise.init_state(
         experiment.model,
         optimizer,
         experiment.image_shape,

@@ -43,7 +43,7 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """At the peak."""
+        """Bytes at the peak."""
         return self.arrays + self.temporaries
 
     @classmethod
@@ -172,7 +172,7 @@ def _largest(candidates, measure, known, budget) -> str | None:
 
 
 def random_batches(experiment: Experiment) -> Iterator[Mapping[str, np.ndarray]]:
-    """One batch of random numbers for ever: what a step costs if its input costs nothing."""
+    """Endless batches of random numbers, always the same: their input costs nothing."""
     challenge = experiment.challenge
     rng = np.random.default_rng(0)
     shape = (experiment.training.batch_size // jax.process_count(), *experiment.data.patch)

@@ -83,7 +83,7 @@ class Training:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Inference:
-    """How whole images are predicted.
+    """Prediction of whole images.
 
     Attributes:
       mode: "window" or "whole".

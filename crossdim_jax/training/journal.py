@@ -19,7 +19,7 @@ from crossdim_jax.training.totals import Totals, mean_known
 
 
 class TrainingError(CrossdimError):
-    """Training cannot go on: the loss is not a number."""
+    """Error of a training that cannot go on: the loss is not a number."""
 
 
 class Rate:

@@ -56,7 +56,7 @@ def fit(
     """Trains from the latest checkpoint of the run folder, or from `state`, to the last step.
 
     Args:
-      state: from `step.init_state`; its arrays may be donated.
+      state: from `initialise.init_state`; its arrays may be donated.
       step: from `step.jit_step`.
       data: batches `{"image", "target", "id"}` without end, this process's part of each; its
         iterator has `get_state()` (JSON) and `set_state()`.
@@ -131,7 +131,7 @@ def _opened(
 
 
 class _Run:
-    """What one process does between the steps: validate, save, end early, allow for a stop.
+    """Work of one process between the steps: validation, checkpoints, early and sudden ends.
 
     Attributes:
       ended: True once no step is left to be made.
@@ -164,7 +164,7 @@ class _Run:
         self.ended = exhausted or self._record.step >= self._settings.total_steps
 
     def before_dispatch(self) -> None:
-        """To be called before a step: from the second on, a stop waits for it to be saved.
+        """Makes a stop wait for the step that follows, from the second on.
 
         The first one compiles, and nothing is lost by leaving.
         """
@@ -269,11 +269,11 @@ class _Run:
         self._saved = self._record.step
 
     def _waiting(self, state: TrainState) -> stop.Phase:
-        """The phase in which the next batch is waited for."""
+        """Phase in which the next batch is waited for."""
         return self._saving(state, stop.BUSY.says)
 
     def _saving(self, state: TrainState, says: str) -> stop.Phase:
-        """A phase in which nothing changes `state`, and a stop saves what is not saved yet."""
+        """Phase in which nothing changes `state`, and a stop saves what is not saved yet."""
 
         def save() -> int:
             if self._saved != self._record.step:

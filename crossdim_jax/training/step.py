@@ -1,104 +1,27 @@
-"""The training step and its start: pure functions of arrays.
+"""The training step, a pure function of arrays, and its compilation for a mesh.
 
-`init_state` makes the first `TrainState`, `make_train_step` the function from one state to the
-next, `jit_step` compiles it for a mesh. The loop around them is in `loop.py`.
+The first state is made in `initialise.py`, the loop around the steps is in `loop.py`.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from crossdim_jax import losses, models
+from crossdim_jax import losses
 from crossdim_jax.data import augment
 from crossdim_jax.runtime import memory, sharding
 from crossdim_jax.training import batch_stats as statistics
 from crossdim_jax.training import optim
 from crossdim_jax.training.state import TrainState, step_key
-from crossdim_jax.weights import params as params_lib
 
 Batch = Mapping[str, jax.Array]
 
 
 Metrics = losses.Sums
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-
-
-def init_state(
-    model: Any,
-    optimizer: optim.Optimizer,
-    sample_shape: Sequence[int],
-    mesh: jax.sharding.Mesh,
-    *,
-    seed: int,
-    weights: params_lib.Weights | None = None,
-    skip: Sequence[str] = (),
-    say: Callable[[str], None] | None = print,
-) -> TrainState:
-    """The state before the first step, on the mesh.
-
-    The parameters are drawn and their overview shown, ported weights put in, and only then the
-    optimiser is started, so that its state and the slow weights begin from the ported values.
-
-    Args:
-      model: a Linen module, `apply(variables, image, train=bool) -> logits (b, *spatial, k)`.
-      optimizer: from `optim.make`.
-      sample_shape: `(b, *spatial, channels)` of an image that the model accepts.
-      mesh: from `sharding.make_mesh`.
-      seed: of the initial parameters.
-      weights: ported weights, see `params.merge`.
-      skip: patterns of paths that keep their drawn value, see `params.merge`.
-      say: shows the overview; None shows nothing.
-
-    Raises:
-      WeightsError: the weights do not fit the model.
-      ConfigError: a pattern of the optimiser matches no parameter.
-    """
-
-    say = say if say is not None and jax.process_index() == 0 else (lambda text: None)
-    variables = models.init(model, seed, tuple(sample_shape))
-    say(overview(variables))
-    everywhere = sharding.replicated(mesh)
-    variables = jax.device_put(variables, everywhere)
-    if weights is not None:
-        variables, report = params_lib.merge(
-            variables, weights, skip=skip, encoder=params_lib.encoder_path(model)
-        )
-        say(f"{weights.name}: {report}")
-
-    def start(variables):
-        params = optimizer.wrap(variables["params"])
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            batch_stats=variables.get("batch_stats", {}),
-            opt_state=optimizer.init(params),
-        )
-
-    return jax.jit(start, out_shardings=everywhere)(dict(variables))
-
-
-def overview(variables: Mapping[str, Any]) -> str:
-    """A table of the number of parameters by top module.
-
-    Args:
-      variables: `{"params": ...}`, arrays or `jax.ShapeDtypeStruct`.
-    """
-    counts = {name: _size(tree) for name, tree in variables["params"].items()}
-    counts["total"] = sum(counts.values())
-    width = max(map(len, counts))
-    lines = [f"  {name:<{width}}  {count:>12,}" for name, count in counts.items()]
-    statistics = _size(variables.get("batch_stats", {}))
-    if statistics:
-        lines.append(f"  and {statistics:,} running statistics")
-    return "\n".join(["parameters", *lines])
-
-
-def _size(tree: Any) -> int:
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,19 +81,7 @@ def make_train_step(
       name -> `(sum, count)`: the loss and its terms, `dice` by class, `grad_norm`, `learning_rate`.
     """
 
-    def sum_loss(params, batch_stats, batch, key):
-        variables = {"params": params}
-        if batch_stats:
-            variables["batch_stats"] = batch_stats
-        target, weights = batch["target"], batch.get("weights")
-        logits, changes = model.apply(
-            variables, batch["image"], train=True, rngs={"dropout": key}, mutable=["moments"]
-        )
-        metrics = loss(logits, target, weights)
-        metrics = metrics | losses.hard_dice(logits, target, weights, activation=activation)
-        return metrics["loss"][0], (metrics, changes.get("moments", {}))
-
-    grad = jax.grad(sum_loss, has_aux=True)
+    grad = jax.grad(_sum_loss(model, loss, activation), has_aux=True)
 
     def gradient(state: TrainState, batch: Batch) -> Any:
         key = step_key(seed, state.step)
@@ -186,6 +97,24 @@ def make_train_step(
         return _update(optimizer, state, *sums, skip_nonfinite=skip_nonfinite)
 
     return TrainStep(gradient, update)
+
+
+def _sum_loss(model: Any, loss: Callable[..., Metrics], activation: str) -> Callable:
+    """`(params, batch_stats, batch, key) -> sum of the loss, (metrics, moments)`."""
+
+    def sum_loss(params, batch_stats, batch, key):
+        variables = {"params": params}
+        if batch_stats:
+            variables["batch_stats"] = batch_stats
+        target, weights = batch["target"], batch.get("weights")
+        logits, changes = model.apply(
+            variables, batch["image"], train=True, rngs={"dropout": key}, mutable=["moments"]
+        )
+        metrics = loss(logits, target, weights)
+        metrics = metrics | losses.hard_dice(logits, target, weights, activation=activation)
+        return metrics["loss"][0], (metrics, changes.get("moments", {}))
+
+    return sum_loss
 
 
 def _augmented(augmentation: augment.Augment, batch: Batch, key: jax.Array) -> Batch:

@@ -12,7 +12,7 @@ from crossdim_jax.errors import ConfigError
 from crossdim_jax.models.layers import require_multiple
 from crossdim_jax.run import cases as run_cases
 from crossdim_jax.run import experiment, plan
-from crossdim_jax.training import step as train
+from crossdim_jax.training import initialise
 from tests import toy
 
 
@@ -75,7 +75,7 @@ def test_the_account_has_all_that_was_asked_and_what_is_said_to_fit_does(make, t
 
 def step_and_state(job):
     optimizer = job.optimizer(1)
-    state = train.init_state(job.model, optimizer, job.image_shape, job.mesh, seed=0, say=None)
+    state = initialise.init_state(job.model, optimizer, job.image_shape, job.mesh, seed=0, say=None)
     return job.train_step(optimizer), state
 
 

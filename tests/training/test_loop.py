@@ -11,7 +11,7 @@ from crossdim_jax import losses
 from crossdim_jax.errors import ConfigError, DataError
 from crossdim_jax.runtime import sharding, stop
 from crossdim_jax.runtime.stop import Interrupted
-from crossdim_jax.training import checkpoint, journal, loop, optim
+from crossdim_jax.training import checkpoint, initialise, journal, loop, optim
 from crossdim_jax.training import step as train
 from crossdim_jax.training.checkpoint import Checkpointer
 from crossdim_jax.training.journal import TrainingError
@@ -28,7 +28,7 @@ def start():
     optimizer = optim.make(learning_rate=1e-2, sync_period=3)
     mesh = sharding.make_mesh(1, 1)
     host = jax.device_get(
-        train.init_state(MODEL, optimizer, (1, 8, 6, 4, 1), mesh, seed=0, say=None)
+        initialise.init_state(MODEL, optimizer, (1, 8, 6, 4, 1), mesh, seed=0, say=None)
     )
     pure = train.make_train_step(MODEL, optimizer, losses.dice_bce, seed=0)
     steps = {}
