@@ -24,8 +24,7 @@ def train_dataset(
     foreground: float = 0.0,
     num_threads: int = 2,
     prefetch: int = 4,
-    process_index: int = 0,
-    process_count: int = 1,
+    positions: Sequence[int] | None = None,
 ) -> grain.IterDataset:
     """Endless random patches; each epoch shows every case once, in a new order.
 
@@ -36,15 +35,16 @@ def train_dataset(
       challenge: makes the targets.
       patch: (z, y, x) voxels. A volume that is smaller is padded with zeros, evenly. Or (y, x): the
         size that all slices have, see `Challenge.prepare`.
-      batch_size: of all processes together. This process reads its share of each global batch and
-        no more: of `process_count` equal parts, one after another, the one numbered
-        `process_index`. The global batch is the same whatever the number of processes.
+      batch_size: samples of a batch, of all processes together.
       seed: of order and positions, 0 <= seed < 2**32.
       foreground: probability that a patch is made to hold a voxel of a region: each region that
         the case has is equally likely, then each voxel of it, then each position inside the volume
         that holds the voxel. Otherwise all positions are equally likely. 0 for slices.
       num_threads: threads that read; 0 reads when asked, in the calling thread.
       prefetch: batches kept ready.
+      positions: samples of each global batch that this process reads, see
+        `sharding.batch_positions`; None for all. The global batch is the same whatever the number
+        of processes.
 
     Returns:
       A dataset whose iterators yield dict(image (b, *patch, c) float32, target (b, *patch, k)
@@ -62,11 +62,8 @@ def train_dataset(
         raise ConfigError(f"foreground is {foreground}; expected a probability from 0 to 1")
     if foreground and len(patch) == 2:
         raise ConfigError(f"foreground is {foreground}; slices are whole, so it must be 0")
-    if batch_size < 1 or batch_size % process_count:
-        raise ConfigError(
-            f"batch_size is {batch_size}; expected a positive multiple of the number of "
-            f"processes, {process_count}"
-        )
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}; expected 1 or more")
     if num_threads < 0:
         raise ConfigError(f"num_threads is {num_threads}; expected 0 (no extra thread) or more")
     if not 0 <= seed < 2**32:
@@ -86,26 +83,26 @@ def train_dataset(
             raise DataError(f"case {case.id}: no patch could be made ({error})") from error
 
     # The random numbers depend on the position in the global sequence: `random_map` comes before
-    # the processes part.
+    # the process's part is taken.
     dataset = grain.MapDataset.source(elements(cached, patch)).seed(seed).shuffle().repeat()
-    dataset = _part(dataset.random_map(example), batch_size, process_index, process_count)
-    dataset = dataset.batch(batch_size // process_count, drop_remainder=True)
+    positions = range(batch_size) if positions is None else positions
+    dataset = _part(dataset.random_map(example), batch_size, positions)
+    dataset = dataset.batch(len(positions), drop_remainder=True)
     return dataset.to_iter_dataset(
         grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
     )
 
 
-def _part(dataset: grain.MapDataset, batch_size: int, index: int, count: int) -> grain.MapDataset:
-    """Part `index` of `count` of each `batch_size` elements; the others are never made."""
-    if count == 1:
+def _part(dataset: grain.MapDataset, batch_size: int, positions: Sequence[int]) -> grain.MapDataset:
+    """The elements at some positions of each `batch_size`; the others are never made."""
+    if len(positions) == batch_size:
         return dataset
-    part = batch_size // count
 
-    def at(position: int):
-        batch, place = divmod(position, part)
-        return dataset[batch * batch_size + index * part + place]
+    def at(index: int):
+        batch, place = divmod(index, len(positions))
+        return dataset[batch * batch_size + positions[place]]
 
-    return grain.MapDataset.range(len(dataset) // count).map(at)
+    return grain.MapDataset.range(len(dataset) // batch_size * len(positions)).map(at)
 
 
 def elements(

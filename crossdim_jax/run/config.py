@@ -1,15 +1,44 @@
-"""Reading a config from the command line, and saying in one line what is wrong with it."""
+"""Reading a config: from the command line, of any age; and in one line what is wrong with it."""
 
 import re
 import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from crossdim_jax.errors import ConfigError
+
+# Fields that came with later versions -> what was done before there was the field.
+LATER: dict[str, Any] = {
+    "data.root": "",
+    "data.grid_tolerance_mm": None,
+    "data.num_processes": 0,
+    "data.changed_cases": "refuse",
+    "weights.inflate_at": None,
+    "weights.reestimate": 0,
+    "augment": {"probability": 0.0},
+    "optim.freeze_epochs": None,
+    "train.early_stop_epochs": None,
+    "train.skip_nonfinite": 0,
+    "inference.mode": "window",
+    "inference.flips": False,
+}
+
+
+def complete(config: ConfigDict) -> ConfigDict:
+    """A copy with the fields that an older config lacks, plain values without references."""
+    fields = config.to_dict()
+    for field, value in LATER.items():
+        *sections, name = field.split(".")
+        section = fields
+        for part in sections:
+            section = section.setdefault(part, {})
+        section.setdefault(name, value)
+    return ConfigDict(fields)
 
 
 def located(arguments: Sequence[str]) -> list[str]:
@@ -83,7 +112,7 @@ def read(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
 
 def problem(error: Exception) -> str:
-    """What went wrong while flags and a config were read, in one line."""
+    """Message, in one line, for an error raised while flags and a config were read."""
     while isinstance(error, OSError) and isinstance(error.__cause__, OSError):
         error = error.__cause__  # ml_collections reports a file that it could not load only on use
     field = isinstance(error, AttributeError) and isinstance(error.__context__, KeyError)
@@ -99,8 +128,8 @@ def problem(error: Exception) -> str:
         return f"cannot read the config: {lines[-1].strip()}"
     if field:
         return f"the config has no such field: {_one_line(lines)}"
-    told = _one_line(lines)
-    return told if isinstance(error, flags.Error) else f"{type(error).__name__}: {told}"
+    message = _one_line(lines)
+    return message if isinstance(error, flags.Error) else f"{type(error).__name__}: {message}"
 
 
 def _one_line(lines: Sequence[str]) -> str:

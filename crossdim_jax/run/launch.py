@@ -7,7 +7,7 @@ from ml_collections import config_flags
 
 from crossdim_jax.errors import ConfigError, CrossdimError
 from crossdim_jax.report import compare
-from crossdim_jax.run import config, experiment, folds, modes, plan
+from crossdim_jax.run import config, evaluate, experiment, folds, plan, predict, train
 from crossdim_jax.runtime import compile_cache, distributed, memory
 from crossdim_jax.storage import files
 from crossdim_jax.text import for_stream, make_visible
@@ -45,17 +45,22 @@ def main(argv: list[str]) -> None:
     memory.give_back_after_compiling()
     distributed.start(COORDINATOR.value, PROCESSES.value, PROCESS.value)
     file = config_flags.get_config_filename(flags.FLAGS["config"])
-    job = experiment.build(CONFIG.value, WORKDIR.value, defaults=config.read(file).to_dict())
+    job = experiment.build(
+        CONFIG.value,
+        WORKDIR.value,
+        defaults=config.read(file).to_dict(),
+        trains=MODE.value in ("train", "folds", "plan"),
+    )
     if MODE.value == "predict":
-        told = modes.run_prediction(job, INPUT.value, OUTPUT.value, overwrite=OVERWRITE.value)
+        told = predict.run(job, INPUT.value, OUTPUT.value, overwrite=OVERWRITE.value)
     elif MODE.value == "plan":
         told = plan.run(job, budget_gib=BUDGET.value)
     else:
         run = {
-            "train": modes.run_training,
+            "train": train.run,
             "folds": folds.run,
-            "evaluate": modes.run_evaluation,
-            "report": modes.run_report,
+            "evaluate": evaluate.run,
+            "report": evaluate.report,
         }[MODE.value]
         told = run(job)
     distributed.say(str(told))

@@ -1,4 +1,4 @@
-"""The training state: arrays only, so that it can be donated, sharded and checkpointed whole."""
+"""Training state: arrays only, so that it can be donated, sharded and checkpointed whole."""
 
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ from crossdim_jax.training import optim
 
 
 class TrainState(NamedTuple):
-    """Everything a step changes.
+    """State of a training: everything a step changes.
 
     There is no random key: `step_key` derives it from the seed and the step.
 
@@ -27,7 +27,7 @@ class TrainState(NamedTuple):
 
 
 def step_key(seed: int, step: jax.Array | int) -> jax.Array:
-    """The random key of one step: the same on every device, after every resume."""
+    """Random key of one step: the same on every device, after every resume."""
     return jax.random.fold_in(jax.random.key(seed), step)
 
 
