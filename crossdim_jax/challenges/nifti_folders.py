@@ -58,7 +58,7 @@ def preferred(paths: Iterable[Path], twice: list[Path]) -> Path | None:
     return ordered[0] if ordered else None
 
 
-def say_twice(twice: Sequence[Path]) -> None:
+def warn_of_duplicates(twice: Sequence[Path]) -> None:
     """Warns of files that are not read, see `preferred`."""
     if twice:
         warn_once(

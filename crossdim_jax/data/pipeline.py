@@ -178,8 +178,8 @@ def _example(
     voxel = None
     # Drawn always, so that the positions at one `foreground` are those at another where both
     # take the uniform branch.
-    wanted = rng.random() < foreground
-    if wanted:
+    in_foreground = rng.random() < foreground
+    if in_foreground:
         voxel = draw_voxel(case.foreground, rng)
     start = crop_start(case.shape, patch, rng, voxel)
     target, weights = challenge.encode(crop(case.label, start, patch), case.kind)

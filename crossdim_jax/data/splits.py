@@ -179,23 +179,23 @@ def make(
 
 def _fixed(cases: Sequence[HasPatient], validation: Sequence[str]) -> Split:
     known = {case.id: case.patient for case in cases}
-    wanted = set(validation)
-    if unknown := sorted(wanted - set(known)):
+    held_out = set(validation)
+    if unknown := sorted(held_out - set(known)):
         raise ConfigError(
             f"split.validation names cases that are not there: {', '.join(unknown)}; "
             f"there are {', '.join(sorted(known)[:10])}{', ...' if len(known) > 10 else ''}"
         )
-    if not wanted:
+    if not held_out:
         raise ConfigError("split.kind is 'fixed' but split.validation names no case")
-    train = sorted(set(known) - wanted)
+    train = sorted(set(known) - held_out)
     if not train:
         raise ConfigError("split.validation names every case; none is left to train on")
-    if both := sorted({known[i] for i in train} & {known[i] for i in wanted}):
+    if both := sorted({known[i] for i in train} & {known[i] for i in held_out}):
         raise ConfigError(
             f"split.validation separates scans of one patient: {', '.join(both)}; name all of "
             "a patient's scans or none"
         )
-    return Split(train, sorted(wanted))
+    return Split(train, sorted(held_out))
 
 
 def _official(cases: Sequence[HasPatient], lists: Mapping[str, Sequence[str]]) -> Split:

@@ -58,8 +58,8 @@ def read_nifti(
         header, content = _open(path)
         shape = _shape(path, header.shape, ndim)
         geometry = _geometry(path, header, (*shape, 1)[:3], reorient)
-        for said in (*header.doubts, *grid.contradictions(geometry)):
-            _warn_once(f"{path}: {said}")
+        for doubt in (*header.doubts, *grid.contradictions(geometry)):
+            _warn_once(f"{path}: {doubt}")
         spec = (header.shape, header.dtype, header.offset, *header.scaling)
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is infinite
             voxels = np.asanyarray(ArrayProxy(io.BytesIO(content), spec))

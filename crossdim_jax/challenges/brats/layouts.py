@@ -22,9 +22,9 @@ from crossdim_jax.challenges.nifti_folders import (
     listing,
     passed_over,
     preferred,
-    say_twice,
     stem_of,
     visible,
+    warn_of_duplicates,
     warn_once,
 )
 from crossdim_jax.errors import ConfigError, DataError
@@ -150,7 +150,7 @@ def find(
                 continue
             files = _case_files(places[0], case, LAYOUTS[layout], modalities, labelled, twice)
             bad.append((case, files)) if isinstance(files, str) else good.append(files)
-        say_twice(twice)
+        warn_of_duplicates(twice)
         wanted = f"CASE/CASE{separator}{modalities[0]}.nii.gz"
     if not good and not bad:
         raise DataError(
@@ -342,7 +342,7 @@ def _find_msd(root: Path, labelled: bool) -> tuple[list[CaseFiles], Failures]:
             bad.append((case, f"no label: expected {expected} (or .nii) beside {path}"))
         else:
             good.append(CaseFiles(case, patients.of_case(case), (path,), label))
-    say_twice(twice)
+    warn_of_duplicates(twice)
     if labelled and (alone := sorted(set(labels) - set(images))):
         warn_once(
             f"{root / 'labelsTr'}: {len(alone)} labels have no image and are passed over, such as "

@@ -250,24 +250,24 @@ def _camus(images: dict[str, list[Path]], frames: str | None) -> tuple[list[Case
         if wrong:
             bad.append((patient, "; ".join(wrong)))
             continue
-        wanted = FRAMES[frames] if frames else (*STILLS, *FILMS)
+        expected = FRAMES[frames] if frames else (*STILLS, *FILMS)
         for stem, paths in files.items():
             match = _NAME.fullmatch(stem)
-            if match and match[3] in wanted:
+            if match and match[3] in expected:
                 good.append(_case(stem, patient, f"{match[2]}_{match[3]}", paths, files))
     return good, bad
 
 
-def _missing(patient: str, files: dict[str, list[Path]], wanted: tuple[str, ...]) -> list[str]:
+def _missing(patient: str, files: dict[str, list[Path]], expected: tuple[str, ...]) -> list[str]:
     """Missing files of a labelled patient, in words."""
     wrong = []
     folder = next(iter(files.values()))[0].parent
     for view in VIEWS:
-        there = [what for what in wanted if f"{patient}_{view}_{what}" in files]
+        there = [what for what in expected if f"{patient}_{view}_{what}" in files]
         if not there:
             wrong.append(f"{folder}: the {view} view is missing; found {', '.join(sorted(files))}")
             continue
-        for what in wanted:
+        for what in expected:
             name = f"{patient}_{view}_{what}"
             if what not in there:
                 wrong.append(f"{folder}: {name} is missing, though {', '.join(there)} is there")

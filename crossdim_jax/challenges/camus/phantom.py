@@ -7,7 +7,7 @@ place. Its volume is
     V = pi b2 b4 ((a + h) - (a^3 + h^3) / (3 a^2))
 
 and cross sections are ellipses, so Simpson's biplane method is exact but for the height of disks
-and pixels. Written in either of the challenge's layouts, see `camus_layouts`.
+and pixels. Written in either of the challenge's layouts, see `layouts`.
 """
 
 import dataclasses

@@ -122,11 +122,11 @@ def clinical(files: Sequence[CaseFiles]) -> Volumes:
     """
     infos: list[Info] = [info_of(case) for case in files]
 
-    def said(field: str) -> float:
+    def stated(field: str) -> float:
         values = {value for info in infos if not math.isnan(value := getattr(info, field))}
         return float(np.mean(sorted(values))) if values else math.nan
 
-    return Volumes(said("edv_ml"), said("esv_ml"), said("ef_percent"))
+    return Volumes(stated("edv_ml"), stated("esv_ml"), stated("ef_percent"))
 
 
 def write_patients(path: Path, measured: Mapping[str, Measured]) -> Path:

@@ -52,8 +52,8 @@ def find(root: Path, *, labelled: bool, kind: str = "auto") -> tuple[list[CaseFi
     series = _series_folders(root)
     sets = {"Train_Sets", "Test_Sets"} & {part for folder in series for part in folder.parts}
     if len(sets) == 2:
-        wanted = "Train_Sets" if labelled else "Test_Sets"
-        series = [folder for folder in series if wanted in folder.parts]
+        chosen = "Train_Sets" if labelled else "Test_Sets"
+        series = [folder for folder in series if chosen in folder.parts]
     if not series:
         if labelled:
             raise DataError(

@@ -94,7 +94,7 @@ def make(
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Abdomen: its images by name, each (z, y, x) float, and organ numbers (z, y, x).
 
-    kind: a key of `chaos_layouts.KINDS`; T1DUAL has an image for each phase. LPS, z upwards.
+    kind: a key of `layouts.KINDS`; T1DUAL has an image for each phase. LPS, z upwards.
     """
     names = list(_TISSUES)
     tissue = _anatomy(shape, rng)
