@@ -24,6 +24,7 @@ LATER: dict[str, Any] = {
     "optim.freeze_epochs": None,
     "train.early_stop_epochs": None,
     "train.skip_nonfinite": 0,
+    "train.tensorboard": False,
     "inference.mode": "window",
     "inference.flips": False,
 }

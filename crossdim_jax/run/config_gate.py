@@ -12,7 +12,7 @@ from typing import Any
 from flax.traverse_util import flatten_dict
 
 from crossdim_jax import challenges, losses, models, ops
-from crossdim_jax.data import cache
+from crossdim_jax.data import augment, cache
 from crossdim_jax.errors import ConfigError, unknown_name
 from crossdim_jax.models import encoders, layers
 from crossdim_jax.models.conv import DEPTH_PADDINGS

@@ -22,7 +22,7 @@ from crossdim_jax.run import config_gate, from_config
 from crossdim_jax.run.settings import Data, Inference, Training, Weights
 from crossdim_jax.runtime import sharding
 from crossdim_jax.storage import run_folder
-from crossdim_jax.training import checkpoint
+from crossdim_jax.training import checkpoint, tensorboard
 from crossdim_jax.training import step as train
 from crossdim_jax.training.optim import Optimizer
 
@@ -231,6 +231,7 @@ def _check_fits(found: config_gate.Findings, parts: Mapping[str, Any], *, trains
     challenge, model, patch = parts["challenge"], parts["model"], parts["data"].patch
     found.part([], _check_patch, patch, model)
     if trains:
+        found.part([], tensorboard.require, parts["training"].tensorboard)
         found.part([], _check_batch, parts["mesh"], model, parts["training"], patch)
     flips = parts["inference"].flips
     found.part(["inference.flips"], _check_flips, challenge, flips, patch)

@@ -71,6 +71,7 @@ def training(config: ConfigDict, epochs: int) -> Training:
         keep=config.train.keep,
         early_stop_epochs=config.train.early_stop_epochs,
         skip_nonfinite=config.train.skip_nonfinite,
+        tensorboard=config.train.tensorboard,
     )
 
 

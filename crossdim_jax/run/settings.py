@@ -60,8 +60,8 @@ class Training:
       batch_size: patches per update, over all devices.
       accumulate: micro-batches that make up one batch.
       validate_from_dice, validate_every_epochs: see `Validation`.
-      log_every_steps, checkpoint_every_steps, keep, early_stop_epochs, skip_nonfinite: see
-        `TrainSettings`.
+      log_every_steps, checkpoint_every_steps, keep, early_stop_epochs, skip_nonfinite,
+        tensorboard: see `TrainSettings`.
     """
 
     epochs: int
@@ -74,6 +74,7 @@ class Training:
     keep: int
     early_stop_epochs: int | None
     skip_nonfinite: int
+    tensorboard: bool
 
     @property
     def micro_batch_size(self) -> int:

@@ -70,6 +70,7 @@ def _settings(experiment: Experiment, steps_per_epoch: int) -> TrainSettings:
         keep=options.keep,
         early_stop_epochs=options.early_stop_epochs,
         skip_nonfinite=options.skip_nonfinite,
+        tensorboard=options.tensorboard,
         config=experiment.config.to_dict(),
     )
 

@@ -114,7 +114,11 @@ def _opened(
     """Context manager that opens the metrics file and the progress of a training."""
     first = jax.process_index() == 0
     writer = MetricWriter(
-        settings.workdir, step=record.step, redo=record.unwritten(), enabled=first
+        settings.workdir,
+        step=record.step,
+        redo=record.unwritten(),
+        enabled=first,
+        tensorboard=settings.tensorboard,
     )
     with contextlib.closing(writer):
         progress = Progress(settings.total_steps, record.step, enabled=settings.progress and first)

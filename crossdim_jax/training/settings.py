@@ -24,6 +24,7 @@ class TrainSettings:
         never.
       skip_nonfinite: number of steps of the run that may be left out because their loss or gradient
         was not finite; more than 0 needs a step made with `skip_nonfinite`.
+      tensorboard: True writes event files for TensorBoard beside `metrics.jsonl`.
       config: recorded in every checkpoint; not read.
       progress: True shows it on stderr.
 
@@ -40,6 +41,7 @@ class TrainSettings:
     keep: int = 2
     early_stop_epochs: int | None = None
     skip_nonfinite: int = 0
+    tensorboard: bool = False
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     progress: bool = True
 

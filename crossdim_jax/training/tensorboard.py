@@ -1,5 +1,6 @@
 """Scalars for TensorBoard, derived from the lines of the metrics file."""
 
+import importlib.util
 import math
 import numbers
 from collections.abc import Iterable, Mapping
@@ -10,6 +11,16 @@ from crossdim_jax.errors import ConfigError
 
 _SUFFIX = ".crossdim_jax"  # of the event files that are ours
 _NO_SCALARS = ("kind", "step")
+
+
+def require(asked: bool = True) -> None:
+    """Raises ConfigError if event files are asked for and tensorboardX is not installed."""
+    if asked and importlib.util.find_spec("tensorboardX") is None:
+        raise ConfigError(
+            "config.train.tensorboard=True needs tensorboardX, which is not installed: "
+            'pip install "crossdim_jax[tensorboard]", or leave it False: metrics.jsonl holds the '
+            "same numbers"
+        )
 
 
 class TensorBoardWriter:
@@ -26,14 +37,9 @@ class TensorBoardWriter:
     """
 
     def __init__(self, folder: Path, rows: Iterable[Mapping[str, Any]] = ()):
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError as error:
-            raise ConfigError(
-                "config.train.tensorboard=True needs tensorboardX, which is not installed: "
-                'pip install "crossdim_jax[tensorboard]", or leave it False: metrics.jsonl holds '
-                "the same numbers"
-            ) from error
+        require()
+        from tensorboardX import SummaryWriter
+
         folder.mkdir(parents=True, exist_ok=True)
         for earlier in folder.glob(f"events.*{_SUFFIX}"):
             earlier.unlink()
