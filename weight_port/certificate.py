@@ -20,8 +20,8 @@ import numpy as np
 
 from crossdim_jax.errors import CrossdimError, WeightsError
 from crossdim_jax.models import encoders
-from crossdim_jax.weights import params
-from crossdim_jax.weights.file import content_sha256, is_head
+from crossdim_jax.weights.file import Weights, content_sha256
+from crossdim_jax.weights.paths import is_head
 from weight_port import forward, head, norms, records, rename, volume
 from weight_port.convert import Recipe, check_shapes, convert
 from weight_port.forward import NOT_RUN, TOLERANCE
@@ -33,7 +33,7 @@ NEEDED = ("architecture", "padding", "eps", "ndim", "in_channels", "norm", "stem
 
 
 def measure(
-    weights: params.Weights, source: Source | None = None, *, absent: str = "no source was given"
+    weights: Weights, source: Source | None = None, *, absent: str = "no source was given"
 ) -> dict[str, Any]:
     """Makes a certificate; JSON-able. See the module.
 
@@ -105,7 +105,7 @@ def reading(name: str) -> Iterator[None]:
         ) from error
 
 
-def recipe_of(weights: params.Weights) -> Recipe:
+def recipe_of(weights: Weights) -> Recipe:
     """The recipe that a weight file's record speaks of."""
     record = weights.metadata
     fields = [field.name for field in dataclasses.fields(Recipe)]
@@ -139,7 +139,7 @@ def _not_run(reason: str) -> dict[str, str]:
 
 
 def _made(
-    weights: params.Weights, recipe: Recipe, source: Source | None, absent: str
+    weights: Weights, recipe: Recipe, source: Source | None, absent: str
 ) -> tuple[dict[str, Any], list[str]]:
     """The accounts of both sides, and whether making the file again gives the same tensors."""
     record, problems = weights.metadata, []
@@ -186,7 +186,7 @@ def _made(
 
 
 def _timm(
-    weights: params.Weights,
+    weights: Weights,
     recipe: Recipe,
     source: Source | None,
     absent: str,

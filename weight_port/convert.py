@@ -11,9 +11,9 @@ import numpy as np
 
 from crossdim_jax.errors import WeightsError
 from crossdim_jax.models import encoders
-from crossdim_jax.weights import params
-from crossdim_jax.weights.file import is_head
+from crossdim_jax.weights.file import Weights
 from crossdim_jax.weights.gate import numbers_problem
+from crossdim_jax.weights.paths import flatten, is_head, select
 from weight_port import channels, inflate, norms, rename
 from weight_port.source import Source
 
@@ -108,7 +108,7 @@ class Converted:
     """An encoder's tensors and the accounts.
 
     Attributes:
-      arrays: path -> float32 array, ready for `params.save_weights`.
+      arrays: path -> float32 array, ready for `save_weights`.
       used, unused: names of source tensors.
       fresh: paths of target tensors that were not carried over: drawn, or statistics that the
         source has none of.
@@ -144,11 +144,11 @@ def target_shapes(architecture: str, recipe: Recipe) -> dict[str, tuple[int, ...
         variables = jax.eval_shape(encoder.init, jax.random.key(0), image)
     except (TypeError, ValueError, OverflowError, KeyError) as error:
         raise WeightsError(f"{architecture} cannot be built like this: {error}") from error
-    flat = params.flatten({c: {rename.MODULE: tree} for c, tree in variables.items()})
+    flat = flatten({c: {rename.MODULE: tree} for c, tree in variables.items()})
     return {path: leaf.shape for path, leaf in flat.items()}
 
 
-def check_shapes(weights: params.Weights, architecture: str, recipe: Recipe) -> None:
+def check_shapes(weights: Weights, architecture: str, recipe: Recipe) -> None:
     """Raises WeightsError unless a file holds an encoder's tensors, as its record says it does.
 
     To be called before the network is run, or built of sizes that only the record speaks of. A head
@@ -173,7 +173,7 @@ def check_shapes(weights: params.Weights, architecture: str, recipe: Recipe) -> 
 def kernel_modes(recipe: Recipe, targets: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
     """Path -> inflation mode of every kernel with a window; nothing in 2D.
 
-    The patterns of `recipe.inflate_at` are those of `params.select`; they may also leave out the
+    The patterns of `recipe.inflate_at` are those of `select`; they may also leave out the
     module: `blocks_5_.*`. Where several match a kernel, the last one counts.
 
     Args:
@@ -197,7 +197,7 @@ def kernel_modes(recipe: Recipe, targets: Mapping[str, tuple[int, ...]]) -> dict
     for choice in recipe.inflate_at:
         pattern, mode = split_choice(choice)
         try:
-            chosen = params.select([pattern], [*names, *kernels])
+            chosen = select([pattern], [*names, *kernels])
         except WeightsError as error:
             raise WeightsError(
                 f"Inflation by pattern, {choice!r}, chooses among the kernels with a window.\n"

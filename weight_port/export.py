@@ -16,8 +16,8 @@ from crossdim_jax.errors import WeightsError
 from crossdim_jax.models import encoders
 from crossdim_jax.storage import files
 from crossdim_jax.text import say
-from crossdim_jax.weights import params
-from crossdim_jax.weights.file import is_head
+from crossdim_jax.weights.file import Weights
+from crossdim_jax.weights.paths import is_head
 from weight_port import ours, records
 from weight_port.convert import Recipe, check_shapes, target_shapes
 
@@ -54,7 +54,7 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def state_dict(weights: params.Weights) -> dict[str, np.ndarray]:
+def state_dict(weights: Weights) -> dict[str, np.ndarray]:
     """timm's complete state dict, by its names.
 
     Raises:

@@ -10,8 +10,7 @@ import numpy as np
 
 from crossdim_jax.errors import WeightsError
 from crossdim_jax.models import encoders
-from crossdim_jax.weights import params
-from crossdim_jax.weights.file import is_head
+from crossdim_jax.weights.paths import is_head, unflatten
 from weight_port import rename
 from weight_port.source import Source
 
@@ -58,7 +57,7 @@ def features(
       image: (b, *spatial, c) float32.
       **settings: the encoder's attributes, see `attributes`.
     """
-    tree = params.unflatten({k: v for k, v in arrays.items() if not is_head(k)})
+    tree = unflatten({k: v for k, v in arrays.items() if not is_head(k)})
     variables = {collection: inner[rename.MODULE] for collection, inner in tree.items()}
     apply = _network(architecture, tuple(sorted(settings.items())))
     with jax.default_matmul_precision("highest"):

@@ -14,7 +14,7 @@ import numpy as np
 from crossdim_jax import ops
 from crossdim_jax.errors import WeightsError
 from crossdim_jax.models import efficientnet_table
-from crossdim_jax.weights.file import HEAD
+from crossdim_jax.weights.paths import HEAD
 from weight_port.rename import MODULE
 
 

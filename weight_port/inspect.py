@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from crossdim_jax.text import say
-from crossdim_jax.weights import params
-from crossdim_jax.weights.file import content_sha256, is_head
+from crossdim_jax.weights.file import Weights, content_sha256, load_weights
+from crossdim_jax.weights.paths import is_head
 from weight_port.certificate import another_version, reading
 from weight_port.forward import NOT_RUN
 
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Prints; nothing is run."""
-    weights = params.load_weights(args.file)
+    weights = load_weights(args.file)
     if args.json:
         print(json.dumps(weights.metadata, indent=1, sort_keys=True))
     else:
@@ -35,7 +35,7 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def lines(weights: params.Weights) -> list[str]:
+def lines(weights: Weights) -> list[str]:
     """The whole table, at most `WIDTH` characters wide."""
     record = weights.metadata
     certificate = record.get("certificate")
@@ -91,7 +91,7 @@ def _section(title: str, rows: Sequence[tuple[str, str]]) -> list[str]:
     return found
 
 
-def _tensors(weights: params.Weights) -> list[str]:
+def _tensors(weights: Weights) -> list[str]:
     """A line per stage: tensors, values, windows of its kernels."""
     stages: dict[str, list[str]] = {}
     for path in weights.arrays:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from crossdim_jax.errors import WeightsError
-from crossdim_jax.weights import params
+from crossdim_jax.weights.file import Weights, load_weights
 from weight_port import records, rename
 from weight_port.source import Source, parse_name, sha256
 
@@ -14,7 +14,7 @@ from weight_port.source import Source, parse_name, sha256
 ORIGIN = ("source", "id", "url", "file", "sha256", "licence")
 
 
-def read_2d(path: str | Path, purpose: str) -> params.Weights:
+def read_2d(path: str | Path, purpose: str) -> Weights:
     """A weight file, if it is a 2D one.
 
     Args:
@@ -24,7 +24,7 @@ def read_2d(path: str | Path, purpose: str) -> params.Weights:
     Raises:
       WeightsError: it cannot be read, or holds 3D weights.
     """
-    weights = params.load_weights(path)
+    weights = load_weights(path)
     ndim, name = (weights.metadata.get(field) for field in ("ndim", "id"))
     if ndim != 2:
         raise WeightsError(
@@ -34,7 +34,7 @@ def read_2d(path: str | Path, purpose: str) -> params.Weights:
     return weights
 
 
-def torch_arrays(weights: params.Weights) -> dict[str, np.ndarray]:
+def torch_arrays(weights: Weights) -> dict[str, np.ndarray]:
     """timm's names -> arrays in PyTorch's layout: the inverse of a 2D port.
 
     Raises:
@@ -55,7 +55,7 @@ def torch_arrays(weights: params.Weights) -> dict[str, np.ndarray]:
     return found
 
 
-def as_source(weights: params.Weights) -> Source:
+def as_source(weights: Weights) -> Source:
     """The weights as `convert` takes them, with the record of their own source.
 
     Args:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from crossdim_jax.weights.file import HEAD, is_head
+from crossdim_jax.weights.paths import HEAD, is_head
 
 MODULE = "encoder"  # where a network keeps its encoder
 

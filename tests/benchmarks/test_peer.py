@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import flops, inputs, ours, timing
-from crossdim_jax.weights import params
+from crossdim_jax.weights.paths import unflatten
 
 SIZE = 32
 SHAPE = (1, SIZE, SIZE, SIZE, inputs.MODALITIES)
@@ -17,7 +17,7 @@ SHAPE = (1, SIZE, SIZE, SIZE, inputs.MODALITIES)
 def our_values():
     """Logits, loss and gradients; unoptimised, as compiling takes longer than running."""
     net = ours.model("lax")
-    tree = jax.tree.map(jnp.asarray, params.unflatten(ours.weights()))
+    tree = jax.tree.map(jnp.asarray, unflatten(ours.weights()))
     function = jax.value_and_grad(functools.partial(ours.mean_loss, net), has_aux=True)
     options = {"xla_backend_optimization_level": 0}
     (loss, logits), gradients = jax.jit(function, compiler_options=options)(

@@ -10,7 +10,7 @@ from crossdim_jax.errors import ConfigError
 from crossdim_jax.models import efficientnet, encoders
 from crossdim_jax.models.decoder import upsampling
 from crossdim_jax.models.efficientnet import EfficientNet, depth_reductions
-from crossdim_jax.weights import params
+from crossdim_jax.weights.paths import flatten
 
 # Of B0, in the plane: 2, then 1 2 2 2 1 2 1.
 STRIDES = (1, 1, 2, 1, 2, 1, 2, 1)
@@ -22,7 +22,7 @@ def abstract(shape=(1, 32, 64, 64, 2), **attributes):
         lambda: model.init_with_output(jax.random.key(0), jnp.zeros(shape))
     )
     return [f.shape[1:-1] for f in features], {
-        path: leaf.shape for path, leaf in params.flatten(variables["params"]).items()
+        path: leaf.shape for path, leaf in flatten(variables["params"]).items()
     }
 
 
@@ -174,7 +174,7 @@ def test_frozen_keeps_the_statistics_of_the_encoder_alone():
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
     jaxpr = program(variables).jaxpr
     given = {id(v) for v in jaxpr.invars}
-    flat = params.flatten(variables["batch_stats"])
+    flat = flatten(variables["batch_stats"])
     # What comes out as it went in was not updated.
     kept = [path for path, out in zip(sorted(flat), jaxpr.outvars, strict=True) if id(out) in given]
     assert kept == [path for path in sorted(flat) if path.startswith("encoder/")]

@@ -9,7 +9,8 @@ import pytest
 
 from crossdim_jax.errors import WeightsError
 from crossdim_jax.models import encoders
-from crossdim_jax.weights import params
+from crossdim_jax.weights.merge import requirements
+from crossdim_jax.weights.paths import unflatten
 from weight_port.convert import Recipe, convert, stem_path, target_shapes
 from weight_port.rename import UNUSED, flax_path
 from weight_port.source import Name, Source
@@ -233,7 +234,7 @@ def test_another_encoders_stem_is_found_by_its_row(monkeypatch, rng):
     assert done.arrays[path].shape == (3, 3, 3, 16, 4)
     np.testing.assert_allclose(done.arrays[path][2, 0, 1, 5, 3], kernel[3, 2, 0, 1] / 16, rtol=1e-6)
     model = types.SimpleNamespace(encoder="plain", norm="instance", padding="same", encoder_eps=1.0)
-    needs = params.requirements(model, params.unflatten(done.arrays))
+    needs = requirements(model, unflatten(done.arrays))
     assert (needs["ndim"], needs["in_channels"]) == (3, 16)
 
 

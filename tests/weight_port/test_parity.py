@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from crossdim_jax.models import encoders
-from crossdim_jax.weights import params
+from crossdim_jax.weights.file import Weights
+from crossdim_jax.weights.merge import merge
+from crossdim_jax.weights.paths import unflatten
 from weight_port import head, names, rename
 from weight_port.convert import Recipe, convert, target_shapes
 
@@ -49,7 +51,7 @@ def our_outputs(source, image, **attributes):
     shapes = target_shapes(name.architecture, recipe)
     abstract = {path: jax.ShapeDtypeStruct(shape, np.float32) for path, shape in shapes.items()}
     arrays = convert(source, recipe).arrays
-    merged, report = params.merge(params.unflatten(abstract), params.Weights(arrays))
+    merged, report = merge(unflatten(abstract), Weights(arrays))
     assert not report.fresh and not report.outside
     assert all(path.startswith("head/") for path in report.unused)
     variables = {collection: tree["encoder"] for collection, tree in merged.items()}

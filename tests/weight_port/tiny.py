@@ -11,7 +11,7 @@ import pytest
 
 from crossdim_jax.models import efficientnet, efficientnet_table, encoders
 from crossdim_jax.models.efficientnet_table import Row, Stage
-from crossdim_jax.weights import params
+from crossdim_jax.weights.paths import flatten
 from weight_port import rename
 from weight_port.source import Name, Source
 
@@ -52,7 +52,7 @@ def source(architecture: str = "efficientnet_tiny", *, padding: str = "same") ->
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     tree = jax.eval_shape(encoders.build(architecture).init, jax.random.key(0), image)
     arrays = {}
-    for path, leaf in params.flatten({c: {"encoder": t} for c, t in tree.items()}).items():
+    for path, leaf in flatten({c: {"encoder": t} for c, t in tree.items()}).items():
         kind = path.rpartition("/")[2]
         if kind == "kernel":
             value = rng.normal(0, np.sqrt(2 / np.prod(leaf.shape[:-1])), leaf.shape)

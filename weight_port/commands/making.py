@@ -8,8 +8,10 @@ from typing import Any
 
 from crossdim_jax.models.dxnet import DXNet
 from crossdim_jax.text import say
-from crossdim_jax.weights import params
-from crossdim_jax.weights.file import HEAD
+from crossdim_jax.weights.file import Weights, save_weights
+from crossdim_jax.weights.merge import depth_form
+from crossdim_jax.weights.paths import HEAD
+from crossdim_jax.weights.record import describe
 from weight_port import norms, plan, records, source
 from weight_port.convert import Converted, Recipe, convert
 
@@ -18,8 +20,8 @@ def make(todo: plan.Plan, origin: source.Source, *, certificate: bool) -> None:
     """Converts, checks, writes, certifies, and prints what was done."""
     converted = convert(origin, todo.recipe)
     metadata = record(origin, todo.recipe, converted)
-    todo.check(params.Weights(converted.arrays, metadata, todo.out))
-    params.save_weights(todo.out, converted.arrays, metadata)
+    todo.check(Weights(converted.arrays, metadata, todo.out))
+    save_weights(todo.out, converted.arrays, metadata)
     if certificate:
         from weight_port import verify  # runs networks: only where it is asked for
 
@@ -39,7 +41,7 @@ def record(origin: source.Source, recipe: Recipe, converted: Converted) -> dict[
         "inflate": recipe.inflate,
         "inflate_at": list(recipe.inflate_at),
         "depth_kernels": recipe.depth_kernels,
-        **params.depth_form(shapes, recipe.ndim),
+        **depth_form(shapes, recipe.ndim),
         "in_channels": recipe.in_channels,
         "stem": recipe.stem,
         "norm": recipe.norm,
@@ -72,7 +74,7 @@ def summary(todo: plan.Plan, metadata: dict[str, Any], converted: Converted) -> 
         counts[path.partition("/")[0]] += array.size
     head = f", and {counts[HEAD]:,} numbers of the head" if counts[HEAD] else ""
     lines = {
-        "weights": params.describe(metadata),
+        "weights": describe(metadata),
         "sha256": metadata["sha256"] or "none",
         "tensors": f"{len(converted.used)} used of {len(converted.used) + len(converted.unused)}",
         "unused": unused or "none",
