@@ -18,7 +18,7 @@ import numpy as np
 from crossdim_jax.errors import DataError
 from crossdim_jax.imaging import grid
 from crossdim_jax.imaging.geometry import Geometry
-from crossdim_jax.storage.files import write_bytes, write_text
+from crossdim_jax.storage.files import write_bytes, write_text, writing
 from crossdim_jax.storage.reading import AGAIN, Inflater, naming, open_regular
 
 # MetaIO fixes these sizes; its MET_LONG has four bytes on every platform.
@@ -135,13 +135,11 @@ def write_mhd(
         voxels = zlib.compress(voxels)
     raw = path.with_suffix(".zraw" if compressed else ".raw")
     text = _format(geometry, name, raw.name, len(voxels) if compressed else None)
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)  # an older header must not name newer voxels
         write_bytes(raw, voxels)
         write_text(path, text)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error}); check the folder") from error
     return path
 
 

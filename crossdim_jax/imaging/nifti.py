@@ -19,7 +19,7 @@ from crossdim_jax.errors import DataError
 from crossdim_jax.imaging import grid, nifti_header
 from crossdim_jax.imaging.geometry import PLACE, Geometry
 from crossdim_jax.imaging.nifti_header import Header
-from crossdim_jax.storage.files import replacing
+from crossdim_jax.storage.files import replacing, writing
 from crossdim_jax.storage.reading import AGAIN, Inflater, naming, open_regular
 
 __all__ = ["Geometry", "check_finite", "read_label", "read_nifti", "write_nifti"]
@@ -101,12 +101,10 @@ def write_nifti(
             header[name][:4] = value[:4]
     # The best affine of this very header: nibabel then leaves both forms as they are.
     image = nib.Nifti1Image(disk, header.get_best_affine(), header)
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             nib.save(image, temporary)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error}); check the folder") from error
     return path
 
 
