@@ -24,7 +24,7 @@ from tqdm import tqdm
 from crossdim_jax.challenges.base import Challenge
 from crossdim_jax.data import cache_entry, digests, workers
 from crossdim_jax.data.cache_entry import CachedCase
-from crossdim_jax.errors import ConfigError, DataError, ManyErrors
+from crossdim_jax.errors import ConfigError, DataError, ManyErrors, check_name
 from crossdim_jax.imaging import preprocess
 from crossdim_jax.imaging.case import CaseFiles
 from crossdim_jax.runtime.progress import bar
@@ -81,8 +81,7 @@ def build(
       DataError: the cache folder cannot be written to, or a process was killed.
       ConfigError: dtype is unknown or a number negative.
     """
-    if dtype not in DTYPES:
-        raise ConfigError(f"the cache's dtype is {dtype!r}; known: {', '.join(DTYPES)}")
+    check_name("dtype", dtype, DTYPES)
     for name, number in (("num_threads", num_threads), ("num_processes", num_processes)):
         if number < 0:
             raise ConfigError(f"{name} is {number}; expected 0 (none extra) or more")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from crossdim_jax.errors import ConfigError, DataError
+from crossdim_jax.errors import ConfigError, DataError, check_name
 from crossdim_jax.storage.files import write_text, writing
 from crossdim_jax.storage.records import NAMES, TEXT, Form, objects_of, read_record
 
@@ -164,10 +164,7 @@ def make(
         "kfold": lambda: kfold(patients, folds, fold, seed),
         "all": lambda: (patients, []),
     }
-    if kind not in kinds:
-        raise ConfigError(
-            f"split.kind is {kind!r}; known: {', '.join(sorted([*kinds, 'fixed', 'official']))}"
-        )
+    check_name("split.kind", kind, [*kinds, "fixed", "official"])
     train, held_out = (set(side) for side in kinds[kind]())
     return Split(
         sorted(case.id for case in cases if case.patient in train),

@@ -301,10 +301,10 @@ def test_figures_show_each_organs_best_median_and_worst(chaos, files, tmp_path):
 
 def test_settings_that_mean_nothing_are_refused(root):
     for wrong, text in (
-        ({"t1dual": "Phase"}, "t1dual is 'Phase'; known: InPhase, OutPhase"),
-        ({"statistics": "image"}, "statistics is 'image'; known: slice, volume"),
-        ({"formats": ("jpg",)}, "formats is 'jpg'; known: png, seg"),
-        ({"kind": "PET"}, "kind is 'PET'; known: auto, CT"),
+        ({"t1dual": "Phase"}, "t1dual='Phase' is unknown; known: InPhase, OutPhase"),
+        ({"statistics": "image"}, "statistics='image' is unknown; known: slice, volume"),
+        ({"formats": ("jpg",)}, "formats='jpg' is unknown; known: png, seg"),
+        ({"kind": "PET"}, "kind='PET' is unknown; known: auto, CT"),
         ({"aggregate": "mean"}, "aggregate is 'mean'"),
         ({"deidentify": "False"}, "deidentify is 'False'; expected True or False"),
         ({"deidentify": 1}, "deidentify is 1; expected True or False"),

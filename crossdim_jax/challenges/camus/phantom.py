@@ -25,8 +25,8 @@ from scipy import ndimage
 
 from crossdim_jax import ranges
 from crossdim_jax.challenges import phantoms
-from crossdim_jax.challenges.base import choose
 from crossdim_jax.challenges.camus.layouts import VIEWS
+from crossdim_jax.errors import check_name
 from crossdim_jax.imaging import metaimage
 from crossdim_jax.imaging.nifti import Geometry
 from crossdim_jax.storage.files import write_text, writing
@@ -291,7 +291,7 @@ def ensure(
 
 
 def _record(n: int, layout: str, seed: int, pixel_mm: float, n_frames: int) -> dict:
-    choose("phantoms.layout", layout, LAYOUTS)
+    check_name("phantoms.layout", layout, LAYOUTS)
     ranges.check("phantoms", n=n, seed=seed, n_frames=n_frames, pixel_mm=pixel_mm)
     patients = {}
     for index in range(n):
