@@ -4,8 +4,6 @@ import numpy as np
 import pydicom
 import pytest
 from highdicom.legacy import LegacyConvertedEnhancedCTImage
-from pydicom.dataset import Dataset
-from pydicom.sequence import Sequence
 from pydicom.uid import RLELossless, generate_uid
 
 from crossdim_jax.errors import DataError
@@ -13,6 +11,10 @@ from crossdim_jax.imaging import dicom, dicom_frames, volume
 from tests import dicom_files
 
 TILT = [0.8, 0.6, 0.0, 0.0, 0.0, -1.0]  # a coronal plane, turned
+
+
+def enhanced(folder, stored, **options):
+    return dicom_files.enhanced(folder, stored, **({"change": tilted} | options))
 
 
 @pytest.fixture
@@ -25,60 +27,6 @@ def tilted(data, index):
     normal = np.cross(TILT[:3], TILT[3:])
     data.ImagePositionPatient = [float(v) for v in np.round([5.0, -7, 9] + 3 * index * normal, 6)]
     data.RescaleSlope, data.RescaleIntercept = str(1 + index / 4), str(-10 * index)
-
-
-def enhanced(folder, stored, *, change=tilted, order=None, shared=True, edit=lambda data: None):
-    """An enhanced file of the slices that `dicom_files.write` makes, in another order of frames."""
-    paths = dicom_files.write(folder / "classic", stored, change=change)
-    classic = [pydicom.dcmread(path) for path in paths]
-    data = pydicom.dcmread(paths[0])
-    for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing",
-                 "SliceThickness", "RescaleSlope", "RescaleIntercept"):  # fmt: skip
-        if name in data:
-            del data[name]
-    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = "1.2.840.10008.5.1.4.1.1.2.1"
-    frames = [classic[at] for at in (order or range(len(classic)))]
-    whole = Dataset()
-    for target in [whole] if shared else []:
-        _measures(target, frames[0])
-        _orientation(target, frames[0])
-    data.SharedFunctionalGroupsSequence = Sequence([whole])
-    groups = []
-    for frame in frames:
-        own = Dataset()
-        position = Dataset()
-        position.ImagePositionPatient = frame.ImagePositionPatient
-        own.PlanePositionSequence = Sequence([position])
-        if not shared:
-            _measures(own, frame)
-            _orientation(own, frame)
-        if "RescaleSlope" in frame:
-            values = Dataset()
-            values.RescaleSlope, values.RescaleIntercept = (
-                frame.RescaleSlope,
-                frame.RescaleIntercept,
-            )
-            own.PixelValueTransformationSequence = Sequence([values])
-        groups.append(own)
-    data.PerFrameFunctionalGroupsSequence = Sequence(groups)
-    data.NumberOfFrames = len(frames)
-    data.PixelData = b"".join(frame.PixelData for frame in frames)
-    edit(data)
-    path = folder / "enhanced.dcm"
-    data.save_as(path, enforce_file_format=True)
-    return path, paths
-
-
-def _measures(target, frame):
-    measures = Dataset()
-    measures.PixelSpacing, measures.SliceThickness = frame.PixelSpacing, frame.SliceThickness
-    target.PixelMeasuresSequence = Sequence([measures])
-
-
-def _orientation(target, frame):
-    orientation = Dataset()
-    orientation.ImageOrientationPatient = frame.ImageOrientationPatient
-    target.PlaneOrientationSequence = Sequence([orientation])
 
 
 @pytest.mark.parametrize("order", [None, (2, 0, 3, 1), (3, 2, 1, 0)])
