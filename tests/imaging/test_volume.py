@@ -252,3 +252,11 @@ def test_real_label_maps_come_back_bit_by_bit(shared_data, tmp_path):
             again, of_label = volume.read_label(back)
             np.testing.assert_array_equal(again, label)
             grid.check_same(geometry, of_label)
+
+
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha", ".png", ".tif", ".jpg"])
+def test_an_axis_that_no_label_map_could_have_is_refused(tmp_path, suffix):
+    written = sitk.GetImageFromArray(np.zeros((2, 40_000), np.uint8))
+    sitk.WriteImage(written, str(tmp_path / f"a{suffix}"))
+    with pytest.raises(DataError, match=f"a{suffix}: has 40000 x 2 x 1 voxels; at most 32767"):
+        volume.read_image(tmp_path / f"a{suffix}")
