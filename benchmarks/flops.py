@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from crossdim_jax.models import efficientnet_table, encoders
+from crossdim_jax.models import efficientnet_table
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,6 +28,7 @@ from crossdim_jax.errors import ConfigError, DataError, ManyErrors, check_name
 from crossdim_jax.imaging import preprocess
 from crossdim_jax.imaging.case import CaseFiles
 from crossdim_jax.runtime.progress import bar
+from crossdim_jax.storage.files import ANOTHER_FOLDER, writing
 
 CACHE_VERSION = 3  # raise it when the meaning of the cached files changes
 DTYPES = ("float32", "float16")
@@ -85,7 +86,7 @@ def build(
         if number < 0:
             raise ConfigError(f"{name} is {number}; expected 0 (none extra) or more")
     root = Path(cache_root)
-    with _writing(root):
+    with writing(root, "the cache", remedy=ANOTHER_FOLDER, kind=CacheWriteError):
         root.mkdir(parents=True, exist_ok=True)
         _remove_stale(root)
     cache = _Cache(challenge, root, dtype)
@@ -171,7 +172,7 @@ class _Cache:
             kind=prepared.kind,
             note=prepared.note,
         )
-        with _writing(self.root):
+        with writing(self.root, "the cache", remedy=ANOTHER_FOLDER, kind=CacheWriteError):
             cache_entry.write(case, arrays, digest)
         return case
 
@@ -260,17 +261,6 @@ def _foreground(masks: np.ndarray, digest: str) -> np.ndarray:
         rows.append(np.stack([np.full(flat.size, region), *places], axis=-1))
     small = max(masks.shape) <= np.iinfo(np.uint16).max
     return np.concatenate(rows).astype(np.uint16 if small else np.uint32)
-
-
-@contextlib.contextmanager
-def _writing(root: Path):
-    try:
-        yield
-    except OSError as error:
-        raise CacheWriteError(
-            f"{root}: the cache cannot be written there ({error}); free some space or choose "
-            "another cache folder"
-        ) from error
 
 
 def _remove_stale(root: Path) -> None:

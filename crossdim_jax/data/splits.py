@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from crossdim_jax.errors import ConfigError, DataError, check_name
-from crossdim_jax.storage.files import write_text
+from crossdim_jax.storage.files import write_text, writing
 from crossdim_jax.storage.records import NAMES, TEXT, Form, objects_of, read_record
 
 # Of one case; the label is null where there is none.
@@ -71,11 +71,9 @@ class Split:
     def write(self, path: str | os.PathLike) -> Path:
         """Writes JSON, all or nothing. Raises DataError if the folder cannot be written to."""
         path = Path(path)
-        try:
+        with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, json.dumps(dataclasses.asdict(self), indent=1))
-        except OSError as error:
-            raise DataError(f"{path}: cannot be written ({error}); check the folder") from error
         return path
 
     @classmethod

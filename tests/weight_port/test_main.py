@@ -162,7 +162,7 @@ def test_an_existing_file_of_another_recipe_is_described(
 def test_a_folder_that_cannot_be_written_is_named(port, tmp_path, capsys):
     (tmp_path / "file").write_text("in the way")
     assert port([NAME, "--random", f"--out={tmp_path}/file/x.safetensors"]) == 1
-    assert "cannot write the weight file" in capsys.readouterr().err
+    assert "the weight file cannot be written" in capsys.readouterr().err
 
 
 def run(*arguments, **environment):
