@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crossdim_jax.errors import WeightsError
+from crossdim_jax.errors import WeightsError, first_of
 from crossdim_jax.models import encoders
 from crossdim_jax.weights.file import Weights
 from crossdim_jax.weights.gate import numbers_problem
@@ -162,11 +162,9 @@ def check_shapes(weights: Weights, architecture: str, recipe: Recipe) -> None:
         if found.get(path) != targets.get(path)
     ]
     if problems:
-        more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise WeightsError(
             f"{weights.name}: does not hold the {architecture} that its record speaks of:\n  "
-            + "\n  ".join(problems[:5])
-            + f"{more}\nMake the file again with python -m weight_port."
+            f"{first_of(problems)}\nMake the file again with python -m weight_port."
         )
 
 

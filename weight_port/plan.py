@@ -214,7 +214,6 @@ def _recipe(
 ) -> Recipe:
     """What a network and `config.weights` ask for; `needs` are its `requirements`."""
     deep = needs["ndim"] == 3
-    depth_kernels = getattr(model, "depth_kernels", None) if deep else None
     return Recipe(
         ndim=needs["ndim"],
         in_channels=needs["in_channels"],
@@ -222,8 +221,8 @@ def _recipe(
         inflate=(weights["inflate"] or None) if deep else None,
         stem=weights["stem"],
         seed=seed,
-        depth_kernels=depth_kernels,
-        factorised=deep and bool(getattr(model, "factorised", False)),
+        depth_kernels=model.encoder.depth_kernels if deep else None,
+        factorised=deep and model.encoder.factorised,
         inflate_at=tuple(weights.get("inflate_at") or ()) if deep else (),
         statistics="reestimate" if weights.get("reestimate") else "carry",
         head=head,

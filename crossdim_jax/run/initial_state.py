@@ -42,8 +42,8 @@ def load_weights(experiment: Experiment) -> Weights | None:
     variables = jax.eval_shape(experiment.model.init, jax.random.key(0), image)
     if patches and not variables.get("batch_stats"):
         raise ConfigError(
-            f"config.weights.reestimate={patches}, but with norm "
-            f"{experiment.model.encoder.norm!r} the network keeps no running statistics; set it to 0"
+            f"config.weights.reestimate={patches}, but with norm {experiment.model.encoder.norm!r} "
+            "the network keeps no running statistics; set it to 0"
         )
     check_fit(
         weights.metadata,

@@ -49,10 +49,11 @@ def load(workdir: str | os.PathLike) -> Weights:
         if rest.startswith(f"{inside}/"):
             short = rest.removeprefix(f"{inside}/")
             arrays[f"{collection}/{ENCODER}/{short}"] = np.asarray(value)
-    stem = arrays.get(f"params/{ENCODER}/{encoders.stem(model.encoder.name)}")
+    encoder = model.encoder.name
+    stem = arrays.get(f"params/{ENCODER}/{encoders.stem(encoder)}")
     if stem is None:
         raise WeightsError(
-            f"{workdir}: its checkpoint holds no encoder {model.encoder.name}, which its {path.name} "
+            f"{workdir}: its checkpoint holds no encoder {encoder}, which its {path.name} "
             "speaks of; name a run folder as its training left it"
         )
     check_numbers(arrays, str(workdir))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save, save_file
 
+from crossdim_jax.errors import WeightsError
 from crossdim_jax.weights.file import save_weights
 from tests.weight_port import tiny
 from weight_port import forward, records, verify

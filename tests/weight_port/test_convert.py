@@ -223,8 +223,13 @@ class Plain(nn.Module):
 
 
 def test_another_encoders_stem_is_found_by_its_row(monkeypatch, rng):
-    row = encoders.Encoder(Plain, "conv_first/kernel", "batch", tuple, tuple)
-    monkeypatch.setitem(encoders.ENCODERS, "plain", row)
+    family = types.SimpleNamespace(
+        STEM="conv_first/kernel",
+        build=lambda name, **attributes: Plain(**attributes),
+        norm=lambda name: "batch",
+        stage=lambda path: 0,
+    )
+    monkeypatch.setitem(encoders.ENCODERS, "plain", family)
     kernel = rng.normal(size=(4, 3, 3, 3)).astype(np.float32)
     origin = {"id": "plain", "file": None}
     name = Name("plain", "plain", "plain", "same", 1e-3)
@@ -233,7 +238,7 @@ def test_another_encoders_stem_is_found_by_its_row(monkeypatch, rng):
     assert path == "params/encoder/conv_first/kernel" == stem_path("plain")
     assert done.arrays[path].shape == (3, 3, 3, 16, 4)
     np.testing.assert_allclose(done.arrays[path][2, 0, 1, 5, 3], kernel[3, 2, 0, 1] / 16, rtol=1e-6)
-    model = types.SimpleNamespace(encoder="plain", norm="instance", padding="same", encoder_eps=1.0)
+    model = types.SimpleNamespace(encoder=encoders.EncoderSpec("plain", norm="instance"))
     needs = requirements(model, unflatten(done.arrays))
     assert (needs["ndim"], needs["in_channels"]) == (3, 16)
 

@@ -1,7 +1,6 @@
 """Two small EfficientNets from the real code: a few blocks, compiled in a second."""
 
 import contextlib
-import functools
 from collections.abc import Iterator
 
 import jax
@@ -35,14 +34,8 @@ def registered() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for variant, row in ROWS.items():
             patch.setitem(efficientnet_table.ROWS, variant, row)
-            encoder = encoders.Encoder(
-                functools.partial(efficientnet.EfficientNet, variant=variant),
-                "conv_stem/kernel",
-                row.norm,
-                functools.partial(efficientnet.feature_info, variant),
-                functools.partial(efficientnet.depth_reductions, variant),
-            )
-            patch.setitem(encoders.ENCODERS, f"efficientnet_{variant}", encoder)
+            patch.setitem(efficientnet_table.VARIANTS, f"efficientnet_{variant}", variant)
+            patch.setitem(encoders.ENCODERS, f"efficientnet_{variant}", efficientnet)
         yield
 
 

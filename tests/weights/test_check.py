@@ -12,7 +12,7 @@ from crossdim_jax import models
 from crossdim_jax.errors import WeightsError
 from crossdim_jax.weights.file import load_weights, save_weights
 from crossdim_jax.weights.merge import requirements
-from crossdim_jax.weights.record import CLAIMS, check_fit, check_statistics, describe, inflations
+from crossdim_jax.weights.record import check_fit, check_statistics, describe, inflations
 from tests.weight_record import CLAIMS, NETWORK, RECORD
 
 WHOLE = RECORD | {  # as weight_port writes it for these

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from crossdim_jax.models.dxnet import DXNet
+from crossdim_jax.models.encoders import PLANE_FIELDS
 from crossdim_jax.text import say
 from crossdim_jax.weights.file import Weights, save_weights
 from crossdim_jax.weights.merge import depth_form
@@ -41,7 +42,7 @@ def record(origin: source.Source, recipe: Recipe, converted: Converted) -> dict[
         "inflate": recipe.inflate,
         "inflate_at": list(recipe.inflate_at),
         "depth_kernels": recipe.depth_kernels,
-        **depth_form(shapes, recipe.ndim),
+        **depth_form(origin.name.architecture, shapes, recipe.ndim),
         "in_channels": recipe.in_channels,
         "stem": recipe.stem,
         "norm": recipe.norm,
@@ -118,14 +119,19 @@ def next_command(todo: plan.Plan, metadata: Mapping[str, Any]) -> str:
         return shlex.join(["python", "-m", "weight_port", "inflate", str(todo.out)])
     # Where they are those of a config that says nothing of them, there is nothing to say.
     network = {"encoder": "architecture", "padding": "padding", "encoder_eps": "eps"}
-    named = {name: metadata[field] for name, field in network.items()}
+    usual = DXNet().encoder
+    named = {
+        name: metadata[field]
+        for name, field in network.items()
+        if metadata[field] != getattr(usual, PLANE_FIELDS[name])
+    }
     said = {
         "weights.file": todo.out,
         "weights.source": todo.name,
         "weights.inflate": recipe.inflate,
         "weights.inflate_at": recipe.inflate_at,
         "weights.stem": recipe.stem,
-        **{f"model.{k}": v for k, v in named.items() if v != getattr(DXNet, k)},
+        **{f"model.{name}": value for name, value in named.items()},
         "model.norm": recipe.norm,
         "model.depth_kernels": recipe.depth_kernels,
         "model.factorised": recipe.factorised,
