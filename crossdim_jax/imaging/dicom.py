@@ -129,6 +129,13 @@ def read_series(
         position, no plain grey values; or the files are no single, straight, evenly spaced series.
     """
     series, slices, datasets = _series(files, _tolerance(tolerance_mm), pixels=True)
+    return fill(series, slices, datasets), series
+
+
+def fill(
+    series: Series, slices: Sequence[Slice], datasets: Sequence[pydicom.Dataset]
+) -> np.ndarray:
+    """The volume of a series, (z, y, x) float32 in LPS; see `read_series`."""
     volume = np.empty((len(slices), *slices[0].shape), np.float32)
     padded = 0
     for index, (one, data) in enumerate(zip(slices, datasets, strict=True)):
@@ -142,7 +149,7 @@ def read_series(
             100 * padded / volume.size,
             slices[0].stored.padding,
         )
-    return series.to_volume(volume), series
+    return series.to_volume(volume)
 
 
 def read_header(files: Sequence[str | os.PathLike], *, tolerance_mm: float | None = None) -> Series:
@@ -177,6 +184,15 @@ def _series(
         slices.append(dicom_slice.read(path, data))
         if pixels:
             opened.append(data)
+    return assemble(slices, tolerance_mm), slices, opened
+
+
+def assemble(slices: Sequence[Slice], tolerance_mm: float | None = None) -> Series:
+    """The series that slices make, in whatever order they lie.
+
+    Raises DataError, naming a file: they are no single, straight, evenly spaced series.
+    """
+    tolerance_mm, paths = _tolerance(tolerance_mm), tuple(one.path for one in slices)
     _check_one_series(slices, tolerance_mm)
     _check_memory(slices)
     first = slices[0]
@@ -190,7 +206,7 @@ def _series(
     shape = (first.shape[1], first.shape[0], len(paths))
     _check_right_angles(paths[0].parent, affine, shape, tolerance_mm)
     geometry = Geometry.from_affine(paths[0].parent, shape, affine, np.int16)
-    return Series(paths, tuple(planes), geometry, first.modality, spacing_from), slices, opened
+    return Series(paths, tuple(planes), geometry, first.modality, spacing_from)
 
 
 def _check_one_series(slices: Sequence[Slice], tolerance_mm: float) -> None:

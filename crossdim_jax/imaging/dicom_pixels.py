@@ -75,8 +75,8 @@ def _check_compressed(record: Slice, content: bytes, promised: int, syntax: Any)
     if not _decodable(syntax):
         raise DataError(
             f"{path}: is compressed ({syntax.name}) and no decoder for that is installed. "
-            "Install one (pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg), or "
-            "decompress the series (gdcmconv --raw IN OUT, or dcmdjpeg IN OUT)"
+            'Install one (pip install "crossdim_jax[formats]"), or decompress the series '
+            "(gdcmconv --raw IN OUT, or dcmdjpeg IN OUT)"
         )
     most = len(content) * _RLE_RATIO if syntax == RLELossless else len(content) * _RATIO + _FREE
     if promised > most or len(content) > 2 * promised + (1 << 16):

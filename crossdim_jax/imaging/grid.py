@@ -80,6 +80,22 @@ def check_orthogonal(geometry: Geometry, given: float | None = None) -> None:
         )
 
 
+def on_disk(path: Path, array: np.ndarray, geometry: Geometry, dtype: np.dtype) -> np.ndarray:
+    """An array as it is written on the grid of `geometry`: disk order (i, j, k), of type `dtype`.
+
+    Raises DataError, naming `path`, if the shape differs, or an integer type cannot hold a value.
+    """
+    if array.shape != geometry.shape_zyx:
+        raise DataError(
+            f"{path}: the volume has shape {array.shape} (z, y, x), but the grid of "
+            f"{geometry.path} has {geometry.shape_zyx}"
+        )
+    disk = geometry.from_lps(array).astype(dtype)
+    if dtype.kind in "iu" and not np.array_equal(disk, geometry.from_lps(array)):
+        raise DataError(f"{path}: the values {array.min()} to {array.max()} do not fit {dtype}")
+    return disk
+
+
 def check_affine(path: Path, affine: np.ndarray) -> None:
     """Raises DataError unless an affine in mm is finite, invertible, and of possible voxels."""
     with np.errstate(all="ignore"):

@@ -1,7 +1,8 @@
-"""Read and write MetaImage files: a text header `.mhd` and its voxels in `.raw` or `.zraw`.
+"""Read and write MetaImage files: a text header `.mhd` and its voxels in `.raw` or `.zraw`, or both
+in one `.mha`.
 
 Arrays are `(k, j, i)` as on disk, `(frame, row, column)` for a film: images in this format often do
-not lie in a patient, so no axis is turned. A 2-D image has k = 1.
+not lie in a patient, so no axis is turned unless it is asked for. A 2-D image has k = 1.
 
 Source: the MetaIO documentation of the format's fields (ITK).
 """
@@ -45,13 +46,21 @@ _HEADER_BYTES = 65536  # real headers have some fifteen lines
 _AXIS = 2**31  # voxels along an axis, beyond anything
 
 
-def read_mhd(path: str | os.PathLike) -> tuple[np.ndarray, Geometry]:
+def read_mhd(
+    path: str | os.PathLike, *, reorient: bool = False, channels: bool = False
+) -> tuple[np.ndarray, Geometry]:
     """Reads an `.mhd` file and the voxels it names, or an `.mha` file that holds them.
 
     Voxels may be compressed (`CompressedData = True`) and in either byte order.
 
+    Args:
+      path: of the header.
+      reorient: True turns the axes of a 3-D image to LPS, as `nifti.read_nifti` does.
+      channels: True accepts several values a voxel, as a last axis.
+
     Returns:
-      The array (k, j, i) in the file's own type and native byte order, and its geometry.
+      The array (k, j, i), or (z, y, x) if `reorient`, in the file's own type and native byte order;
+      and its geometry.
 
     Raises:
       DataError: header or voxels are missing or damaged; the voxels are fewer or more than the
@@ -62,13 +71,17 @@ def read_mhd(path: str | os.PathLike) -> tuple[np.ndarray, Geometry]:
     fields, header_end = _header(path)
     shape = _shape(path, fields)
     kind = np.dtype(_type(path, fields))
+    count = _channels(path, fields, several=channels)
     affine = _affine(path, fields, len(shape))
+    oriented = reorient and len(shape) == 3
     shape = (*shape, 1)[:3]
-    raw = _voxels(path, fields, header_end, math.prod(shape) * kind.itemsize)
+    raw = _voxels(path, fields, header_end, math.prod(shape) * count * kind.itemsize)
     order = ">" if any(_true(fields, name) for name in _ORDER) else "<"
     with naming(path):
-        array = np.frombuffer(raw, kind.newbyteorder(order)).reshape(shape[::-1]).astype(kind)
-    return array, Geometry.from_affine(path, shape, affine, kind, oriented=False)
+        values = np.frombuffer(raw, kind.newbyteorder(order)).astype(kind)
+        array = values.reshape((*shape[::-1], count) if count > 1 else shape[::-1])
+    geometry = Geometry.from_affine(path, shape, affine, kind, oriented=oriented)
+    return geometry.to_lps(array.transpose(2, 1, 0, *range(3, array.ndim))), geometry
 
 
 def voxels_file(path: str | os.PathLike) -> Path:
@@ -106,11 +119,11 @@ def write_mhd(
 ) -> Path:
     """Writes a volume on the grid of `geometry`; a reader sees all of it or nothing.
 
-    The voxels go to a `.raw` (`.zraw` if compressed) beside it and are complete before the header
-    is there.
+    The voxels of an `.mhd` go to a `.raw` (`.zraw` if compressed) beside it and are complete before
+    the header is there.
 
     Args:
-      path: ends in `.mhd`; its folder is created.
+      path: ends in `.mhd` or `.mha`; its folder is created.
       array: in the order of `geometry`, whose values `dtype` holds exactly if it is an integer
         type.
       geometry: of the file the volume belongs to.
@@ -124,26 +137,24 @@ def write_mhd(
       DataError: the shape, the type or a value does not fit, or the folder cannot be written to.
     """
     path, dtype = Path(path), np.dtype(dtype)
-    if path.suffix != ".mhd":
-        raise DataError(f"{path}: the name must end in .mhd")
+    if path.suffix not in (".mhd", ".mha"):
+        raise DataError(f"{path}: the name must end in .mhd or .mha")
     names = {code: name for name, code in reversed(TYPES.items())}
     if (name := names.get(dtype.str[1:])) is None:
         raise DataError(f"{path}: there is no such element type as {dtype}; known: {list(names)}")
-    if array.shape != geometry.shape_zyx:
-        raise DataError(
-            f"{path}: the volume has shape {array.shape}, but the grid of {geometry.path} has "
-            f"{geometry.shape_zyx}"
-        )
-    disk = geometry.from_lps(array).astype(dtype)
-    if dtype.kind in "iu" and not np.array_equal(disk, geometry.from_lps(array)):
-        raise DataError(f"{path}: the values {array.min()} to {array.max()} do not fit {dtype}")
+    disk = grid.on_disk(path, array, geometry, dtype)
     voxels = disk.astype(dtype.newbyteorder("<")).tobytes(order="F")
     if compressed:
         voxels = zlib.compress(voxels)
     raw = path.with_suffix(".zraw" if compressed else ".raw")
-    text = _format(geometry, name, raw.name, len(voxels) if compressed else None)
+    local = path.suffix == ".mha"
+    source = "LOCAL" if local else raw.name
+    text = _format(geometry, name, source, len(voxels) if compressed else None)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if local:
+            write_bytes(path, text.encode() + voxels)
+            return path
         path.unlink(missing_ok=True)  # an older header must not name newer voxels
         write_bytes(raw, voxels)
         write_text(path, text)
@@ -237,13 +248,19 @@ def _type(path: Path, fields: dict[str, str]) -> str:
     if name not in TYPES:
         known = ", ".join(TYPES)
         raise DataError(f"{path}: ElementType = {name[:60]!r} is unknown; known: {known}")
-    if (channels := fields.get("ElementNumberOfChannels", "1")) != "1":
-        raise DataError(
-            f"{path}: ElementNumberOfChannels = {channels[:60]}; images of one channel are expected"
-        )
     if "BinaryData" in fields and not _true(fields, "BinaryData"):
         raise DataError(f"{path}: BinaryData = False; voxels written as text are not read")
     return TYPES[name]
+
+
+def _channels(path: Path, fields: dict[str, str], *, several: bool) -> int:
+    """Values of a voxel."""
+    count = _whole(path, fields, "ElementNumberOfChannels", 1, 1)
+    if count > 1 and not several:
+        raise DataError(
+            f"{path}: ElementNumberOfChannels = {count}; images of one channel are expected"
+        )
+    return count
 
 
 def _affine(path: Path, fields: dict[str, str], ndim: int) -> np.ndarray:

@@ -5,9 +5,8 @@ patient's left, y towards posterior, z towards superior, so `image[z]` is an axi
 radiologist sees it. `Geometry` is what is needed to go back to the file's own grid.
 """
 
-import functools
 import io
-import logging
+import math
 import os
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import numpy as np
 from nibabel.arrayproxy import ArrayProxy
 
 from crossdim_jax.errors import DataError
-from crossdim_jax.imaging import grid, nifti_header
+from crossdim_jax.imaging import grid, nifti_header, notes
 from crossdim_jax.imaging.geometry import PLACE, Geometry
 from crossdim_jax.imaging.nifti_header import Header
 from crossdim_jax.storage.files import replacing
@@ -24,15 +23,13 @@ from crossdim_jax.storage.reading import AGAIN, Inflater, naming, open_regular
 
 __all__ = ["Geometry", "check_finite", "read_label", "read_nifti", "write_nifti"]
 
-logger = logging.getLogger(__name__)
-
 _GZIP = b"\x1f\x8b"
 _HEAD = 65536  # bytes of a file in which its header lies, compressed or not
 SLACK = 65536  # bytes that may follow the voxels: some programs pad
 
 
 def read_nifti(
-    path: str | os.PathLike, *, ndim: int = 3, reorient: bool = True
+    path: str | os.PathLike, *, ndim: int | None = 3, reorient: bool = True
 ) -> tuple[np.ndarray, Geometry]:
     """Reads a `.nii` or `.nii.gz` file.
 
@@ -43,6 +40,8 @@ def read_nifti(
       path: NIfTI-1 or NIfTI-2, single file.
       ndim: 3, or 4 for one file with a channel axis. Trailing axes of length one beyond `ndim`
         are dropped: some tools write a volume as (x, y, z, 1). A 2-D image is read as (x, y, 1).
+        None for as many as the file has; the fifth axis of a vector image, (x, y, z, 1, c), is
+        then its channels.
       reorient: False leaves the axes as they are, for images that do not lie in a patient: the
         array is then (k, j, i), for a film (frame, row, column).
 
@@ -59,7 +58,7 @@ def read_nifti(
         shape = _shape(path, header.shape, ndim)
         geometry = _geometry(path, header, (*shape, 1)[:3], reorient)
         for said in (*header.doubts, *grid.contradictions(geometry)):
-            _warn_once(f"{path}: {said}")
+            notes.once(f"{path}: {said}")
         spec = (header.shape, header.dtype, header.offset, *header.scaling)
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is infinite
             voxels = np.asanyarray(ArrayProxy(io.BytesIO(content), spec))
@@ -90,14 +89,7 @@ def write_nifti(
     path, dtype = Path(path), np.dtype(dtype)
     if not path.name.endswith((".nii", ".nii.gz")):
         raise DataError(f"{path}: the name must end in .nii or .nii.gz")
-    if array.shape != geometry.shape_zyx:
-        raise DataError(
-            f"{path}: the volume has shape {array.shape} (z, y, x), but the grid of "
-            f"{geometry.path} has {geometry.shape_zyx}"
-        )
-    disk = geometry.from_lps(array).astype(dtype)
-    if dtype.kind in "iu" and not np.array_equal(disk, geometry.from_lps(array)):
-        raise DataError(f"{path}: the values {array.min()} to {array.max()} do not fit {dtype}")
+    disk = grid.on_disk(path, array, geometry, dtype)
     header = nib.Nifti1Header()
     header.set_data_dtype(dtype)
     header.set_data_shape(disk.shape)
@@ -191,9 +183,13 @@ def _open(path: Path) -> tuple[Header, bytes]:
     return header, content
 
 
-def _shape(path: Path, shape: tuple[int, ...], ndim: int) -> tuple[int, ...]:
+def _shape(path: Path, shape: tuple[int, ...], ndim: int | None) -> tuple[int, ...]:
     """The shape with `ndim` axes. Raises DataError if there are more or fewer."""
     found = shape
+    if ndim is None:
+        if len(shape) == 5 and shape[3] == 1:
+            shape = (*shape[:3], shape[4])
+        ndim = 4 if math.prod(shape[3:]) > 1 else 3
     while len(shape) > ndim and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) == 2 and ndim == 3:
@@ -213,9 +209,3 @@ def _geometry(path: Path, header: Header, shape: tuple[int, ...], oriented: bool
     place = {name: np.array(fields[name]) for name in PLACE}
     dtype = header.dtype.newbyteorder("=")
     return Geometry(path, tuple(int(n) for n in shape), affine, place, dtype, oriented)
-
-
-@functools.lru_cache(maxsize=10_000)
-def _warn_once(text: str) -> None:
-    """A file is read again for every stage of a run; its faults are told once."""
-    logger.warning("%s", text)
