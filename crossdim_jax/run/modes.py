@@ -77,6 +77,7 @@ def _train(experiment: Experiment) -> bool:
         from_dice=options.validate_from_dice,
         every_epochs=options.validate_every_epochs,
         activation=loss.activation,
+        absent_scores=experiment.challenge.absent_scores,
     )
     first = jax.process_index() == 0
     claim(write=first)
