@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from crossdim_jax.errors import DataError
-from crossdim_jax.imaging import metaimage
+from crossdim_jax.imaging import volume
 from crossdim_jax.imaging.case import CaseFiles
 from crossdim_jax.storage import reading
 from crossdim_jax.storage.files import write_text
@@ -123,13 +123,11 @@ def _digest(entries: list[list[str]]) -> str:
 
 
 def _with_voxels(paths: Iterable[Path]) -> list[Path]:
-    """The paths, and after a MetaImage header the file of its voxels, if it is another one."""
+    """The paths, and after each what else its image is read from, such as a file of voxels."""
     result = []
     for path in paths:
-        result.append(path)
-        if path.suffix.lower() in (".mhd", ".mha"):
-            with contextlib.suppress(DataError):  # which reading the case raises
-                voxels = metaimage.voxels_file(path)
-                reading.open_regular(voxels, inside=path.parent).close()
-                result += [voxels] if voxels != path else []
+        try:
+            result += volume.files_of(path)
+        except DataError:  # which reading the case raises
+            result.append(path)
     return result

@@ -69,6 +69,12 @@ def read_analyze(path: str | os.PathLike, axes: str | None) -> tuple[np.ndarray,
         return geometry.to_lps(array), geometry
 
 
+def voxels_file(path: str | os.PathLike) -> Path:
+    """The file of a header's voxels."""
+    path = Path(path)
+    return path.with_suffix(".IMG" if path.suffix.isupper() else ".img")
+
+
 def _fields(path: Path, block: bytes) -> nib.AnalyzeHeader:
     """The header. Raises DataError if it is none, or is that of a NIfTI pair."""
     if len(block) >= _SIZE and block[344:347] in (b"ni1", b"n+1"):
@@ -113,7 +119,7 @@ def _voxels(
     path: Path, fields: nib.AnalyzeHeader, shape: tuple[int, ...], dtype: np.dtype
 ) -> bytes:
     """Exactly the promised bytes of the file beside the header."""
-    source = path.with_suffix(".IMG" if path.suffix.isupper() else ".img")
+    source = voxels_file(path)
     offset = float(fields["vox_offset"])
     if not (0 <= offset < 2**31 and offset % 1 == 0):
         raise DataError(f"{path}: its vox_offset is {offset:g}; a whole number is expected")

@@ -9,7 +9,10 @@ import nibabel as nib
 import numpy as np
 from nibabel import orientations
 
+from crossdim_jax.errors import DataError
+
 _LPS = orientations.axcodes2ornt("LPS")
+_LONGEST = 32767  # voxels along an axis of a NIfTI-1 file
 _AS_IT_IS = np.array([[0, 1], [1, 1], [2, 1]])
 # Everything in a NIfTI header that says where the voxels are, and nothing else: names, comments
 # and intensity scaling of the source have no place in a label file.
@@ -59,7 +62,14 @@ class Geometry:
           affine: (4, 4), voxel index (i, j, k) -> scanner millimetres (RAS+).
           dtype: of the voxels.
           oriented: see above.
+
+        Raises DataError, naming the file, if an axis is longer than NIfTI can say.
         """
+        if max(shape) > _LONGEST:
+            raise DataError(
+                f"{path}: has {' x '.join(map(str, shape))} voxels; at most {_LONGEST} along an "
+                "axis are expected, cut it into parts"
+            )
         image = nib.Nifti1Header()
         image.set_data_shape(shape)
         image.set_sform(affine, code=1)

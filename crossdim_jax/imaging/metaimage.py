@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from crossdim_jax.errors import DataError
-from crossdim_jax.imaging import grid
+from crossdim_jax.imaging import grid, notes
 from crossdim_jax.imaging.geometry import Geometry
 from crossdim_jax.storage.files import write_bytes, write_text
 from crossdim_jax.storage.reading import AGAIN, Inflater, naming, open_regular
@@ -74,6 +74,8 @@ def read_mhd(
     count = _channels(path, fields, several=channels)
     affine = _affine(path, fields, len(shape))
     oriented = reorient and len(shape) == 3
+    if oriented and not any(name in fields for name in _MATRIX):
+        notes.once(f"{path}: has no {_MATRIX[0]}; its axes are taken for LPS, as ITK does")
     shape = (*shape, 1)[:3]
     raw = _voxels(path, fields, header_end, math.prod(shape) * count * kind.itemsize)
     order = ">" if any(_true(fields, name) for name in _ORDER) else "<"

@@ -217,12 +217,17 @@ def _geometry(path: Path, array: np.ndarray) -> Geometry:
     return Geometry.from_affine(path, shape, affine, array.dtype, oriented=False)
 
 
+def spacing_file(path: Path) -> Path | None:
+    """The file beside a picture that gives its spacing; None if there is none."""
+    case = re.sub(r"_\d{4}$", "", path.stem)
+    names = path.with_name(f"{case}.json"), path.with_suffix(".json")
+    return next((beside for beside in names if beside.exists()), None)
+
+
 def _spacing(path: Path) -> tuple[float, float, float]:
     """Millimetres (page, row, column), of the file beside it; 1 where there is none."""
-    case = re.sub(r"_\d{4}$", "", path.stem)
-    for beside in (path.with_name(f"{case}.json"), path.with_suffix(".json")):
-        if beside.exists():
-            return _of_json(beside)
+    if (beside := spacing_file(path)) is not None:
+        return _of_json(beside)
     notes.once(
         f"{path.parent}: its {path.suffix} files have no CASE.json with a spacing, so a pixel is "
         "taken to be 1 x 1 mm and a slice 1 mm: what is measured in mm is in pixels"

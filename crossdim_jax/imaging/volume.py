@@ -23,12 +23,18 @@ from crossdim_jax.imaging import (
     pictures,
 )
 from crossdim_jax.imaging.geometry import Geometry
+from crossdim_jax.storage import reading
 
 Read = tuple[np.ndarray, Geometry]
 _DICOM = (".dcm", ".ima")
 _META = (".mha", ".mhd")
 _NRRD = (".nrrd", ".nhdr")
 _NIFTI = (".nii.gz", ".nii")
+_VOXELS = {
+    **dict.fromkeys(_META, metaimage.voxels_file),
+    **dict.fromkeys(_NRRD, nrrd.voxels_file),
+    ".hdr": analyze.voxels_file,
+}
 # Endings of names that are images; the file of the voxels alone (.raw, .img) is none.
 SUFFIXES = (*_NIFTI, *_META, *_NRRD, ".hdr", *pictures.FORMATS, *_DICOM)
 _WHOLE = 1e-3  # header scaling in float32 leaves such traces on whole numbers
@@ -42,6 +48,25 @@ def suffix_of(path: str | os.PathLike) -> str:
     name = Path(path).name
     known = next((known for known in SUFFIXES if name.lower().endswith(known)), "")
     return name[len(name) - len(known) :]
+
+
+def files_of(path: str | os.PathLike) -> tuple[Path, ...]:
+    """Every file from which `read_image` reads a path: itself, its voxels and its spacing.
+
+    Raises DataError if a folder is no series, a header is damaged, or its voxels are missing or lie
+    elsewhere than beside it.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return dicom.files_of(path)
+    ending = suffix_of(path).lower()
+    beside = None
+    if ending in _VOXELS:
+        beside = _VOXELS[ending](path)
+        reading.open_regular(beside, inside=path.parent).close()
+    elif ending in pictures.FORMATS:
+        beside = pictures.spacing_file(path)
+    return (path,) if beside in (None, path) else (path, beside)
 
 
 def read_image(

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
-from crossdim_jax.imaging import dicom, png
+from crossdim_jax.imaging import dicom, png, volume
 from tests import dicom_files
 from tests.fuzz import harness
 from tests.fuzz.harness import Format
@@ -76,6 +76,15 @@ def _one(path: Path) -> object:
     return dicom.read_series([path])
 
 
+def _enhanced(folder: Path) -> list[bytes]:
+    """An enhanced file, and one whose frames are compressed."""
+    found = []
+    for edit in (lambda data: None, lambda data: data.compress(RLELossless)):
+        path, _ = dicom_files.enhanced(folder, _VOLUME, change=_rescaled, edit=edit)
+        found.append(path.read_bytes())
+    return found
+
+
 def _masks(folder: Path) -> list[bytes]:
     grey = np.random.default_rng(0).choice(np.array([0, 63, 126, 189, 252], np.uint8), (20, 30))
     found = []
@@ -96,6 +105,7 @@ FORMATS = (
     Format("run-length", ".dcm", _run_length, _one),
     Format("deflated", ".dcm", _slices, _one, wrap=_deflate),
     Format("series", ".dcm", _second, _middle, folder=True),
+    Format("enhanced", ".dcm", _enhanced, volume.read_image),
     Format("png", ".png", _masks, _mask),
 )
 NAMES = [row.name for row in FORMATS]

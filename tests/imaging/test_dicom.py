@@ -2,8 +2,10 @@
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 from pydicom.encaps import encapsulate
+from pydicom.pixels import get_decoder
 from pydicom.pixels.decoders import JPEGLosslessSV1Decoder
 from pydicom.uid import JPEGLosslessSV1
 
@@ -169,7 +171,7 @@ def test_compressed_pixels_without_a_decoder_say_what_to_install(tmp_path, volum
     dicom_files.write(tmp_path, volume, change=change)
     # Whatever decoders this machine has.
     monkeypatch.setattr(JPEGLosslessSV1Decoder, "_available", {})
-    with pytest.raises(DataError, match=r"compressed \(JPEG Lossless.*crossdim_jax.formats.*gdcmconv"):
+    with pytest.raises(DataError, match=r"\(JPEG Lossless.*crossdim_jax.formats.*gdcmconv"):
         read(tmp_path)
 
 
@@ -307,3 +309,22 @@ def test_any_names_have_one_order(tmp_path):
         assert sorted(paths, key=dicom.natural) == ordered
     at = {path.stem: place for place, path in enumerate(ordered)}
     assert at["2"] < at["10"] and at["a2"] < at["a10"] and at["a1b2"] < at["a1b10"]
+
+
+@pytest.mark.parametrize("number", range(2, 10))
+def test_one_slice_is_the_same_in_every_transfer_syntax(shared_data, tmp_path, number):
+    """Compressed without a decoder, it is refused with the name of the extra that brings one."""
+    found = []
+    for at in (1, number):
+        data = pydicom.dcmread(shared_data / "odd" / "dcm_qa_ts" / "In" / f"{at}.dcm")
+        data.ImageType, data.SpacingBetweenSlices = ["ORIGINAL", "PRIMARY"], 3
+        data.remove_private_tags()  # which say that it is a mosaic
+        data.save_as(tmp_path / f"{at}.dcm")
+        syntax = data.file_meta.TransferSyntaxUID
+        if syntax.is_compressed and not get_decoder(syntax).is_available:
+            with pytest.raises(DataError, match=rf'{at}.dcm: .*pip install "crossdim_jax.formats.'):
+                dicom.read_series([tmp_path / f"{at}.dcm"])
+            return
+        found.append(dicom.read_series([tmp_path / f"{at}.dcm"])[0])
+    assert found[0].max() > 100
+    np.testing.assert_array_equal(*found)

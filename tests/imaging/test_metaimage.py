@@ -264,3 +264,12 @@ def test_compressed_voxels_may_say_how_long_they_are(tmp_path):
     )
     padded = write(tmp_path, packed + b"and more", **changes)
     np.testing.assert_array_equal(metaimage.read_mhd(padded)[0][0], PIXELS)
+
+
+def test_axes_that_nobody_names_are_said_where_they_lie_in_a_patient(tmp_path, caplog):
+    path = write(tmp_path, TransformMatrix=None)
+    metaimage.read_mhd(path)
+    assert not caplog.text
+    _, geometry = metaimage.read_mhd(path, reorient=True)
+    assert f"{path}: has no TransformMatrix; its axes are taken for LPS" in caplog.text
+    assert geometry.axcodes == "LPS"
