@@ -20,7 +20,7 @@ from crossdim_jax import challenges, losses, models, ops
 from crossdim_jax.challenges.brats import phantom
 from crossdim_jax.data import cache, pipeline
 from crossdim_jax.runtime import sharding
-from crossdim_jax.training import optim
+from crossdim_jax.training import initialise, optim
 from crossdim_jax.training import step as train
 
 ENOUGH = 0.95
@@ -40,7 +40,7 @@ def measure(size: int, batch: int, rounds: int, steps: int, threads: int) -> dic
     challenge, mesh = challenges.get("phantom"), sharding.make_mesh(1)
     model = models.build("dxnet", out_channels=3, ops=ops.choose("auto"))
     optimizer = optim.make()
-    state = train.init_state(model, optimizer, (1, *(size,) * 3, 4), mesh, seed=0, say=None)
+    state = initialise.init_state(model, optimizer, (1, *(size,) * 3, 4), mesh, seed=0, say=None)
     step = train.jit_step(train.make_train_step(model, optimizer, losses.dice_bce, seed=0), mesh)
     with tempfile.TemporaryDirectory() as folder:
         phantom.generate(Path(folder) / "cases", CASES, shape=SHAPE)

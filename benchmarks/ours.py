@@ -76,15 +76,19 @@ def compiled(function: Any, *args: Any, dtype: str = "float32") -> tuple[Any, di
     """The executable and its notes: seconds to compile, operations, temporary memory."""
     start = time.perf_counter()
     with precision(dtype):
-        lowered = (function if hasattr(function, "lower") else jax.jit(function)).lower(*args)
+        lowered = jax.jit(function).lower(*args)
     executable = lowered.compile()
-    notes = {"compile_s": time.perf_counter() - start}
-    cost = executable.cost_analysis() or {}
-    notes["flops"] = float(cost.get("flops", float("nan")))
+    seconds = time.perf_counter() - start
+    return executable, {"compile_s": seconds, **program_notes(executable)}
+
+
+def program_notes(executable: Any) -> dict[str, float]:
+    """Operations and temporary memory of a program, as the compiler says."""
+    notes = {"flops": float((executable.cost_analysis() or {}).get("flops", float("nan")))}
     memory = executable.memory_analysis()
     if memory is not None:
         notes["temporaries_mb"] = memory.temp_size_in_bytes / 1e6
-    return executable, notes
+    return notes
 
 
 def flat_params(tree: Any, prefix: str) -> dict[str, np.ndarray]:
@@ -158,18 +162,18 @@ def _training_step(net, variables, image, target, dtype, name):
     state = TrainState(jnp.zeros((), jnp.int32), start, stats, optimizer.init(start))
     state = jax.device_put(state, sharding.replicated(mesh))
     batch = sharding.shard_batch({"image": np.asarray(image), "target": np.asarray(target)}, mesh)
-    step_function = train.make_train_step(net, optimizer, losses.dice_bce, seed=0)
-    parts = train.jit_step(step_function, mesh)
-    gradient, notes = compiled(parts.gradient, state, batch, dtype=dtype)
-    found = jax.eval_shape(parts.gradient, state, batch)
-    update, more = compiled(parts.update, state, found, dtype=dtype)
-    notes = {name: notes[name] + more[name] for name in ("compile_s", "flops")} | {
-        "temporaries_mb": max(notes["temporaries_mb"], more["temporaries_mb"])
-    }
-    held, both = {"state": state}, train.Step(gradient, update)
+    jitted = train.jit_step(train.make_train_step(net, optimizer, losses.dice_bce, seed=0), mesh)
+    started = time.perf_counter()
+    with precision(dtype):
+        program = jitted.compile(state, batch)
+    notes = {"compile_s": time.perf_counter() - started}
+    parts = [program_notes(part) for part in (program.gradient, program.update)]
+    notes["flops"] = sum(part["flops"] for part in parts)
+    notes["temporaries_mb"] = max(part["temporaries_mb"] for part in parts)
+    held = {"state": state}
 
     def step():
-        held["state"], metrics = both(held["state"], batch)
+        held["state"], metrics = program(held["state"], batch)
         return metrics
 
     def arrays():  # the first gradient, and three updates: the optimiser is the same too

@@ -11,7 +11,7 @@
 
 Where 8 slices of 512 x 512 do not fit at once, config.train.accumulate=8 takes them one after the
 other, in 1.5 GiB of temporaries (float32, CPU; 4.1 GiB in all). A batch norm then sees
-one slice at a time, two with accumulate=4, see `train.make_train_step`.
+one slice at a time, two with accumulate=4, see `step.make_train_step`.
 
 Published (CHAOS test sets, mean score of a task): 73.62, 82.98, 72.88, 61.80, 69.32 for tasks 1 to
 5, on average 72.12. Not reproduced here yet: that takes the CHAOS data and a GPU.

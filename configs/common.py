@@ -113,6 +113,7 @@ def _train() -> ConfigDict:
     train.skip_nonfinite = 0  # steps whose loss is not a number that may be left out
     train.log_every_steps = 50
     train.checkpoint_every_steps = config_dict.placeholder(int)  # None: every epoch
+    train.tensorboard = False  # True: the numbers of metrics.jsonl for TensorBoard, too
     train.keep = 2  # latest checkpoints; the best is kept besides
     return train
 

@@ -129,12 +129,12 @@ def dice_bce(logits: jax.Array, target: jax.Array, weights: jax.Array | None = N
 
 
 def _classes(values: jax.Array) -> jax.Array:
-    """The index of each class, `(1..., k)`, to be compared with values `(..., k)`."""
+    """Index of each class, `(1..., k)`, to be compared with values `(..., k)`."""
     return jnp.arange(values.shape[-1]).reshape((1,) * (values.ndim - 1) + (-1,))
 
 
 def _merged(values: jax.Array, unknown: jax.Array, add: Callable) -> jax.Array:
-    """Channels of unknown classes become part of the first, the background, and themselves 0.
+    """Values with the channels of unknown classes added to the first, the background, and 0.
 
     Args:
       values: `(b, *spatial, k)`.
@@ -199,7 +199,7 @@ def hard_dice(
     activation: str = "sigmoid",
     threshold: float = 0.5,
 ) -> Sums:
-    """Dice of the prediction, per class: a metric, without a gradient.
+    """Dice of the thresholded prediction, per class: a metric, without a gradient.
 
     A class empty in both truth and prediction scores 1, as in the BraTS evaluation.
 
@@ -228,14 +228,14 @@ def hard_dice(
 
 
 def hard(scores: jax.Array, activation: str, threshold: float = 0.5) -> jax.Array:
-    """What is predicted, `(..., k)` bool, from logits `(..., k)`."""
+    """Prediction `(..., k)` bool of logits `(..., k)`."""
     if activation == "softmax":
         return jnp.argmax(scores, -1)[..., None] == _classes(scores)
     return jax.nn.sigmoid(scores.astype(jnp.float32)) > threshold
 
 
 class Loss(NamedTuple):
-    """A row of `LOSSES`: the function, and the activation its logits are meant for.
+    """Row of `LOSSES`: the function, and the activation its logits are meant for.
 
     The function takes (logits, target, weights) and returns sums that hold at least `loss`.
     """
@@ -248,7 +248,7 @@ LOSSES = {"dice_bce": Loss(dice_bce, "sigmoid"), "dice_ce": Loss(dice_ce, "softm
 
 
 def get(name: str) -> Loss:
-    """The loss of that name. Raises ValueError listing the known ones."""
+    """Looks up a loss by its name. Raises ValueError listing the known ones."""
     if name not in LOSSES:
         raise ValueError(f"loss {name!r} is unknown; known: {', '.join(sorted(LOSSES))}")
     return LOSSES[name]

@@ -8,6 +8,7 @@ import dataclasses
 import numbers
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from crossdim_jax.errors import ConfigError
@@ -223,15 +224,8 @@ RANGES: dict[str, Any] = {
     "weights.reestimate": whole(f"[0, {COUNT}]", "patches", none=True),
     "weights.skip": each(Pattern()),
     "weights.ignore": each(Text()),
-    # ----- augment
+    # ----- augment; further rows in data/augment.py
     "augment.probability": real("[0, 1]", "a probability"),
-    "augment.scale": real("[0, 0.9]"),
-    "augment.rotation_deg": real("[0, 360]", "degrees"),
-    "augment.translation": real("[0, 10]", "of the patch"),
-    "augment.shear": real("[0, 100]", "a tangent"),
-    "augment.window_width": real("[0, 0.9]"),
-    "augment.window_level": real("[0, 1000]", "standard deviations of the image"),
-    "augment.noise": real("[0, 1000]", "standard deviations of the image"),
     "augment.flip": each(whole("[0, 2]", "an axis")),
     # ----- optim
     "optim.learning_rate": real("(0, 1e6]"),
@@ -270,16 +264,20 @@ RANGES: dict[str, Any] = {
 }
 
 
-def problems(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+def problems(
+    values: Mapping[str, Any], further: Mapping[str, Any] = MappingProxyType({})
+) -> list[tuple[str, str]]:
     """(field, what is wrong) of all values that are outside their range.
 
-    values: dotted field -> value; those without a row are not looked at.
+    values: dotted field -> value; those without a row are not looked at. further: rows beside
+    `RANGES`.
     """
+    rows = RANGES | further
     return [
         (field, f"config.{field}={_show(value)}: expected {text}")
         for field, value in values.items()
-        if field in RANGES
-        for text in RANGES[field].problems(value)
+        if field in rows
+        for text in rows[field].problems(value)
     ]
 
 

@@ -1,17 +1,17 @@
 """A whole small training in a process of its own, to be killed, or joined by others.
 
-    python -m tests.small_run '{"workdir": ..., "cases": ..., "cache": ..., "total_steps": ...}'
+    python -m tests.small_run '{"workdir": ..., "cases": ..., "cache": ..., "epochs": ...}'
 
-Phantoms from a cache through the real pipeline, lookahead, dropout, validation with the sliding
-window. Prints "ready" before it trains; at the end writes `final.npz` (all of the state, and the
-best score) and, in every process, `seen_<process>_of_<processes>.jsonl`: step and cases of each
-batch.
+What `launch.py` runs, on a config with a network of two convolutions: phantoms from a cache,
+lookahead, dropout, validation with the sliding window, evaluation, report. Prints "ready" before it
+trains; at the end of the training writes `final.npz` (all of the state, and the best score) and, in
+every process, `seen_<process>_of_<processes>.jsonl`: number and cases of each batch.
 """
 
-import dataclasses
 import hashlib
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -26,86 +26,138 @@ if __name__ == "__main__":
 import jax
 import numpy as np
 
-from crossdim_jax import challenges, losses
+from configs import brats_dxnet
 from crossdim_jax.challenges.brats import phantom
-from crossdim_jax.data import cache, pipeline
 from crossdim_jax.errors import CrossdimError
-from crossdim_jax.inference.sliding_window import SlidingWindow
-from crossdim_jax.runtime import distributed, sharding
-from crossdim_jax.storage import run_folder
-from crossdim_jax.training import optim
-from crossdim_jax.training import step as train
-from crossdim_jax.training.loop import fit
-from crossdim_jax.training.validation import Validation
+from crossdim_jax.run import cases as run_cases
+from crossdim_jax.run import experiment, train
+from crossdim_jax.runtime import distributed
 from tests import toy
 
-PATCH, BATCH, CASES = (16, 16, 16), 4, 6
+BATCH, CASES, STEPS_PER_EPOCH = 4, 10, 2
 ROOT = Path(__file__).resolve().parents[1]
 
 
-class Watched:
-    """The pipeline's iterator, slowed down, noting what it gives."""
+def config(cases, cache, epochs, **fields):
+    """An experiment that trains in seconds: eight cases, and two that are held out."""
+    result = brats_dxnet.get_config("debug").copy_and_resolve_references().unlock()
+    del result.phantoms, result.model
+    result.model = {"name": "toy", "rate": 0.2}
+    fields = {
+        "data.root": str(cases),
+        "data.cache": str(cache),
+        "data.patch": (16, 16, 16),
+        "data.foreground": 0.0,
+        "data.num_processes": 0,
+        "data.split.kind": "fixed",
+        "data.split.validation": ("Phantom_008", "Phantom_009"),
+        "optim.learning_rate": 1e-2,
+        "optim.constant_epochs": 10**6,
+        "optim.sync_period": 3,
+        "train.batch_size": BATCH,
+        "train.epochs": epochs,
+        "train.validate_from_dice": 0.0,
+        "train.validate_every_epochs": 3,
+        "train.log_every_steps": 3,
+        "inference.window_batch": 8,
+    } | fields
+    result.update_from_flattened_dict(fields)
+    return result.lock()
 
-    def __init__(self, dataset, seconds, path):
-        self.iterator, self.seconds, self.path = iter(dataset), seconds, path
+
+class Watched:
+    """The pipeline's batches, noting what it gives; `before(n)` is called before the n-th."""
+
+    def __init__(self, dataset, path, before):
+        self.iterator, self.path, self.before, self.number = iter(dataset), path, before, 0
         self.get_state, self.set_state = self.iterator.get_state, self.iterator.set_state
 
     def __iter__(self):
         return self
 
     def __next__(self):
-        time.sleep(self.seconds)
+        self.number += 1
+        self.before(self.number)
         batch = next(self.iterator)
         with self.path.open("a") as file:
             file.write(json.dumps([self.get_state(), [str(name) for name in batch["id"]]]) + "\n")
         return batch
 
 
-def deaf():
+def deaf(*_):
     """Minutes in C, without Python's lock, as in a compiler."""
     print("deaf", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"", b"", 1_000_000_000)
 
 
-def main(workdir, cases, cache_root, total_steps, *, seconds=0.0, devices=1, depth=1, deaf_at=None):
-    """Trains; with `deaf_at` it does not hear, before the "step" or in the "validation"."""
-    workdir, challenge = Path(workdir), challenges.get("phantom")
+def fill(disk):
+    """Leaves no room on a disk; without one, allows files of some kilobytes only."""
+    if disk is None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+        return
+    with (Path(disk) / "filler").open("wb", buffering=0) as file:
+        for size in (65536, 512):
+            try:
+                while True:
+                    file.write(bytes(size))
+            except OSError:
+                continue
+
+
+def watch(workdir, *, seconds=0.0, deaf_at=None, full_after=None, disk=None):
+    """Changes what training calls, so that it can be followed and met with what befalls it.
+
+    Args:
+      seconds: that each batch takes.
+      deaf_at: where no signal is heard: before the "step" or in the "validation".
+      full_after: step after which, once it is saved, the `disk` is full, see `fill`.
+    """
     here, count = jax.process_index(), jax.process_count()
-    cached = cache.build(
-        challenge,
-        challenge.cases(cases, labelled=True),
-        cache_root,
-        share=(here, count),
-        wait=lambda: distributed.wait_for_all("cases"),
-    )
-    mesh = sharding.make_mesh(-1, depth)
-    model = toy.ToyNet(rate=0.2, classes=3)
-    optimizer = optim.make(learning_rate=1e-2, sync_period=3)
-    state = train.init_state(model, optimizer, (1, *PATCH, 4), mesh, seed=0, say=None)
-    step = train.make_train_step(model, optimizer, losses.dice_bce, seed=0)
-    data = pipeline.train_dataset(
-        cached[:4], challenge, patch=PATCH, batch_size=BATCH, seed=3,
-        process_index=sharding.process_place(mesh), process_count=count,
-    )  # fmt: skip
-    window = SlidingWindow(model.apply, PATCH, window_batch=8, sharding=sharding.batched(mesh))
-    workdir.mkdir(parents=True, exist_ok=True)
-    validation = Validation(cached[4:], window, challenge.encode, from_dice=0.0, every_epochs=3)
-    batches = Watched(data, seconds, workdir / f"seen_{here}_of_{count}.jsonl")
-    print("ready", flush=True)
-    if deaf_at == "step":
-        deaf()
+    train_data, fit = run_cases.train_data, train.loop.fit
+
+    def before(number):
+        time.sleep(seconds)
+        if full_after is not None and number == full_after + 2:
+            while not (workdir / "checkpoints" / str(full_after)).exists():
+                time.sleep(0.01)
+            fill(disk)
+
+    def watched_data(*args, **options):
+        workdir.mkdir(parents=True, exist_ok=True)
+        path = workdir / f"seen_{here}_of_{count}.jsonl"
+        return Watched(train_data(*args, **options), path, before)
+
+    def watched_fit(*args, **options):
+        print("ready", flush=True)
+        if deaf_at == "step":
+            deaf()
+        result = fit(*args, **options)
+        if here == 0:
+            leaves = jax.tree_util.tree_flatten_with_path(jax.device_get(result.state))[0]
+            arrays = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+            best = np.array([result.best_score, result.best_step])
+            np.savez(workdir / "final.npz", best=best, **arrays)
+        return result
+
+    run_cases.train_data, train.loop.fit = watched_data, watched_fit
     if deaf_at == "validation":
-        validation = dataclasses.replace(validation, predict=lambda *_: deaf())
-    result = fit(
-        state, train.jit_step(step, mesh), batches, workdir=workdir, mesh=mesh,
-        regions=challenge.foreground, total_steps=total_steps, steps_per_epoch=2,
-        validation=validation, log_every_steps=3, progress=False,
-    )  # fmt: skip
-    if here == 0:
-        leaves = jax.tree_util.tree_flatten_with_path(jax.device_get(result.state))[0]
-        arrays = {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
-        best = np.array([result.best_score, result.best_step])
-        np.savez(workdir / "final.npz", best=best, **arrays)
+        experiment.Experiment.predictor = lambda *_, **__: deaf
+
+
+def reverse_devices():
+    """Meshes whose rows are not in the order of the processes, as on some topologies."""
+    make = jax.make_mesh
+    jax.make_mesh = lambda *args, devices, **options: make(*args, devices=devices[::-1], **options)
+
+
+def main(workdir, cases, cache, epochs, *, reverse=False, **watching):
+    """Trains, as launch.py does."""
+    if reverse:
+        reverse_devices()
+    with toy.registered():
+        made = experiment.build(config(cases, cache, epochs), workdir)
+        watch(Path(workdir), **watching)
+        train.run(made)
 
 
 def make_cases(folder):
@@ -131,8 +183,8 @@ def begin(folder, name, steps, **settings):
     settings = {
         "workdir": str(folder / name),
         "cases": str(folder / "cases"),
-        "cache_root": str(folder / "cache"),
-        "total_steps": steps,
+        "cache": str(folder / "cache"),
+        "epochs": steps // STEPS_PER_EPOCH,
     } | settings
     return subprocess.Popen(
         [sys.executable, "-m", "tests.small_run", json.dumps(settings)],
@@ -142,6 +194,12 @@ def begin(folder, name, steps, **settings):
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def wait_for(process, word):
+    """Returns once a process has printed a line."""
+    while (line := process.stdout.readline()) != f"{word}\n":
+        assert line, process.communicate()[1]
 
 
 def final(workdir):
@@ -162,7 +220,6 @@ if __name__ == "__main__":
     settings = json.loads(sys.argv[1])
     try:
         distributed.start(*settings.pop("join", ()))
-        with run_folder.only_process(f"{settings['workdir']}", f"training_{jax.process_index()}"):
-            main(**settings)
+        main(**settings)
     except CrossdimError as error:
         distributed.give_up(f"error: {error}")

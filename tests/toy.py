@@ -1,19 +1,21 @@
 """A network, batches and cases small enough to train in a test."""
 
+import contextlib
 import dataclasses
 import json
-import time
 from pathlib import Path
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from crossdim_jax import losses
+from crossdim_jax import losses, models
 from crossdim_jax.models import layers
 from crossdim_jax.runtime import sharding
-from crossdim_jax.training import optim
+from crossdim_jax.training import initialise, optim
 from crossdim_jax.training import step as train
+from crossdim_jax.training.settings import TrainSettings
 
 REGIONS = ("WT", "TC")
 
@@ -25,6 +27,10 @@ class ToyNet(nn.Module):
     rate: float = 0.0
     classes: int = len(REGIONS)
     dtype: jnp.dtype = jnp.float32
+    ops: str = "lax"
+
+    def check_size(self, spatial):
+        """Any size will do."""
 
     @nn.compact
     def __call__(self, x, *, train: bool = False):
@@ -36,6 +42,18 @@ class ToyNet(nn.Module):
         x = nn.silu(x)
         x = nn.Dropout(self.rate, deterministic=not train)(x)
         return nn.Conv(self.classes, (3,) * nd, dtype=self.dtype, name="head")(x)
+
+
+@contextlib.contextmanager
+def registered(network=ToyNet):
+    """The network `toy` exists meanwhile: `config.model.name = "toy"`."""
+
+    def build(out_channels, **attributes):
+        return network(classes=out_channels, **attributes)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.NETWORKS, "toy", build)
+        yield
 
 
 def read_metrics(workdir):
@@ -105,12 +123,18 @@ def make_predict(model):
     return predict
 
 
+def settings(workdir, **options):
+    """Of a training of three epochs, two steps each."""
+    lengths = {"total_steps": 6, "steps_per_epoch": 2, "progress": False}
+    return TrainSettings(workdir=workdir, regions=REGIONS, **(lengths | options))
+
+
 def make_run(model=None, *, mesh=None, accumulate=1, seed=0, skip_nonfinite=False, **optimizer):
     """`(state, jitted step, mesh)`."""
     model = model or ToyNet()
     mesh = mesh or sharding.make_mesh(1)
     optimizer = optim.make(**({"learning_rate": 1e-2} | optimizer))
-    state = train.init_state(model, optimizer, (1, 8, 6, 4, 1), mesh, seed=seed, say=None)
+    state = initialise.init_state(model, optimizer, (1, 8, 6, 4, 1), mesh, seed=seed, say=None)
     step = train.make_train_step(
         model,
         optimizer,
@@ -120,8 +144,3 @@ def make_run(model=None, *, mesh=None, accumulate=1, seed=0, skip_nonfinite=Fals
         skip_nonfinite=skip_nonfinite,
     )
     return state, train.jit_step(step, mesh), mesh
-
-
-def slowly(position):
-    """For `Batches(on_batch=)`: leaves the time to send a signal."""
-    time.sleep(0.05)

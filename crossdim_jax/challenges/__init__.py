@@ -1,10 +1,10 @@
-"""What differs from one challenge to the next: files, meaning of labels, scores, submission.
+"""Challenges: what differs from one to the next: files, label values, metrics, submission.
 
-A challenge is one class in one file. It says where its cases are (`cases`), reads and checks one
+A challenge is one class in one file. It says where its cases are (`scan`), reads and checks one
 (`load`), brings it to what a network sees and back (`prepare`, `finish`), translates label values
-into what a network predicts and into what is scored (`encode`, `masks`), scores (`score`,
-`summarise`, `tables`) and writes a result as its users expect it (`write`, `export`). To add one,
-write the file and name it in `CHALLENGES`.
+into what a network predicts and into what is scored (`encode`, `masks`), names its metrics
+(`profile`), makes tables of its own (`tables`) and writes a result as its users expect it (`write`,
+`export`). To add one, write the file and name it in `CHALLENGES`.
 """
 
 import importlib
@@ -25,7 +25,7 @@ CHALLENGES = {
 
 
 def find(name: str) -> type[Challenge]:
-    """The class of that name. Raises ConfigError listing the known ones."""
+    """Class of a challenge by its name. Raises ConfigError listing the known ones."""
     if name not in CHALLENGES:
         raise ConfigError(f"unknown challenge {name!r}; known: {', '.join(sorted(CHALLENGES))}")
     module, attribute = CHALLENGES[name]
@@ -33,7 +33,7 @@ def find(name: str) -> type[Challenge]:
 
 
 def get(name: str, **kwargs: object) -> Challenge:
-    """The challenge of that name, configured.
+    """Builds the challenge of that name.
 
     Args:
       name: a key of `CHALLENGES`.

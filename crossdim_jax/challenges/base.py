@@ -1,4 +1,4 @@
-"""The contract of a challenge, and what its scores come as."""
+"""Base class of challenges, and the records of their evaluation."""
 
 import abc
 import dataclasses
@@ -21,11 +21,11 @@ if TYPE_CHECKING:  # workers that only read cases need no matplotlib
 
 @dataclasses.dataclass(frozen=True)
 class Evaluated:
-    """One case that was scored.
+    """Scored case.
 
     Attributes:
-      files: with a label.
-      row: what `Challenge.score` gave.
+      files: of the case, with a label.
+      row: result of `Challenge.score`.
       prediction: its file, as `Challenge.read_prediction` reads it.
       note: why the prediction was scored as a mismatch; "" if it was not.
     """
@@ -38,7 +38,7 @@ class Evaluated:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table over all cases, beside that of the single scores.
+    """Table over all cases, beside that of the single scores.
 
     Attributes:
       name: of its file, `evaluation/{name}.csv`.
@@ -64,7 +64,7 @@ def choose(field: str, value: str, known: Collection[str]) -> None:
 
 
 class Challenge(abc.ABC):
-    """The contract of a challenge.
+    """Base class of challenges.
 
     Attributes:
       name: as in `CHALLENGES`.
@@ -75,13 +75,13 @@ class Challenge(abc.ABC):
       regions: the r structures that are scored and drawn; they may overlap.
       profile: a key of `metrics.PROFILES`: what `score` computes, and the row of a mismatch.
       aggregate: the mode of `metrics.aggregate` that `summarise` uses.
-      outline: whether figures draw contours rather than filled areas.
+      outline: True if figures draw contours rather than filled areas.
       sides: pairs of classes that are the right and the left one of an organ. Mirrored along the
         last axis (x) one looks like the other, so such flips are refused, see `check_flips`.
       absent_scores: whether a class that is absent in truth and prediction of a case scores Dice 1
         when the best weights are chosen; False: it is left out there.
       grid_tolerance_mm: how far a voxel of one file may lie from the same voxel of another file of
-        the case, see `data.grid`; None for a twentieth of a voxel. Set by `experiment.build`.
+        the case, see `imaging.grid`; None for a twentieth of a voxel. Set by `experiment.build`.
     """
 
     name: str
@@ -117,7 +117,7 @@ class Challenge(abc.ABC):
 
     @property
     def foreground(self) -> tuple[str, ...]:
-        """The classes that are watched while training: all but a background."""
+        """Classes that are watched while training: all but a background."""
         return self.classes[1:] if self.activation == "softmax" else self.classes
 
     def cases(
@@ -162,18 +162,18 @@ class Challenge(abc.ABC):
 
     @abc.abstractmethod
     def prepare(self, case: Case) -> Prepared:
-        """What a network sees of a case: the same with and without a label."""
+        """Prepares a case for the network; the image is the same with and without a label."""
 
     @abc.abstractmethod
     def finish(self, probabilities: np.ndarray, prepared: Prepared) -> np.ndarray:
-        """Probabilities (z, y, x, k) -> label (z, y, x) uint8 on the case's own grid.
+        """Postprocesses probabilities (z, y, x, k): label (z, y, x) uint8 on the case's own grid.
 
         Undoes `prepare`; the label is in the convention of the files.
         """
 
     @abc.abstractmethod
     def encode(self, label: np.ndarray, kind: str = "") -> tuple[np.ndarray, np.ndarray]:
-        """Label values (...) -> targets (..., k) uint8 and class weights (k,) float32.
+        """Targets (..., k) uint8 and class weights (k,) float32 of label values (...).
 
         Targets of int8 are -1 in all classes of a voxel that nobody annotated, see `losses`.
 
@@ -183,7 +183,7 @@ class Challenge(abc.ABC):
 
     @abc.abstractmethod
     def masks(self, label: np.ndarray) -> np.ndarray:
-        """Label values (...) -> (..., r) bool, one channel for each of `regions`."""
+        """Masks (..., r) bool of label values (...), one channel for each of `regions`."""
 
     def annotated_regions(self, kind: str) -> tuple[bool, ...]:
         """True for each of `regions` that is annotated in images of a kind; by default all."""
@@ -245,14 +245,14 @@ class Challenge(abc.ABC):
 
     @abc.abstractmethod
     def layers(self, label: np.ndarray) -> dict[str, tuple[np.ndarray, str]]:
-        """What figures draw of a label: {name: (mask, colour)}, the later above the earlier."""
+        """Overlays of a label in figures: {name: (mask, colour)}, the later above the earlier."""
 
     def prediction_path(self, folder: str | os.PathLike, case_id: str) -> Path:
-        """Where the prediction of a case lies."""
+        """Path of a case's prediction."""
         return Path(folder) / f"{case_id}.nii.gz"
 
     def read_prediction(self, path: str | os.PathLike) -> tuple[np.ndarray, Geometry]:
-        """Reads what `write` wrote, or somebody else in its place."""
+        """Reads a label written by `write`, or by somebody else in its place."""
         return nifti.read_label(path)
 
     def check_label(self, path: Path, label: np.ndarray) -> None:
@@ -268,7 +268,7 @@ class Challenge(abc.ABC):
         """
 
     def provenance(self) -> dict[str, object]:
-        """How predictions are finished, for the record beside their scores; plain values."""
+        """Settings of the postprocessing, for the record beside the scores; plain values."""
         return {}
 
     def export(
@@ -279,12 +279,12 @@ class Challenge(abc.ABC):
         return []
 
     def export_all(self, folder: Path, predicted: Sequence[tuple[CaseFiles, Path]]) -> list[Path]:
-        """Writes what is known only of all new cases together, such as a table of patients."""
+        """Writes what follows only from all new cases together, such as a table of patients."""
         del folder, predicted
         return []
 
     def official_split(self, root: str | os.PathLike) -> dict[str, list[str]]:
-        """The challenge's own lists of patients: {"training", "validation", "testing"}.
+        """Official lists of patients: {"training", "validation", "testing"}.
 
         Raises ConfigError if the challenge has none, DataError if its files cannot be used.
         """
@@ -294,14 +294,14 @@ class Challenge(abc.ABC):
 
     @classmethod
     def make_phantoms(cls, root: str | os.PathLike, n: int, **recipe: object) -> Path:
-        """Sees to it that `root` holds n phantoms of this challenge's kind; for demos."""
+        """Ensures that `root` holds n phantoms of this challenge's kind; for demos."""
         raise ConfigError(f"challenge {cls.name!r} has no phantoms; remove config.phantoms")
 
     def grid_fingerprint(self) -> dict[str, object]:
-        """The part of `fingerprint` that says which grids are one; nothing by default."""
+        """Part of `fingerprint` that says which grids are one; nothing by default."""
         given = self.grid_tolerance_mm
         return {} if given is None else {"grid_tolerance_mm": given}
 
     @abc.abstractmethod
     def fingerprint(self) -> dict[str, object]:
-        """JSON-able; differs whenever `load` or the meaning of the labels would differ."""
+        """Key of derived files, JSON-able: differs whenever `load` or the label values would."""

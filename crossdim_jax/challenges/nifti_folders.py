@@ -1,4 +1,4 @@
-"""Folders of NIfTI files: what lies in them, and which of several files of one name is read.
+"""Folders of NIfTI files: their content, and which of several files of one name is read.
 
 Endings are the same in upper and lower case.
 """
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 @functools.cache
 def warn_once(message: str) -> None:
-    """A warning that is not repeated: a run looks for its cases several times."""
+    """Logs a warning once: a run looks for its cases several times."""
     logger.warning("%s", message)
 
 
@@ -36,18 +36,18 @@ def folders_in(folder: Path) -> list[Path]:
 
 
 def stem_of(path: Path) -> str | None:
-    """The name without .nii or .nii.gz, in whatever case; None for other files."""
+    """File name without .nii or .nii.gz, in whatever case; None for other files."""
     name = path.name.lower()
     return next((path.name[: -len(s)] for s in SUFFIXES if name.endswith(s)), None)
 
 
 def files_in(folder: Path) -> list[Path]:
-    """All that is no folder: of a link that leads nowhere, too, it must be said that it does."""
+    """Entries that are no folder, broken links among them: these must be reported."""
     return [path for path in visible(folder) if not path.is_dir()]
 
 
 def preferred(paths: Iterable[Path], twice: list[Path]) -> Path | None:
-    """The one of several files of one stem that is read; the others are added to `twice`."""
+    """File that is read of several of one stem; the others are added to `twice`."""
 
     def rank(path: Path) -> tuple:
         suffix = path.name[len(stem_of(path)) :]
@@ -58,7 +58,7 @@ def preferred(paths: Iterable[Path], twice: list[Path]) -> Path | None:
     return ordered[0] if ordered else None
 
 
-def say_twice(twice: Sequence[Path]) -> None:
+def warn_of_duplicates(twice: Sequence[Path]) -> None:
     """Warns of files that are not read, see `preferred`."""
     if twice:
         warn_once(
@@ -68,14 +68,14 @@ def say_twice(twice: Sequence[Path]) -> None:
 
 
 def listing(folder: Path, most: int = 12) -> str:
-    """What lies in a folder, for messages."""
+    """Content of a folder, for messages."""
     names = [path.name + "/" * path.is_dir() for path in visible(folder)]
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return (", ".join(names[:most]) or "nothing") + more
 
 
 def passed_over(root: Path, cases: set[Path]) -> list[tuple[str, str]]:
-    """Links that lead nowhere where a case may have been: (name, message).
+    """Broken links where a case may have been: (name, message).
 
     Warns of folders beside the cases that hold NIfTI files and are none.
 
@@ -103,7 +103,7 @@ def passed_over(root: Path, cases: set[Path]) -> list[tuple[str, str]]:
 
 
 def broken_link(path: Path) -> str:
-    """What to say of a link that leads nowhere; "" for anything else."""
+    """Message for a broken link; "" for anything else."""
     if path.is_symlink() and not path.exists():
         return f"{path} is a link to {path.readlink()}, which is not there"
     return ""

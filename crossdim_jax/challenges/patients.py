@@ -1,4 +1,4 @@
-"""Which cases are of one patient: told by the rules of names below, or by a file of the data root.
+"""Patients of cases: by the rules of names below, or by a file of the data root.
 
 A split never separates the scans of a patient, so this must be known. Names that say it in a way of
 their own are not guessed: the file `patients.json` in the data root tells instead,
@@ -38,13 +38,13 @@ _SCAN = re.compile(
 
 
 def of_case(case_id: str) -> str:
-    """The patient's name by the rules of names; the case's own where no rule fits."""
+    """Patient by the rules of names; the case's own name where no rule fits."""
     found = next((match for rule in _RULES if (match := rule.fullmatch(case_id))), None)
     return found[1] if found else case_id
 
 
 def assign(root: Path, cases: Sequence[CaseFiles]) -> list[CaseFiles]:
-    """The cases with the patients that `patients.json` names, if the root has one.
+    """Cases with the patients that `patients.json` names, if the root has one.
 
     Raises DataError if the file cannot be read or does not name every case.
     """
@@ -66,7 +66,7 @@ def assign(root: Path, cases: Sequence[CaseFiles]) -> list[CaseFiles]:
 
 
 def suspects(cases: Sequence[CaseFiles]) -> list[list[str]]:
-    """Groups of cases that are taken for different patients and are named like scans of one."""
+    """Groups of cases that count as different patients and are named like scans of one."""
     groups: dict[str, list[CaseFiles]] = {}
     for case in cases:
         if (found := _SCAN.fullmatch(case.id)) and case.patient == case.id:

@@ -1,4 +1,4 @@
-"""The folder that phantoms are written to: theirs alone, and known by their record in it."""
+"""Folder of phantoms: theirs alone, and recognised by their record in it."""
 
 from pathlib import Path
 

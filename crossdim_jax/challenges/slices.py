@@ -1,4 +1,4 @@
-"""What challenges share whose images a 2D network sees slice by slice, under a softmax."""
+"""Base of challenges whose images a 2D network sees slice by slice, under a softmax."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from crossdim_jax.imaging.case import Case, Prepared
 
 
 class SliceChallenge(Challenge):
-    """A challenge of disjoint classes, each a label value, in slices of one size.
+    """Challenge of disjoint classes, each a label value, in slices of one size.
 
     Args:
       size: (y, x) of what the network sees; every slice is brought to it, and predictions back.
@@ -34,7 +34,7 @@ class SliceChallenge(Challenge):
         self.size = tuple(int(n) for n in size)
 
     def annotated(self, kind: str) -> tuple[bool, ...]:
-        """Whether each class is annotated in images of a kind; all of them unless overridden."""
+        """True for each class that is annotated in images of a kind; by default all."""
         del kind
         return (True,) * len(self.classes)
 

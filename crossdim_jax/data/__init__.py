@@ -1,1 +1,1 @@
-"""From image files to batches: reading and writing, preparation, cache, splits, pipeline."""
+"""Data of a training: cache of prepared cases, splits, batches, augmentation."""

@@ -36,7 +36,7 @@ _STALE_S = 24 * 3600.0  # a temporary file or folder this old belongs to a run t
 
 
 class CacheWriteError(DataError):
-    """The cache folder cannot be written to; no case is at fault."""
+    """Raised if the cache folder cannot be written to; no case is at fault."""
 
 
 def build(
@@ -112,7 +112,7 @@ def build(
 
 
 def key(challenge: Challenge, files: CaseFiles, content: digests.Content, dtype: str) -> str:
-    """The digest of everything the cached content depends on."""
+    """Digest of everything the cached content depends on."""
     everything = {
         "version": CACHE_VERSION,
         "case": [files.id, files.kind],
@@ -126,7 +126,7 @@ def key(challenge: Challenge, files: CaseFiles, content: digests.Content, dtype:
 
 @dataclasses.dataclass(frozen=True)
 class _Fault:
-    """Why a case could not be prepared; with `error` if that is not the case's fault."""
+    """Reason why a case could not be prepared; with `error` if the case is not at fault."""
 
     message: str
     error: CacheWriteError | None = None
@@ -134,19 +134,19 @@ class _Fault:
 
 @dataclasses.dataclass(frozen=True)
 class _Cache:
-    """The cache of one challenge's cases in one folder, with images of one type; picklable."""
+    """Cache of one challenge's cases in one folder, with images of one type; picklable."""
 
     challenge: Challenge
     root: Path
     dtype: str
 
     def find(self, files: CaseFiles, content: digests.Content) -> CachedCase | None:
-        """The case, if it is in the cache."""
+        """Looks a case up; None if it is not in the cache."""
         folder, digest = self._place(files, content)
         return cache_entry.read(folder, digest, files.patient)
 
     def make(self, files: CaseFiles, content: digests.Content) -> CachedCase:
-        """The case, prepared and stored first unless another process has done so meanwhile."""
+        """Prepares and stores a case, unless another process has done so meanwhile."""
         if found := self.find(files, content):
             return found
         prepared = self.challenge.prepare(self.challenge.load(files))
@@ -186,7 +186,7 @@ class _Cache:
 def _prepare_all(
     cache: _Cache, files: Sequence[CaseFiles], numbers: Mapping[str, int], progress: bool
 ) -> list[CachedCase | _Fault]:
-    """The result of each case: cached ones at once, the others by threads or processes."""
+    """Results of all cases: cached ones at once, the others by threads or processes."""
     record, total = digests.Digests(cache.root), len(files)
     looks = [functools.partial(_look, cache, record, case) for case in files]
     shown = {"enabled": progress, "terminal_only": True, "total": total}
@@ -250,7 +250,7 @@ def _narrow(image: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def _foreground(masks: np.ndarray, digest: str) -> np.ndarray:
-    """(z, y, x, r) bool -> (n, 4): see `CachedCase.foreground`; the same every time."""
+    """Foreground (n, 4) of masks (z, y, x, r), see `CachedCase.foreground`; reproducible."""
     rng = np.random.default_rng(int(digest[:16], 16))
     rows = [np.zeros((0, 4), np.int64)]
     for region in range(masks.shape[-1]):

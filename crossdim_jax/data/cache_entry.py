@@ -1,4 +1,4 @@
-"""One prepared case in the cache: a folder of arrays that is written once, and what is said of it.
+"""Prepared case in the cache: a folder of arrays that is written once, and its record.
 
 An array is compared with its checksum before it is used if anything about its file has changed
 since it was written. Damage below the file system, with size and times left as they were, or while
@@ -29,7 +29,7 @@ _META = "meta.json"
 
 @dataclasses.dataclass(frozen=True)
 class CachedCase:
-    """One prepared case on disk.
+    """Prepared case on disk.
 
     Files are opened at each access and closed with the last reference: a map held open for every
     case of a large set would exceed the usual limit of open files.
@@ -56,17 +56,17 @@ class CachedCase:
 
     @property
     def image(self) -> np.ndarray:
-        """(z, y, x, c) float32 or float16, z-scored; read-only, memory-mapped."""
+        """Image (z, y, x, c) float32 or float16, z-scored; read-only, memory-mapped."""
         return self._map("image")
 
     @property
     def label(self) -> np.ndarray | None:
-        """(z, y, x) uint8 in the convention of the files; None if the case has no label."""
+        """Label (z, y, x) uint8 in the convention of the files; None if the case has none."""
         return self._map("label") if (self.folder / "label.npy").exists() else None
 
     @property
     def foreground(self) -> np.ndarray:
-        """(n, 4) integers, sorted: a region's number, and z, y, x of a voxel in it.
+        """Foreground voxels, (n, 4) integers, sorted: region number, z, y, x.
 
         All voxels of each region, or a random subset of `MAX_FOREGROUND`.
         """
@@ -89,7 +89,7 @@ class CachedCase:
 
 
 def write(case: CachedCase, arrays: dict[str, np.ndarray], digest: str) -> None:
-    """Writes the folder under another name and renames it: it is there whole, or not at all."""
+    """Writes a case's folder atomically: under another name, then renamed."""
     temporary = case.folder.with_name(f".{digest[:16]}.{uuid.uuid4().hex}.tmp")
     try:
         temporary.mkdir()
@@ -110,7 +110,7 @@ def write(case: CachedCase, arrays: dict[str, np.ndarray], digest: str) -> None:
 
 
 def _put(temporary: Path, case: CachedCase, digest: str) -> None:
-    """Gives the folder its name, unless another run was faster: its content is the same.
+    """Renames the folder, unless another run was faster: its content is the same.
 
     What is damaged there is set aside first; another run may be doing so as well.
     """
@@ -140,14 +140,14 @@ def _sha256(text: str) -> str:
 
 
 def _account(path: Path) -> list:
-    """[checksum, size, times] of an array's file; a copy has other times and the same checksum."""
+    """Checksum, size and times of an array's file; a copy has other times, the same checksum."""
     with path.open("rb") as file:
         checksum = hashlib.file_digest(file, "sha256").hexdigest()
     return [checksum, *digests.status(path)[:3]]
 
 
 def read(folder: Path, digest: str, patient: str) -> CachedCase | None:
-    """The case in `folder` if it is there, complete and undamaged; damage is said."""
+    """Reads the case in `folder`; None if it is absent or, with a warning, damaged."""
     if not folder.exists():
         return None
     try:

@@ -25,14 +25,14 @@ _SETTLED_NS = 2 * 10**9
 
 
 def status(path: str | os.PathLike) -> tuple[int, int, int, int]:
-    """Size, mtime and ctime in ns, inode: other values, another content. Raises OSError."""
+    """Status of a file: size, mtime and ctime in ns, inode; another content changes it."""
     found = os.stat(path)
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
 
 
 @dataclasses.dataclass(frozen=True)
 class Content:
-    """What the files of a case hold.
+    """Content of a case's files, as digests.
 
     Attributes:
       image: digest of the names and contents of all image files.
@@ -45,7 +45,7 @@ class Content:
     seen: tuple[tuple[str, tuple[int, int, int, int]], ...] = dataclasses.field(compare=False)
 
     def changed(self) -> str | None:
-        """The first file that is not as it was when it was read; None if all are."""
+        """First file that has changed since it was read; None if none has."""
         for path, before in self.seen:
             try:
                 if status(path) != before:
@@ -70,7 +70,7 @@ class Digests:
         self._known, self._new = self._read(), {}
 
     def of_case(self, files: CaseFiles) -> Content:
-        """The content of a case. Raises DataError if one of its files cannot be read."""
+        """Content of a case. Raises DataError if one of its files cannot be read."""
         seen: list[tuple[str, tuple[int, int, int, int]]] = []
         image = [self._entry(path, seen) for path in _with_voxels(files.images)]
         label = None
@@ -86,7 +86,7 @@ class Digests:
         return self._look(Path(path))[0]
 
     def save(self) -> None:
-        """Adds what was read to the record in the folder."""
+        """Writes the digests to the record in the folder."""
         if self._path is None or not self._new:
             return
         with contextlib.suppress(OSError):
@@ -123,7 +123,7 @@ def _digest(entries: list[list[str]]) -> str:
 
 
 def _with_voxels(paths: Iterable[Path]) -> list[Path]:
-    """The paths, and after each what else its image is read from, such as a file of voxels."""
+    """Paths, and after each what else its image is read from, such as a file of voxels."""
     result = []
     for path in paths:
         try:

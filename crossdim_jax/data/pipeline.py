@@ -24,10 +24,9 @@ def train_dataset(
     foreground: float = 0.0,
     num_threads: int = 2,
     prefetch: int = 4,
-    process_index: int = 0,
-    process_count: int = 1,
+    positions: Sequence[int] | None = None,
 ) -> grain.IterDataset:
-    """Random patches for ever; each epoch shows every case once, in a new order.
+    """Endless random patches; each epoch shows every case once, in a new order.
 
     In two dimensions, slices: each epoch shows every slice of every case once.
 
@@ -36,15 +35,16 @@ def train_dataset(
       challenge: makes the targets.
       patch: (z, y, x) voxels. A volume that is smaller is padded with zeros, evenly. Or (y, x): the
         size that all slices have, see `Challenge.prepare`.
-      batch_size: of all processes together. This process reads its share of each global batch and
-        no more: of `process_count` equal parts, one after another, the one numbered
-        `process_index`. The global batch is the same whatever the number of processes.
+      batch_size: samples of a batch, of all processes together.
       seed: of order and positions, 0 <= seed < 2**32.
       foreground: probability that a patch is made to hold a voxel of a region: each region that
         the case has is equally likely, then each voxel of it, then each position inside the volume
         that holds the voxel. Otherwise all positions are equally likely. 0 for slices.
       num_threads: threads that read; 0 reads when asked, in the calling thread.
       prefetch: batches kept ready.
+      positions: samples of each global batch that this process reads, see
+        `sharding.batch_positions`; None for all. The global batch is the same whatever the number
+        of processes.
 
     Returns:
       A dataset whose iterators yield dict(image (b, *patch, c) float32, target (b, *patch, k)
@@ -62,11 +62,8 @@ def train_dataset(
         raise ConfigError(f"foreground is {foreground}; expected a probability from 0 to 1")
     if foreground and len(patch) == 2:
         raise ConfigError(f"foreground is {foreground}; slices are whole, so it must be 0")
-    if batch_size < 1 or batch_size % process_count:
-        raise ConfigError(
-            f"batch_size is {batch_size}; expected a positive multiple of the number of "
-            f"processes, {process_count}"
-        )
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}; expected 1 or more")
     if num_threads < 0:
         raise ConfigError(f"num_threads is {num_threads}; expected 0 (no extra thread) or more")
     if not 0 <= seed < 2**32:
@@ -86,32 +83,32 @@ def train_dataset(
             raise DataError(f"case {case.id}: no patch could be made ({error})") from error
 
     # The random numbers depend on the position in the global sequence: `random_map` comes before
-    # the processes part.
+    # the process's part is taken.
     dataset = grain.MapDataset.source(elements(cached, patch)).seed(seed).shuffle().repeat()
-    dataset = _part(dataset.random_map(example), batch_size, process_index, process_count)
-    dataset = dataset.batch(batch_size // process_count, drop_remainder=True)
+    positions = range(batch_size) if positions is None else positions
+    dataset = _part(dataset.random_map(example), batch_size, positions)
+    dataset = dataset.batch(len(positions), drop_remainder=True)
     return dataset.to_iter_dataset(
         grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
     )
 
 
-def _part(dataset: grain.MapDataset, batch_size: int, index: int, count: int) -> grain.MapDataset:
-    """Of each `batch_size` elements the part `index` of `count`; the others are never made."""
-    if count == 1:
+def _part(dataset: grain.MapDataset, batch_size: int, positions: Sequence[int]) -> grain.MapDataset:
+    """The elements at some positions of each `batch_size`; the others are never made."""
+    if len(positions) == batch_size:
         return dataset
-    part = batch_size // count
 
-    def at(position: int):
-        batch, place = divmod(position, part)
-        return dataset[batch * batch_size + index * part + place]
+    def at(index: int):
+        batch, place = divmod(index, len(positions))
+        return dataset[batch * batch_size + positions[place]]
 
-    return grain.MapDataset.range(len(dataset) // count).map(at)
+    return grain.MapDataset.range(len(dataset) // batch_size * len(positions)).map(at)
 
 
 def elements(
     cached: Sequence[CachedCase], patch: Sequence[int]
 ) -> list[tuple[CachedCase, int | None]]:
-    """What an epoch shows: every case, or for a patch (y, x) every slice of every case."""
+    """Elements of an epoch: every case, or for a patch (y, x) every slice of every case."""
     if len(patch) == 3:
         return [(case, None) for case in cached]
     return [(case, index) for case in cached for index in range(case.shape[0])]
@@ -123,7 +120,7 @@ def crop_start(
     rng: np.random.Generator,
     voxel: Sequence[int] | None = None,
 ) -> tuple[int, ...]:
-    """Where a patch begins along each axis; negative where the volume is smaller than the patch.
+    """Start of a patch along each axis; negative where the volume is smaller than the patch.
 
     Args:
       shape, patch: (z, y, x).
@@ -144,7 +141,7 @@ def crop_start(
 
 
 def draw_voxel(foreground: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
-    """(z, y, x) of a voxel of a region: each region present is equally likely, however small.
+    """Draws a foreground voxel (z, y, x): each region present is equally likely, however small.
 
     Args:
       foreground: see `CachedCase.foreground`; None is returned if it is empty.
@@ -160,7 +157,7 @@ def draw_voxel(foreground: np.ndarray, rng: np.random.Generator) -> np.ndarray |
 
 
 def crop(array: np.ndarray, start: Sequence[int], patch: Sequence[int]) -> np.ndarray:
-    """A copy of `array[start : start + patch]` over the leading axes, zeros where it is outside."""
+    """Copy of `array[start : start + patch]` over the leading axes, zeros where it is outside."""
     result = np.zeros((*patch, *array.shape[len(patch) :]), array.dtype)
     source, target = [], []
     for begin, width, length in zip(start, patch, array.shape, strict=False):
@@ -181,8 +178,8 @@ def _example(
     voxel = None
     # Drawn always, so that the positions at one `foreground` are those at another where both
     # take the uniform branch.
-    wanted = rng.random() < foreground
-    if wanted:
+    in_foreground = rng.random() < foreground
+    if in_foreground:
         voxel = draw_voxel(case.foreground, rng)
     start = crop_start(case.shape, patch, rng, voxel)
     target, weights = challenge.encode(crop(case.label, start, patch), case.kind)

@@ -1,4 +1,4 @@
-"""Which cases train and which validate: by patient, reproducible, written down.
+"""Splits of cases into training and validation: by patient, reproducible, written down.
 
 The order of patients is that of a digest of seed and name, so a split depends neither on the order
 of the input nor on a random number library, and changes little when a patient is added.
@@ -29,7 +29,7 @@ _CONTENT = Form(
 
 
 class HasPatient(Protocol):
-    """What a split needs to know of a case."""
+    """Case as far as a split needs it."""
 
     id: str
     patient: str
@@ -41,7 +41,7 @@ def _apart() -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Case ids, sorted.
+    """Split of cases: sorted ids.
 
     Attributes:
       train: ids to learn from.
@@ -60,12 +60,12 @@ class Split:
 
     @property
     def evaluated(self) -> list[str]:
-        """The ids that are scored in the end."""
+        """Ids that are scored in the end."""
         return self.test or self.validation
 
     @property
     def watched(self) -> list[str]:
-        """The ids that are held out: to watch, and to evaluate in the end."""
+        """Ids that are held out: to watch, and to evaluate in the end."""
         return [*self.validation, *self.test]
 
     def write(self, path: str | os.PathLike) -> Path:
@@ -80,7 +80,7 @@ class Split:
 
     @classmethod
     def read(cls, path: str | os.PathLike) -> "Split":
-        """Reads what `write` wrote. Raises DataError naming the file if it is not that."""
+        """Reads a file of `write`. Raises DataError naming the file if it is not that."""
         sides = {"train": NAMES, "validation": NAMES}
         later = {"test": NAMES, "contents": objects_of(_CONTENT), "accepted": objects_of(TEXT)}
         content = read_record(path, sides, optional=later, remedy="put it back")
@@ -92,7 +92,9 @@ class Split:
 
 
 def holdout(patients: Sequence[str], fraction: float, seed: int) -> tuple[list[str], list[str]]:
-    """(train, validation) patients; `fraction` of them validate, rounded, but at least one.
+    """Patients (train, validation) of a holdout.
+
+    `fraction` of them validate, rounded, but at least one.
 
     A fraction of 0 leaves no validation. Raises ConfigError if the fraction is outside [0, 1) or
     no patient is left to train on.
@@ -110,7 +112,7 @@ def holdout(patients: Sequence[str], fraction: float, seed: int) -> tuple[list[s
 
 
 def kfold(patients: Sequence[str], folds: int, fold: int, seed: int) -> tuple[list[str], list[str]]:
-    """(train, validation) patients of one fold; every patient validates in exactly one.
+    """Patients (train, validation) of one fold; every patient validates in exactly one.
 
     Raises ConfigError unless 2 <= folds <= patients and 0 <= fold < folds.
     """
@@ -177,27 +179,27 @@ def make(
 
 def _fixed(cases: Sequence[HasPatient], validation: Sequence[str]) -> Split:
     known = {case.id: case.patient for case in cases}
-    wanted = set(validation)
-    if unknown := sorted(wanted - set(known)):
+    held_out = set(validation)
+    if unknown := sorted(held_out - set(known)):
         raise ConfigError(
             f"split.validation names cases that are not there: {', '.join(unknown)}; "
             f"there are {', '.join(sorted(known)[:10])}{', ...' if len(known) > 10 else ''}"
         )
-    if not wanted:
+    if not held_out:
         raise ConfigError("split.kind is 'fixed' but split.validation names no case")
-    train = sorted(set(known) - wanted)
+    train = sorted(set(known) - held_out)
     if not train:
         raise ConfigError("split.validation names every case; none is left to train on")
-    if both := sorted({known[i] for i in train} & {known[i] for i in wanted}):
+    if both := sorted({known[i] for i in train} & {known[i] for i in held_out}):
         raise ConfigError(
             f"split.validation separates scans of one patient: {', '.join(both)}; name all of "
             "a patient's scans or none"
         )
-    return Split(train, sorted(wanted))
+    return Split(train, sorted(held_out))
 
 
 def _official(cases: Sequence[HasPatient], lists: Mapping[str, Sequence[str]]) -> Split:
-    """Every case where its patient is listed.
+    """Official split: every case where its patient is listed.
 
     Raises DataError if a patient is in no list, in two, or listed and not there.
     """
@@ -225,7 +227,7 @@ def _official(cases: Sequence[HasPatient], lists: Mapping[str, Sequence[str]]) -
 
 
 def _shuffled(patients: Sequence[str], seed: int) -> list[str]:
-    """Distinct patients in an order that only seed and names decide."""
+    """Distinct patients in an order that depends on seed and names only."""
 
     def place(name: str) -> str:  # a folder's name may hold bytes that are not UTF-8
         return hashlib.sha256(f"{seed}:{name}".encode(errors="surrogatepass")).hexdigest()

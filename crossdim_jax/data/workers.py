@@ -1,4 +1,4 @@
-"""Pieces of work done by threads or by processes, in any order.
+"""Pool of threads or processes for pieces of work, done in any order.
 
 Processes are started afresh (no fork: the libraries of this program have threads), import only what
 the work needs, leave interrupting to their parent and end with it, even if it is killed.

@@ -28,7 +28,7 @@ PredictFn = Callable[[np.ndarray], np.ndarray]
 
 @dataclasses.dataclass
 class Result:
-    """What `predict_folder` did: paths written and skipped, and (case id, message) per failure."""
+    """Result of `predict_folder`: paths written and skipped, and (case id, message) per failure."""
 
     written: list[Path] = dataclasses.field(default_factory=list)
     skipped: list[Path] = dataclasses.field(default_factory=list)
@@ -88,7 +88,7 @@ def predict_case(
 
 
 def _output_path(challenge: Challenge, folder: str | Path, files: CaseFiles) -> Path:
-    """The prediction's path, unless that is a file the case is made of."""
+    """Path of a prediction. Raises DataError if that is a file the case is made of."""
     path = challenge.prediction_path(folder, files.id)
     for own in (*files.images, files.label):
         if own is not None and own.exists() and path.exists() and path.samefile(own):
@@ -125,7 +125,7 @@ def predict_folder(
         check_writable(out_folder)
     result, notes = Result(failed=list(errors)), {}
     # Looked up before the first file is written, so that all processes leave out the same.
-    there = {
+    existing = {
         case.id
         for case in files
         if os.path.exists(challenge.prediction_path(out_folder, case.id))  # also of a long name
@@ -135,7 +135,7 @@ def predict_folder(
             cases.set_postfix_str(shown(case.id))
             try:
                 path = _output_path(challenge, out_folder, case)
-                if case.id in there and not overwrite:
+                if case.id in existing and not overwrite:
                     result.skipped.append(path)
                     continue
                 predict_case(

@@ -1,4 +1,4 @@
-"""Cases -> predictions on disk -> one row per case -> summary.
+"""Evaluation: from predictions on disk to a row for each case and a summary.
 
 Nothing here knows a challenge's labels or scores: those are the challenge's own methods. One case
 that fails never stops the others; a folder that cannot be written stops everything at once.
@@ -107,7 +107,7 @@ def evaluate_cases(
 
 
 def _own_files(challenge: Challenge, case: CaseFiles | None, folder: Path) -> list[Path]:
-    """The files that a note on a case may name."""
+    """Files that a note on a case may name."""
     if case is None:
         return [folder / "any"]
     own = [path for path in (*case.images, case.label) if path is not None]
@@ -120,7 +120,7 @@ def _predicted(
     folder: Path,
     failed: Sequence[tuple[str, str]],
 ) -> tuple[list[CaseFiles], dict[str, Path], list[tuple[str, str]]]:
-    """Of the cases that have not failed: those with a prediction, all paths, and what is missing.
+    """Cases with a prediction among those that have not failed, all paths, and what is missing.
 
     Raises as `evaluate_cases` if there is no prediction.
     """
@@ -142,7 +142,7 @@ def _predicted(
 
 
 def _summary(challenge: Challenge, evaluated: Sequence[Evaluated]) -> dict[str, Any]:
-    """What was scored and how, with the statistics over all cases and over those of each group."""
+    """Summary of what was scored and how, with statistics over all cases and over each group."""
     profile = metrics.PROFILES[challenge.profile]
     return {
         "challenge": challenge.name,
@@ -157,7 +157,7 @@ def _summary(challenge: Challenge, evaluated: Sequence[Evaluated]) -> dict[str, 
 
 
 def _grouped(challenge: Challenge, evaluated: Sequence[Evaluated]) -> dict[str, Any]:
-    """The statistics of each of the challenge's groups, in the order of their first case."""
+    """Statistics of each of the challenge's groups, in the order of their first case."""
     members: dict[str, list[Mapping[str, float]]] = {}
     for case in evaluated:
         for group in challenge.groups(case.files):
@@ -194,7 +194,7 @@ def _score_all(
     num_threads: int | None,
     progress: bool,
 ) -> list[tuple[str, "_Score"]]:
-    """(case id, score) of every case; no row, and the reason, where it could not be scored."""
+    """Scores of all cases, (case id, score); without a row where a case could not be scored."""
 
     def score(case: CaseFiles) -> _Score:
         try:
@@ -216,7 +216,7 @@ def _score_all(
 
 @dataclasses.dataclass(frozen=True)
 class _Score:
-    """Of one case: its row, a note if the grids differ or there is no row, and what it was of."""
+    """Score of one case: metrics, a note on grid mismatch or error, and the hash of the truth."""
 
     row: dict[str, float] | None
     note: str
@@ -237,7 +237,7 @@ def _score_case(challenge: Challenge, files: CaseFiles, path: Path) -> _Score:
 
 
 def _fingerprint(label: np.ndarray) -> str:
-    """Equal for equal labels of equal size."""
+    """Hash of a label's shape and values."""
     found = hashlib.sha256(repr(label.shape).encode())
     found.update(np.ascontiguousarray(label, np.int32))
     return found.hexdigest()[:16]

@@ -1,1 +1,1 @@
-"""Cases and images: where they lie in the patient, how they are read, written and prepared."""
+"""Cases and images: their geometry, their file formats, and their preparation for a network."""

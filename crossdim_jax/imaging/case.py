@@ -1,4 +1,4 @@
-"""A case: its files, its images in memory, and what a network sees of it."""
+"""Case: its files, its images in memory, and its arrays as prepared for a network."""
 
 import dataclasses
 from pathlib import Path
@@ -10,7 +10,7 @@ from crossdim_jax.imaging.nifti import Geometry
 
 @dataclasses.dataclass(frozen=True)
 class CaseFiles:
-    """The files of one case; nothing of them has been read yet.
+    """Files of one case, before anything is read.
 
     Attributes:
       id: the case's name, unique in the data root.
@@ -30,7 +30,7 @@ class CaseFiles:
 
 @dataclasses.dataclass
 class Case:
-    """One case in memory.
+    """Case in memory.
 
     Attributes:
       id, patient, kind: as in `CaseFiles`.
@@ -56,7 +56,7 @@ BBox = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 @dataclasses.dataclass
 class Prepared:
-    """A case as a network sees it.
+    """Case as prepared for a network.
 
     Attributes:
       image: (z, y, x, c) float32, z-scored.

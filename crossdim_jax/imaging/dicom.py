@@ -37,7 +37,7 @@ _RATIO, _FREE = 1000, 1 << 28
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Series:
-    """A series of slices and where they lie.
+    """Series of slices and their geometry.
 
     Attributes:
       files: in the natural order of their names.
@@ -55,19 +55,19 @@ class Series:
     spacing_from: str
 
     def to_volume(self, slices: np.ndarray) -> np.ndarray:
-        """(file, row, column), such as masks in file order -> (z, y, x) in LPS."""
+        """Volume (z, y, x) in LPS of slices (file, row, column), such as masks in file order."""
         planes = np.empty_like(slices)
         planes[list(self.planes)] = slices
         return np.ascontiguousarray(self.geometry.to_lps(planes.transpose(2, 1, 0)))
 
     def to_slices(self, volume: np.ndarray) -> np.ndarray:
-        """(z, y, x) in LPS -> (file, row, column); undoes `to_volume`."""
+        """Slices (file, row, column) of a volume (z, y, x) in LPS; undoes `to_volume`."""
         planes = self.geometry.from_lps(volume).transpose(2, 1, 0)
         return np.ascontiguousarray(planes[list(self.planes)])
 
 
 def files_of(folder: str | os.PathLike) -> tuple[Path, ...]:
-    """The files of a series in natural order: those ending in .dcm or .ima, or all where none does.
+    """Files of a series in natural order: those ending in .dcm or .ima, or all where none does.
 
     Raises DataError if the folder is missing or empty, or one of them is no regular file.
     """
@@ -95,7 +95,7 @@ def files_of(folder: str | os.PathLike) -> tuple[Path, ...]:
 
 
 def _is_dicom(path: Path) -> bool:
-    """Whether a regular file has DICOM's mark behind its preamble."""
+    """True if a regular file has DICOM's mark behind its preamble."""
     try:
         with open_regular(path) as file:
             return file.read(132)[128:] == b"DICM"
@@ -104,7 +104,7 @@ def _is_dicom(path: Path) -> bool:
 
 
 def natural(path: Path) -> tuple[tuple[object, ...], str]:
-    """A sort key under which slice2 comes before slice10; no two names have the same."""
+    """Sort key under which slice2 comes before slice10; no two names have the same."""
     parts = re.split(r"(\d+)", path.name)  # digits at the odd places, whatever the name
     key = tuple(int(part) if at % 2 else part.lower() for at, part in enumerate(parts))
     return key, path.name
@@ -153,7 +153,7 @@ def fill(
 
 
 def read_header(files: Sequence[str | os.PathLike], *, tolerance_mm: float | None = None) -> Series:
-    """The series without its pixels; arguments and errors as those of `read_series`."""
+    """Reads a series without its pixels; arguments and errors are those of `read_series`."""
     return _series(files, _tolerance(tolerance_mm), pixels=False)[0]
 
 
@@ -162,13 +162,13 @@ def _tolerance(given: float | None) -> float:
 
 
 def read_slices(files: Sequence[str | os.PathLike]) -> list[Slice]:
-    """The headers of single files, whether or not they make a series."""
+    """Reads the headers of single files, whether or not they make a series."""
     paths = [Path(path) for path in files]
     return [dicom_slice.read(path, dicom_slice.open_dataset(path, pixels=False)) for path in paths]
 
 
 def datasets(series: Series) -> list[pydicom.Dataset]:
-    """The files as pydicom reads them, in their order."""
+    """Datasets of a series' files as pydicom reads them, in their order."""
     return [dicom_slice.open_dataset(path, pixels=True) for path in series.files]
 
 
@@ -210,7 +210,7 @@ def assemble(slices: Sequence[Slice], tolerance_mm: float | None = None) -> Seri
 
 
 def _check_one_series(slices: Sequence[Slice], tolerance_mm: float) -> None:
-    """All files share size, orientation, spacing and modality, and the series' identifiers."""
+    """Raises DataError unless all files share size, orientation, spacing, modality and series."""
     first = slices[0]
     for one in slices:
         if one.shape != first.shape:
@@ -263,7 +263,7 @@ def _check_one_series(slices: Sequence[Slice], tolerance_mm: float) -> None:
 
 
 def _far_corner(one: Slice) -> np.ndarray:
-    """The last pixel of a slice from its first, in mm."""
+    """Vector from the first pixel of a slice to its last, in mm."""
     (rows, columns), (down, across) = one.shape, one.spacing
     return (columns - 1) * across * one.cosines[0] + (rows - 1) * down * one.cosines[1]
 
@@ -305,7 +305,7 @@ def _check_right_angles(
 def _planes(
     slices: Sequence[Slice], normal: np.ndarray, tolerance_mm: float
 ) -> tuple[list[int], np.ndarray, str]:
-    """Each file's plane, the step from one plane to the next in mm, and what says so."""
+    """Plane of each file, the step from one plane to the next in mm, and its source."""
     if len(slices) == 1:
         return [0], *_single(slices[0], normal)
     paths, n = [one.path for one in slices], len(slices)
@@ -351,7 +351,7 @@ def _planes(
 
 
 def _single(one: Slice, normal: np.ndarray) -> tuple[np.ndarray, str]:
-    """The step of a series of one slice, whose positions say nothing."""
+    """Step of a series of one slice, whose positions do not give it."""
     if one.thickness is None:
         raise DataError(
             f"{one.path}: is the only slice and has neither SpacingBetweenSlices nor "

@@ -1,4 +1,4 @@
-"""The pixels of one DICOM slice.
+"""Pixels of one DICOM slice.
 
 The size that a header claims is compared with the bytes that are there before anything is decoded.
 """
@@ -23,7 +23,7 @@ _RATIO, _FREE = 1000, 1 << 26
 
 
 def read(record: Slice, data: pydicom.Dataset) -> tuple[np.ndarray, int]:
-    """(row, column) float32, with slope and intercept; and how many of them are padding.
+    """Reads pixels (row, column) float32, with slope and intercept; and how many are padding.
 
     Raises DataError: the pixels are fewer or more than the header says, or cannot be decoded.
     """
@@ -95,7 +95,7 @@ def _check_compressed(record: Slice, content: bytes, promised: int, syntax: Any)
 
 
 def codestream_size(content: bytes) -> tuple[int, int] | None:
-    """(rows, columns) of a JPEG, JPEG-LS or JPEG 2000 image by its own header; None: there is none.
+    """Size (rows, columns) of a JPEG, JPEG-LS or JPEG 2000 image by its header; None: no header.
 
     Source: ITU-T T.81 B.2.2, T.87 C.2.2, T.800 A.5.1.
     """
@@ -120,7 +120,7 @@ def codestream_size(content: bytes) -> tuple[int, int] | None:
 
 
 def _decodable(syntax: pydicom.uid.UID) -> bool:
-    """Whether a decoder for a compressed transfer syntax is installed."""
+    """True if a decoder for a compressed transfer syntax is installed."""
     try:
         return get_decoder(syntax).is_available
     except NotImplementedError:
@@ -128,7 +128,7 @@ def _decodable(syntax: pydicom.uid.UID) -> bool:
 
 
 def _values(record: Slice, stored: np.ndarray) -> tuple[np.ndarray, int]:
-    """The values that the stored bits mean, and how many are padding.
+    """Values of the stored bits, and how many are padding.
 
     Unused bits may repeat the sign or be 0 (PS3.5, 8.1.1). Raises DataError where they are neither:
     they hold something else then, or the header is wrong, and to drop them would wrap values.

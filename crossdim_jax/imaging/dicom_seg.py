@@ -1,4 +1,4 @@
-"""Labels as DICOM segmentations, which viewers lay over the series they refer to.
+"""Labels as DICOM segmentations, which viewers overlay on the series they refer to.
 
 highdicom makes the objects; it is imported when one is written, as only that needs it.
 """
@@ -19,7 +19,7 @@ from crossdim_jax.imaging import dicom
 from crossdim_jax.imaging.dicom import Series
 from crossdim_jax.storage.files import replacing
 
-# Of the source, what a segmentation without patient keeps: what it refers to, and where that lies.
+# Attributes of the source in a segmentation without patient: what it refers to, and its place.
 _REFERENCES = (
     *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"),
     *("FrameOfReferenceUID", "Modality", "InstanceNumber", "ImageType", "Rows", "Columns"),
@@ -28,7 +28,7 @@ _REFERENCES = (
     *("BitsStored", "HighBit", "PixelRepresentation", "LossyImageCompression"),
     *("LossyImageCompressionRatio", "LossyImageCompressionMethod"),
 )
-# There but empty: a file without them is no DICOM (type 2).
+# Present but empty: a file without them is no DICOM (type 2).
 _EMPTY = (
     *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID"),
     *("StudyDate", "StudyTime", "ReferringPhysicianName", "Manufacturer"),
@@ -36,7 +36,7 @@ _EMPTY = (
 
 
 class Segment(NamedTuple):
-    """One value of a label, counted from 1.
+    """Segment: one value of a label, counted from 1.
 
     name: as shown. code: among pydicom's SNOMED CT codes, such as "Kidney". colour: "#rrggbb".
     side: "Left", "Right" or "".
@@ -75,89 +75,103 @@ def write(
     Raises:
       DataError: the series lacks what a segmentation must refer to, or the file cannot be written.
     """
-    import highdicom as hd
-
     path = Path(path)
-    made_by = hd.AlgorithmIdentificationSequence(
-        name="crossdim_jax",
-        family=codes.DCM.ArtificialIntelligence,
-        version=importlib.metadata.version("crossdim_jax"),
-    )
-    descriptions = [
-        _describe(number, segment, made_by) for number, segment in enumerate(segments, 1)
-    ]
-    sources, own = dicom.datasets(series), []
-    if deidentify:
-        sources = [_without_patient(source) for source in sources]
-    for source in sources:
-        # Anonymised series may have an identifier for each file, and the library asks for
-        # one of all. The references below name the files' own.
-        own.append(source.SeriesInstanceUID)
-        source.SeriesInstanceUID = sources[0].SeriesInstanceUID
-        source.FrameOfReferenceUID = sources[0].FrameOfReferenceUID
+    sources, own_uids = _sources(series, deidentify=deidentify)
     try:
-        with warnings.catch_warnings():  # of names with one part, which is what the series has
-            warnings.filterwarnings("ignore", "The string", UserWarning)
-            found = hd.seg.Segmentation(
-                source_images=sources,
-                pixel_array=series.to_slices(label).astype(np.uint8),
-                segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-                segment_descriptions=descriptions,
-                series_instance_uid=generate_uid(),
-                series_number=1000,
-                sop_instance_uid=generate_uid(),
-                instance_number=1,
-                manufacturer="crossdim_jax",
-                manufacturer_model_name="crossdim_jax",
-                software_versions=importlib.metadata.version("crossdim_jax"),
-                device_serial_number="0",
-                content_label="SEGMENTATION",
-                series_description="Segmentation by crossdim_jax",
-            )
+        segmentation = _segmentation(sources, series.to_slices(label).astype(np.uint8), segments)
     except Exception as error:  # whatever a library says of headers it does not understand
         raise DataError(
             f"{series.geometry.path}: no DICOM segmentation can refer to this series ({error}); "
             "leave it out, or repair the headers"
         ) from error
     if deidentify:
-        found.PatientIdentityRemoved = "YES"
-        found.DeidentificationMethod = "Patient, study, equipment left out; UIDs are the source's"
-        found.ContributingEquipmentSequence = [
-            item for item in found.ContributingEquipmentSequence if item.get("Manufacturer")
+        segmentation.PatientIdentityRemoved = "YES"
+        segmentation.DeidentificationMethod = (
+            "Patient, study, equipment left out; UIDs are the source's"
+        )
+        equipment = segmentation.ContributingEquipmentSequence
+        segmentation.ContributingEquipmentSequence = [
+            item for item in equipment if item.get("Manufacturer")
         ]
-    found.ReferencedSeriesSequence = _references(found.ReferencedSeriesSequence[0], sources, own)
+    referenced = segmentation.ReferencedSeriesSequence[0]
+    segmentation.ReferencedSeriesSequence = _references(referenced, sources, own_uids)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
-            found.save_as(temporary)
+            segmentation.save_as(temporary)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error}); check the folder") from error
     return path
 
 
+def _sources(series: Series, *, deidentify: bool) -> tuple[list[Dataset], list[str]]:
+    """Slices as of one series, which highdicom asks for, and the series identifier of each file.
+
+    Anonymised series may have an identifier for each file; these are what is referred to.
+    """
+    sources = dicom.datasets(series)
+    if deidentify:
+        sources = [_without_patient(source) for source in sources]
+    own_uids = [source.SeriesInstanceUID for source in sources]
+    for source in sources:
+        source.SeriesInstanceUID = sources[0].SeriesInstanceUID
+        source.FrameOfReferenceUID = sources[0].FrameOfReferenceUID
+    return sources, own_uids
+
+
+def _segmentation(sources: Sequence[Dataset], pixels: np.ndarray, segments: Sequence[Segment]):
+    """Makes the `highdicom.seg.Segmentation` of pixels (slice, row, column)."""
+    import highdicom as hd
+
+    version = importlib.metadata.version("crossdim_jax")
+    made_by = hd.AlgorithmIdentificationSequence(
+        name="crossdim_jax", family=codes.DCM.ArtificialIntelligence, version=version
+    )
+    with warnings.catch_warnings():  # of names with one part, which is what the series has
+        warnings.filterwarnings("ignore", "The string", UserWarning)
+        return hd.seg.Segmentation(
+            source_images=sources,
+            pixel_array=pixels,
+            segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+            segment_descriptions=[
+                _describe(number, segment, made_by) for number, segment in enumerate(segments, 1)
+            ],
+            series_instance_uid=generate_uid(),
+            series_number=1000,
+            sop_instance_uid=generate_uid(),
+            instance_number=1,
+            manufacturer="crossdim_jax",
+            manufacturer_model_name="crossdim_jax",
+            software_versions=version,
+            device_serial_number="0",
+            content_label="SEGMENTATION",
+            series_description="Segmentation by crossdim_jax",
+        )
+
+
 def _without_patient(source: Dataset) -> Dataset:
-    """What a segmentation needs of a slice and no more; nothing else can then be copied."""
-    kept = Dataset()
+    """Copy of a slice with only what a segmentation needs, so that nothing else can be copied."""
+    copy = Dataset()
     for name in _EMPTY:
-        setattr(kept, name, "")
+        setattr(copy, name, "")
     for name in _REFERENCES:
         if name in source:
-            kept[name] = source[name]
-    kept.file_meta = source.file_meta
-    return kept
+            copy[name] = source[name]
+    copy.file_meta = source.file_meta
+    return copy
 
 
-def _references(item: Any, sources: Sequence[Any], own: Sequence[str]) -> list[Any]:
-    """The referenced series, each with its instances, from one item that holds all of them."""
-    uid_of = {source.SOPInstanceUID: uid for source, uid in zip(sources, own, strict=True)}
-    found: dict[str, Any] = {}
+def _references(item: Any, sources: Sequence[Any], own_uids: Sequence[str]) -> list[Any]:
+    """Referenced series, each with its instances, from one item that holds all of them."""
+    uid_of = {source.SOPInstanceUID: uid for source, uid in zip(sources, own_uids, strict=True)}
+    series: dict[str, Any] = {}
     for instance in item.ReferencedInstanceSequence:
         uid = uid_of[instance.ReferencedSOPInstanceUID]
-        if uid not in found:
-            found[uid] = Dataset()
-            found[uid].SeriesInstanceUID, found[uid].ReferencedInstanceSequence = uid, []
-        found[uid].ReferencedInstanceSequence.append(instance)
-    return list(found.values())
+        if uid not in series:
+            series[uid] = Dataset()
+            series[uid].SeriesInstanceUID, series[uid].ReferencedInstanceSequence = uid, []
+        series[uid].ReferencedInstanceSequence.append(instance)
+    return list(series.values())
 
 
 def _describe(number: int, segment: Segment, made_by: Any) -> Any:

@@ -1,4 +1,4 @@
-"""One DICOM file with one grey slice: its header as a plain record.
+"""Header of a DICOM file with one grey slice, as a plain record.
 
 Every value of a header is read and checked here, once, and so leaves with the file's name if it
 makes no sense.
@@ -40,7 +40,7 @@ _CONVERT = "Convert the series to NIfTI with a tool that knows such files, and g
 
 
 class Stored(NamedTuple):
-    """How pixels are stored: bits of each, bits that count, sign, the value of padding if any."""
+    """Storage of pixels: bits of each, bits that count, sign, the value of padding if any."""
 
     allocated: int
     bits: int
@@ -50,7 +50,7 @@ class Stored(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Slice:
-    """What the header of a file says.
+    """Header of a file.
 
     Attributes:
       path: of the file; file_bytes: its size.
@@ -85,7 +85,7 @@ class Slice:
 
 
 def open_dataset(path: Path, *, pixels: bool) -> pydicom.Dataset:
-    """The file as pydicom reads it, without its pixels unless they are wanted.
+    """Opens a file with pydicom, without its pixels unless they are asked for.
 
     Raises DataError: no regular file, no DICOM, truncated, or larger inside than its header says.
     """
@@ -107,7 +107,7 @@ def open_dataset(path: Path, *, pixels: bool) -> pydicom.Dataset:
 
 
 def read(path: Path, data: pydicom.Dataset) -> Slice:
-    """The record of one grey slice with a place in the patient.
+    """Reads the header of one grey slice with a place in the patient.
 
     Raises DataError: the file holds anything else, or a value of its header makes no sense.
     """
@@ -148,7 +148,7 @@ def read(path: Path, data: pydicom.Dataset) -> Slice:
 
 
 class _Until:
-    """Where to stop: before or behind the pixels, and in a file of endless small attributes."""
+    """Stop rule for reading: before or behind the pixels, and in endless small attributes."""
 
     def __init__(self, path: Path, *, pixels: bool):
         self.path, self.last, self.count = path, 0x7FE00010 if pixels else 0x7FE00007, 0
@@ -166,13 +166,13 @@ class _Until:
 
 
 class _Header:
-    """Values of a dataset, each as what it should be or an error that names it and the file."""
+    """Values of a dataset, each of its expected type, or an error that names it and the file."""
 
     def __init__(self, path: Path, data: pydicom.Dataset):
         self.path, self.data = path, data
 
     def get(self, name: str) -> Any:
-        """The value as pydicom gives it; None if the attribute is absent or empty."""
+        """Value as pydicom gives it; None if the attribute is absent or empty."""
         try:
             value = self.data.get(name)
             absent = value is None or (hasattr(value, "__len__") and len(value) == 0)
@@ -307,7 +307,7 @@ def _stored(path: Path, header: _Header) -> Stored:
 def _deflated(
     path: Path, packed: memoryview, preamble: bytes, meta: pydicom.Dataset, pixels: bool
 ) -> pydicom.FileDataset:
-    """A file whose dataset is compressed as a whole: no more is inflated than it says it holds."""
+    """Reads a dataset that is compressed as a whole, inflating no more than it should hold."""
     inflater = reading.Inflater(path, packed, "deflate")
     most = len(packed) * reading.DEFLATE_RATIO
     file = io.BytesIO(inflater.read(min(_HEAD, most)))

@@ -1,4 +1,4 @@
-"""Where the voxels of one file lie in the patient, and how to get back to the file's own grid."""
+"""Geometry of one file: place of its voxels in the patient, and the way back to its own grid."""
 
 import dataclasses
 import functools
@@ -25,7 +25,7 @@ PLACE = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Geometry:
-    """Where the voxels of one file lie, and how to get back to its grid.
+    """Geometry of one file: place of its voxels, and the way back to its grid.
 
     Attributes:
       path: the file it was read from.
@@ -54,7 +54,7 @@ class Geometry:
         *,
         oriented: bool = True,
     ) -> "Geometry":
-        """That of a file which is not NIfTI, with the header that a NIfTI file would have.
+        """Geometry of a file which is not NIfTI, with the header that a NIfTI file would have.
 
         Args:
           path: of the file, or of the folder of a series.
@@ -98,7 +98,7 @@ class Geometry:
 
     @property
     def shape_zyx(self) -> tuple[int, int, int]:
-        """The shape of the array after `to_lps`."""
+        """Shape of the array after `to_lps`."""
         order = np.argsort(self._to_lps[:, 0])
         x, y, z = (self.shape[int(axis)] for axis in order)
         return z, y, x
@@ -112,11 +112,26 @@ class Geometry:
         return round(float(z), 6), round(float(y), 6), round(float(x), 6)
 
     def to_lps(self, array: np.ndarray) -> np.ndarray:
-        """Disk order (i, j, k, ...) -> (z, y, x, ...) in LPS: a view, undone by `from_lps`."""
+        """View in LPS (z, y, x, ...) of an array in disk order (i, j, k, ...)."""
         array = orientations.apply_orientation(array, self._to_lps)
         return array.transpose(2, 1, 0, *range(3, array.ndim))
 
     def from_lps(self, array: np.ndarray) -> np.ndarray:
-        """(z, y, x, ...) in LPS -> disk order (i, j, k, ...); a view."""
+        """View in disk order (i, j, k, ...) of an array in LPS (z, y, x, ...); undoes `to_lps`."""
         array = array.transpose(2, 1, 0, *range(3, array.ndim))
         return orientations.apply_orientation(array, self._from_lps)
+
+    def on_disk(self, path: Path, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+        """Array (z, y, x) in disk order and of the type on disk, to be written to `path`.
+
+        Raises DataError: it has another shape than the grid, or values that an integer type lacks.
+        """
+        if array.shape != self.shape_zyx:
+            raise DataError(
+                f"{path}: the volume has shape {array.shape} (z, y, x), but the grid of "
+                f"{self.path} has {self.shape_zyx}"
+            )
+        disk = self.from_lps(array).astype(dtype)
+        if dtype.kind in "iu" and not np.array_equal(disk, self.from_lps(array)):
+            raise DataError(f"{path}: the values {array.min()} to {array.max()} do not fit {dtype}")
+        return disk

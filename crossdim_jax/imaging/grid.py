@@ -1,4 +1,4 @@
-"""The one place that decides what is one grid, what is no grid, and what is said of odd ones.
+"""Grids: which are equal, which are invalid, and messages about odd ones; decided here only.
 
 Differences are millimetres at the voxel that is moved farthest. Two grids are one if no voxel moves
 by more than `tolerance_mm`: a twentieth of the smallest voxel edge, unless the user says another
@@ -26,7 +26,7 @@ _SKEW = 1e-5  # of axes of unit length; ITK takes up to 1e-4, headers have 1e-6
 
 
 def tolerance_mm(geometry: Geometry, given: float | None = None) -> float:
-    """How far a voxel may be from where it should be on the grid of `geometry`."""
+    """Tolerance: how far a voxel may be from its place on the grid of `geometry`."""
     if given is not None:
         return given
     return OF_A_VOXEL * float(nib.affines.voxel_sizes(geometry.affine).min())
@@ -40,7 +40,7 @@ def displacement_mm(first: np.ndarray, second: np.ndarray, shape: Sequence[int])
 
 
 def difference(expected: Geometry, found: Geometry, given: float | None = None) -> str:
-    """How `found` differs from the grid of `expected`, with units; "" if they are one."""
+    """Difference of `found` from the grid of `expected`, in words; "" if they are equal."""
     if expected.shape != found.shape:
         return f"has shape {found.shape}, but {expected.path} has {expected.shape}"
     apart = displacement_mm(expected.affine, found.affine, expected.shape)
@@ -80,22 +80,6 @@ def check_orthogonal(geometry: Geometry, given: float | None = None) -> None:
         )
 
 
-def on_disk(path: Path, array: np.ndarray, geometry: Geometry, dtype: np.dtype) -> np.ndarray:
-    """An array as it is written on the grid of `geometry`: disk order (i, j, k), of type `dtype`.
-
-    Raises DataError, naming `path`, if the shape differs, or an integer type cannot hold a value.
-    """
-    if array.shape != geometry.shape_zyx:
-        raise DataError(
-            f"{path}: the volume has shape {array.shape} (z, y, x), but the grid of "
-            f"{geometry.path} has {geometry.shape_zyx}"
-        )
-    disk = geometry.from_lps(array).astype(dtype)
-    if dtype.kind in "iu" and not np.array_equal(disk, geometry.from_lps(array)):
-        raise DataError(f"{path}: the values {array.min()} to {array.max()} do not fit {dtype}")
-    return disk
-
-
 def check_affine(path: Path, affine: np.ndarray) -> None:
     """Raises DataError unless an affine in mm is finite, invertible, and of possible voxels."""
     with np.errstate(all="ignore"):
@@ -111,7 +95,7 @@ def check_affine(path: Path, affine: np.ndarray) -> None:
 
 
 def orthogonal(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """The nearest affine with axes at right angles, of the same voxel sizes and centre."""
+    """Nearest affine with axes at right angles, of the same voxel sizes and centre."""
     sizes = nib.affines.voxel_sizes(affine)
     left, _, right = np.linalg.svd(affine[:3, :3] / sizes)
     found = np.array(affine, float)
@@ -122,7 +106,7 @@ def orthogonal(affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
 
 
 def contradictions(geometry: Geometry) -> list[str]:
-    """What a NIfTI header says twice and differently of where its voxels lie, in words.
+    """Contradictions in a NIfTI header about the place of its voxels, in words.
 
     Nothing of axes that are no patient's, but for their sizes.
     """
@@ -151,7 +135,7 @@ def contradictions(geometry: Geometry) -> list[str]:
 
 
 def placing(geometry: Geometry) -> Mapping[str, np.ndarray]:
-    """The header fields with which a NIfTI file on that grid is written.
+    """Header fields with which a NIfTI file on that grid is written.
 
     Those of its source, so that every program shows both at one place; made anew where the source
     contradicts itself about the size of its voxels, or holds what is no number in float32. A
@@ -175,7 +159,7 @@ def placing(geometry: Geometry) -> Mapping[str, np.ndarray]:
 
 
 def _sizes_agree(geometry: Geometry) -> bool:
-    """Whether pixdim has the voxel sizes of the affine, to within the default tolerance."""
+    """True if pixdim has the voxel sizes of the affine, to within the default tolerance."""
     pixdim = np.abs(np.asarray(geometry.header["pixdim"][1:4], float)) * _unit(geometry.header)
     apart = np.abs(pixdim - nib.affines.voxel_sizes(geometry.affine))
     moved = apart * (np.asarray(geometry.shape) - 1)
@@ -184,7 +168,7 @@ def _sizes_agree(geometry: Geometry) -> bool:
 
 
 def _qform(header: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The qform in mm; NaN where there is no such rotation."""
+    """Qform in mm; NaN where there is no such rotation."""
     made = nib.Nifti1Header()
     for name in PLACE:
         made[name] = header[name]
@@ -205,7 +189,7 @@ def _sizes(sizes: Sequence[float]) -> str:
 
 
 def offer(before: str, apart_mm: float, after: str = "") -> str:
-    """The option that accepts a distance, between two texts; "" if none may be that large."""
+    """Option that accepts a distance, between two texts; "" if none may be that large."""
     unit = 10.0 ** (math.floor(math.log10(apart_mm)) - 1)
     value = math.ceil(apart_mm / unit * (1 - 1e-9)) * unit  # two digits, not less
     allowed = ranges.RANGES[OPTION.removeprefix("config.")].holds(float(f"{value:.2g}"))

@@ -87,7 +87,7 @@ def read_mhd(
 
 
 def voxels_file(path: str | os.PathLike) -> Path:
-    """The file that a header says its voxels are in, itself if they follow it.
+    """File of the voxels that a header names; the header's own if they follow it.
 
     Raises DataError, naming the file, if the header is missing or damaged.
     """
@@ -144,7 +144,7 @@ def write_mhd(
     names = {code: name for name, code in reversed(TYPES.items())}
     if (name := names.get(dtype.str[1:])) is None:
         raise DataError(f"{path}: there is no such element type as {dtype}; known: {list(names)}")
-    disk = grid.on_disk(path, array, geometry, dtype)
+    disk = geometry.on_disk(path, array, dtype)
     voxels = disk.astype(dtype.newbyteorder("<")).tobytes(order="F")
     if compressed:
         voxels = zlib.compress(voxels)
@@ -193,7 +193,7 @@ def _numbers(values: np.ndarray) -> str:
 
 
 def _header(path: Path) -> tuple[dict[str, str], int]:
-    """The fields, and where in the file they end."""
+    """Header fields, and the byte where they end."""
     with open_regular(path) as file, naming(path, "a MetaImage header"):
         content = file.read(_HEADER_BYTES)
     fields: dict[str, str] = {}
@@ -220,7 +220,7 @@ def _header(path: Path) -> tuple[dict[str, str], int]:
 
 
 def _field(path: Path, fields: dict[str, str], names: tuple[str, ...], count: int) -> np.ndarray:
-    """`count` numbers of the first of `names` that is there."""
+    """Reads `count` numbers of the first field of `names` that is present."""
     name = next((name for name in names if name in fields), None)
     if name is None:
         raise DataError(f"{path}: has no {names[0]}; the header must say it")
@@ -294,7 +294,7 @@ def _affine(path: Path, fields: dict[str, str], ndim: int) -> np.ndarray:
 
 
 def _source(path: Path, fields: dict[str, str]) -> Path:
-    """The file of the voxels."""
+    """File of the voxels."""
     name = fields["ElementDataFile"]
     if name.split()[:1] == ["LIST"] or "%" in name or not name.isprintable() or not name:
         raise DataError(
@@ -305,7 +305,7 @@ def _source(path: Path, fields: dict[str, str]) -> Path:
 
 
 def _voxels(path: Path, fields: dict[str, str], header_end: int, expected: int) -> bytes:
-    """Exactly `expected` bytes; no more is read or decompressed than that."""
+    """Reads exactly `expected` bytes of voxels; no more is read or decompressed than that."""
     source = _source(path, fields)
     local = source == path
     compressed, skip = _true(fields, "CompressedData"), _whole(path, fields, "HeaderSize", -1, 0)
@@ -343,7 +343,7 @@ def _inflated(source: Path, content: bytes, expected: int) -> bytes:
 
 @contextlib.contextmanager
 def _of_header(path: Path, source: Path) -> Iterator[None]:
-    """Adds to an error about the voxels' file which header names it."""
+    """Context manager that adds to an error about the voxels' file which header names it."""
     try:
         yield
     except DataError as error:
@@ -353,7 +353,7 @@ def _of_header(path: Path, source: Path) -> Iterator[None]:
 
 
 def _whole(path: Path, fields: dict[str, str], name: str, least: int, default: int) -> int:
-    """A whole number from `least`, or `default` where the header does not say it."""
+    """Whole number from `least`, or `default` where the header has no such field."""
     if name not in fields:
         return default
     (value,) = _field(path, fields, (name,), 1)

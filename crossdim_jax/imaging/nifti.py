@@ -1,4 +1,4 @@
-"""Read and write NIfTI volumes, and remember where they lie in the patient.
+"""Read and write NIfTI volumes with their geometry.
 
 Arrays are `(z, y, x)`, or `(z, y, x, c)` for 4-D files, in LPS orientation: x grows towards the
 patient's left, y towards posterior, z towards superior, so `image[z]` is an axial slice as a
@@ -57,8 +57,8 @@ def read_nifti(
         header, content = _open(path)
         shape = _shape(path, header.shape, ndim)
         geometry = _geometry(path, header, (*shape, 1)[:3], reorient)
-        for said in (*header.doubts, *grid.contradictions(geometry)):
-            notes.once(f"{path}: {said}")
+        for doubt in (*header.doubts, *grid.contradictions(geometry)):
+            notes.once(f"{path}: {doubt}")
         spec = (header.shape, header.dtype, header.offset, *header.scaling)
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is infinite
             voxels = np.asanyarray(ArrayProxy(io.BytesIO(content), spec))
@@ -89,7 +89,7 @@ def write_nifti(
     path, dtype = Path(path), np.dtype(dtype)
     if not path.name.endswith((".nii", ".nii.gz")):
         raise DataError(f"{path}: the name must end in .nii or .nii.gz")
-    disk = grid.on_disk(path, array, geometry, dtype)
+    disk = geometry.on_disk(path, array, dtype)
     header = nib.Nifti1Header()
     header.set_data_dtype(dtype)
     header.set_data_shape(disk.shape)
@@ -142,7 +142,7 @@ def check_finite(image: np.ndarray, what: str) -> None:
 
 
 def _open(path: Path) -> tuple[Header, bytes]:
-    """The header, and the file's content without compression, up to the end of the voxels.
+    """Header, and content of the file without compression, up to the end of the voxels.
 
     No more is read or decompressed than the header promises, and nothing if the file is too small
     for it; the checksum of a compressed file is verified.
@@ -184,7 +184,7 @@ def _open(path: Path) -> tuple[Header, bytes]:
 
 
 def _shape(path: Path, shape: tuple[int, ...], ndim: int | None) -> tuple[int, ...]:
-    """The shape with `ndim` axes. Raises DataError if there are more or fewer."""
+    """Shape with `ndim` axes. Raises DataError if there are more or fewer."""
     found = shape
     if ndim is None:
         if len(shape) == 5 and shape[3] == 1:

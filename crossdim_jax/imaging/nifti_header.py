@@ -1,4 +1,4 @@
-"""The header of a NIfTI file, checked before anything is read or allocated on its word."""
+"""Header of a NIfTI file, checked before anything is read or allocated because of it."""
 
 import dataclasses
 import logging
@@ -20,7 +20,7 @@ _SILENT.addHandler(logging.NullHandler())
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What a header promises.
+    """Checked header of a NIfTI file.
 
     Attributes:
       fields: nibabel's header, mended where it does so too (qfac, unknown codes, pixdim of zero).
@@ -92,7 +92,7 @@ _REPAIR = "Repair the header, or copy or download the file again"
 
 
 def check_pixdim(path: Path, header: Header, *, axes: int) -> None:
-    """Raises DataError if the place comes from voxel sizes that are none: readers take 1 mm."""
+    """Raises DataError if the affine comes from invalid voxel sizes: readers take 1 mm."""
     sizes = header.pixdim[:axes]
     if header.fields["sform_code"] in _FORMS or (np.isfinite(sizes) & (sizes > 0)).all():
         return
@@ -126,7 +126,7 @@ def _shape(path: Path, fields: nib.Nifti1Header) -> tuple[int, ...]:
 
 
 def _scaling(path: Path, fields: nib.Nifti1Header) -> tuple[float, float]:
-    """A slope of 0 or NaN says that there is none."""
+    """Slope and intercept; a slope of 0 or NaN stands for none."""
     slope, inter = float(fields["scl_slope"]), float(fields["scl_inter"])
     if slope == 0 or math.isnan(slope):
         return 1.0, 0.0

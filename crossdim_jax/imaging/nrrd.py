@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from crossdim_jax.errors import DataError
-from crossdim_jax.imaging import grid, notes, nrrd_header
+from crossdim_jax.imaging import notes, nrrd_header
 from crossdim_jax.imaging.geometry import Geometry
 from crossdim_jax.imaging.nrrd_header import Header
 from crossdim_jax.storage.files import write_bytes, write_text
@@ -105,7 +105,7 @@ def write_nrrd(
     names = {code: name for name, code in reversed(nrrd_header.TYPES.items())}
     if dtype.str[1:] not in names:
         raise DataError(f"{path}: there is no such type as {dtype}; known: {list(names)}")
-    disk = grid.on_disk(path, array, geometry, dtype)
+    disk = geometry.on_disk(path, array, dtype)
     voxels = zlib.compress(disk.astype(dtype.newbyteorder("<")).tobytes(order="F"), wbits=31)
     raw = path.with_suffix(".raw.gz")
     text = _format(geometry, names[dtype.str[1:]])

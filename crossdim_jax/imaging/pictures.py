@@ -100,7 +100,7 @@ def write(
         raise DataError(f"{path}: label maps are written as .png, .tif or .tiff, which keep values")
     if dtype not in (np.uint8, np.uint16):
         raise DataError(f"{path}: pictures hold uint8 or uint16, not {dtype}")
-    disk = grid.on_disk(path, array, geometry, dtype).transpose(2, 1, 0)
+    disk = geometry.on_disk(path, array, dtype).transpose(2, 1, 0)
     if kind == "PNG" and len(disk) != 1:
         raise DataError(
             f"{path}: a PNG holds one slice, but this is a volume of {len(disk)}; write it as .tif "

@@ -24,7 +24,7 @@ _PASSES = (
 
 
 class _Head(NamedTuple):
-    """The content of the chunk IHDR."""
+    """Content of the chunk IHDR."""
 
     columns: int
     rows: int
@@ -36,7 +36,7 @@ class _Head(NamedTuple):
 
 
 def read_grey(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """A PNG of 1 to 8 bits of grey, (row, column): bool for 1-bit files, else uint8.
+    """Reads a PNG of 1 to 8 bits of grey, (row, column): bool for 1-bit files, else uint8.
 
     Every checksum is verified, and the pixels are counted before an image is made of them.
 
@@ -114,7 +114,7 @@ def _pixels(path: Path, head: _Head, chunks: list[tuple[bytes, bytes]]) -> np.nd
 
 
 def _chunks(path: Path, content: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """(kind, data) of each chunk up to IEND, with its checksum verified."""
+    """Chunks up to IEND, (kind, data), with checksums verified."""
     at, kind = len(_BEGIN), b""
     while kind != b"IEND":
         if at + 12 > len(content):
@@ -156,7 +156,7 @@ def _check_grey(path: Path, head: _Head) -> None:
 
 
 def _bytes_of(head: _Head) -> int:
-    """How many bytes the pixels have before compression, each row with a byte for its filter."""
+    """Number of bytes before compression, each row with a byte for its filter."""
     passes = _PASSES if head.interlace else ((0, 0, 1, 1),)
     total, bits = 0, head.depth * _SAMPLES[head.colour]
     for top, left, down, across in passes:

@@ -1,4 +1,4 @@
-"""From a case to what a network sees, and back: brain crop or one size of slices, and z-scores.
+"""Preparation of cases for a network, and back: brain crop or slices of one size, z-scores.
 
 BraTS images are masked: exactly 0 outside the brain. A voxel inside may be 0 too, by chance in CT
 or after resampling, so the outside is what of the zeros hangs together with the volume's border;
@@ -23,7 +23,7 @@ PARAMETERS = {
 
 
 def outside(volume: np.ndarray) -> np.ndarray | None:
-    """The outside of a masked image, (z, y, x) bool; None if the image is not masked.
+    """Outside of a masked image, (z, y, x) bool; None if the image is not masked.
 
     Masked is an image of which more than half of the voxels on the twelve edges of the volume are
     exactly 0: a head never fills those, however tightly it was cropped, and in an image with air
@@ -52,7 +52,7 @@ def outside(volume: np.ndarray) -> np.ndarray | None:
 
 
 def inside(image: np.ndarray) -> tuple[np.ndarray, list[int]]:
-    """(z, y, x, c) -> what is not `outside`, of the same shape; the channels that are not masked.
+    """Inside of an image (z, y, x, c), bool of the same shape; and the channels not masked.
 
     All voxels of a channel that is not masked are inside.
     """
@@ -76,7 +76,7 @@ def _most_of_the_edges(zero: np.ndarray) -> bool:
 
 
 def _box(mask: np.ndarray) -> tuple[slice, ...] | None:
-    """The smallest box that holds every true voxel; None if there is none."""
+    """Smallest box that holds every true voxel; None if there is none."""
     box = []
     for axis in range(mask.ndim):
         others = tuple(i for i in range(mask.ndim) if i != axis)
@@ -88,7 +88,7 @@ def _box(mask: np.ndarray) -> tuple[slice, ...] | None:
 
 
 def crop_to_inside(inside: np.ndarray, *, margin: int = 0) -> BBox:
-    """The smallest box that holds every voxel in which any modality is inside.
+    """Smallest box that holds every voxel in which any modality is inside.
 
     Args:
       inside: (z, y, x, c) bool.
@@ -106,7 +106,7 @@ def crop_to_inside(inside: np.ndarray, *, margin: int = 0) -> BBox:
 
 
 def zscore(image: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """(z, y, x, c) -> float32 of the same shape: each channel minus mean, over sd.
+    """Z-scores (z, y, x, c) float32: each channel minus its mean, over its sd.
 
     Mean and sd (population) are those of the channel's voxels inside; those outside become 0. A
     channel that is constant there becomes 0 everywhere. Source: Messaoudi et al. 2023,
@@ -161,7 +161,7 @@ def brain(case: Case, modalities: Sequence[str] = ()) -> Prepared:
 
 
 def crop_and_zscore(image: np.ndarray) -> tuple[np.ndarray, BBox, list[int]]:
-    """(z, y, x, c) -> its crop, z-scored; where that lay; the channels that are not masked.
+    """Crop of an image (z, y, x, c), z-scored; its box; and the channels not masked.
 
     Raises ValueError if the image is zero everywhere.
     """
@@ -194,7 +194,7 @@ STATISTICS = {"slice": (1, 2), "volume": (0, 1, 2)}  # over which axes mean and 
 
 
 def slices(case: Case, size: Sequence[int], *, statistics: str = "slice") -> Prepared:
-    """z-scores over all pixels and brings every slice to one size; with or without a label.
+    """Z-scores over all pixels and resizes every slice to one size; with or without a label.
 
     Args:
       case: any.

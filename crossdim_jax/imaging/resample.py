@@ -7,7 +7,7 @@ from PIL import Image
 
 
 def resize(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """(z, y, x, c) -> (z, *size, c) float32, slice by slice, linear.
+    """Resizes (z, y, x, c) to (z, *size, c) float32, slice by slice, linearly.
 
     Pixels are areas: the edges of both grids coincide, whatever their sizes. When a slice shrinks,
     each new pixel is a weighted mean of all those under it, so that nothing aliases.
@@ -16,7 +16,7 @@ def resize(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
 
 
 def resize_label(label: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """(z, y, x) uint8 -> (z, *size), slice by slice: the value at each new pixel's centre."""
+    """Resizes (z, y, x) uint8 to (z, *size), slice by slice: the value at each pixel's centre."""
     return _resized(label[..., None], size, np.uint8, Image.Resampling.NEAREST)[..., 0]
 
 

@@ -41,7 +41,7 @@ def gaussian_window(patch: Sequence[int], *, sigma: float = 0.125) -> np.ndarray
 
 
 def flip_axes(flips: bool | Sequence[int], ndim: int) -> list[tuple[int, ...]]:
-    """Every combination of flipped spatial axes, the unflipped one first.
+    """Combinations of flipped spatial axes, the unflipped one first.
 
     Args:
       flips: False for none, True for all spatial axes, or the axes that may be flipped.
@@ -51,8 +51,8 @@ def flip_axes(flips: bool | Sequence[int], ndim: int) -> list[tuple[int, ...]]:
     return [c for n in range(len(axes) + 1) for c in itertools.combinations(axes, n)]
 
 
-def of_slices(logits: Callable[[Variables, jax.Array], jax.Array]) -> Callable:
-    """A 2D network on windows of one slice: `(b, 1, y, x, c) -> (b, 1, y, x, k)`."""
+def as_slices(logits: Callable[[Variables, jax.Array], jax.Array]) -> Callable:
+    """Apply a 2D network to windows of one slice: `(b, 1, y, x, c) -> (b, 1, y, x, k)`."""
 
     def apply(variables, windows):
         return logits(variables, windows[:, 0])[:, None]
@@ -62,7 +62,7 @@ def of_slices(logits: Callable[[Variables, jax.Array], jax.Array]) -> Callable:
 
 @dataclasses.dataclass(frozen=True)
 class SlidingWindow:
-    """Predicts whole images with a network that takes patches.
+    """Predictor of whole images with a network that takes patches.
 
     Compiles once: every window batch has the same shape, the last one filled up with zeros; flips
     run through the same program. Sums are kept on the host in float32, so device memory does not
@@ -132,7 +132,7 @@ class SlidingWindow:
         return total[tuple(slice(lo, lo + n) for lo, n in zip(low, spatial, strict=True))]
 
     def compiled(self, variables: Variables, channels: int):
-        """The program for a window batch, for what it says of its memory."""
+        """The executable for a window batch, whose memory can be asked for."""
         shape = (self.window_batch, *self.patch, channels)
         windows = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=self.sharding)
         return self._probabilities.lower(variables, windows).compile()

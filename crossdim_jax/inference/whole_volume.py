@@ -1,4 +1,4 @@
-"""Whole volumes through the network at once, shared along their depth by several devices."""
+"""Inference on whole volumes at once, shared along their depth by several devices."""
 
 import dataclasses
 import functools
@@ -22,7 +22,7 @@ DEEPEST_PADDING = 160  # slices that may be added for a network that needs many
 
 @dataclasses.dataclass(frozen=True)
 class WholeVolume:
-    """Predicts an image in one piece, which no window border can be seen in.
+    """Predictor of images in one piece, without window borders.
 
     The image is padded with zeros, evenly on both sides, to the next size that the network takes,
     and the result is cropped back. That size depends on the image alone, so the result on several
@@ -84,7 +84,7 @@ class WholeVolume:
         return jax.jit(probabilities, static_argnums=2, out_shardings=replicated(self.mesh))
 
     def compiled(self, variables: Any, spatial: Sequence[int], channels: int):
-        """The program for images `(*spatial, channels)`, for what it says of its memory."""
+        """The executable for images `(*spatial, channels)`, whose memory can be asked for."""
         size = padded_size(self.check_size, spatial)
         shards = self.mesh.shape["depth"]
         shape = (1, -(-size[0] // shards) * shards, *size[1:], channels)

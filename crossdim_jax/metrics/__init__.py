@@ -38,7 +38,7 @@ PROFILES = _Profiles(
 
 
 def find(name: str) -> Metric | None:
-    """The metric of that name, to print its values; None if no profile has it.
+    """Metric of a name, to print its values; None if no profile has it.
 
     Metrics of one name are printed alike in all profiles; their definitions may differ.
     """

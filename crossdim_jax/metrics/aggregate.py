@@ -1,4 +1,4 @@
-"""From one row per case to one row per statistic."""
+"""Statistics over rows of cases: mean, sd, median and quartiles of every column."""
 
 from collections.abc import Mapping, Sequence
 
@@ -44,11 +44,11 @@ def aggregate(
 
 def _describe(values: Sequence[float], mode: str) -> dict[str, float]:
     everything = np.asarray(values, np.float64)
-    kept = everything[~np.isnan(everything)]
+    known = everything[~np.isnan(everything)]
     result: dict[str, float] = {}
-    table = kept
+    table = known
     for name, statistic in STATISTICS.items():
-        result[name] = float(statistic(table)) if kept.size else float("nan")
+        result[name] = float(statistic(table)) if known.size else float("nan")
         if mode == "synapse2022" and not np.isnan(result[name]):
             table = np.append(table, result[name])
-    return result | {"n": int(kept.size), "n_nan": int(everything.size - kept.size)}
+    return result | {"n": int(known.size), "n_nan": int(everything.size - known.size)}

@@ -1,4 +1,4 @@
-"""The metrics of the official BraTS 2021/22 evaluation.
+"""Metrics of the official BraTS 2021/22 evaluation.
 
 Source: the evaluation code of the BraTS 2021/22 platform. It says nothing on sensitivity and
 specificity of a prediction on another grid; 0 keeps a failed case from improving a mean.
@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from crossdim_jax.metrics import overlap, surface
-from crossdim_jax.metrics.profile import Metric
+from crossdim_jax.metrics.profile import Metric, percentage
 
 # The diagonal of the challenge's 240 x 240 x 155 volumes, whatever the size of the one at hand.
 ONE_EMPTY_HD95 = math.sqrt(240**2 + 240**2 + 155**2)  # 373.128664
@@ -30,14 +30,11 @@ def hd95(truth: np.ndarray, prediction: np.ndarray) -> float:
 
 
 METRICS = (
-    Metric(
+    percentage(
         "dice",
-        lambda pair: overlap.dice(pair.truth, pair.prediction),
+        overlap.dice,
         "Dice",
         "2 TP / (2 TP + FP + FN); both masks empty 1, one empty 0; shape or geometry mismatch 0",
-        unit="%",
-        factor=100.0,
-        mismatch=0.0,
     ),
     Metric(
         "hd95",
@@ -50,22 +47,16 @@ METRICS = (
         unit="voxels",
         mismatch=MISMATCH_HD95,
     ),
-    Metric(
+    percentage(
         "sensitivity",
-        lambda pair: overlap.sensitivity(pair.truth, pair.prediction),
+        overlap.sensitivity,
         "Sensitivity",
         "TP / (TP + FN); both masks empty 1, only the truth empty undefined",
-        unit="%",
-        factor=100.0,
-        mismatch=0.0,
     ),
-    Metric(
+    percentage(
         "specificity",
-        lambda pair: overlap.specificity(pair.truth, pair.prediction),
+        overlap.specificity,
         "Specificity",
         "TN / (TN + FP) over the whole volume; both masks empty 1",
-        unit="%",
-        factor=100.0,
-        mismatch=0.0,
     ),
 )

@@ -1,4 +1,4 @@
-"""The metrics of CAMUS: overlap and distances of contours in echocardiograms, frame by frame.
+"""Metrics of CAMUS: overlap and distances of contours in echocardiograms, frame by frame.
 
 Source: Leclerc et al. 2019 and its evaluation platform; Messaoudi et al. 2023, Eq. 1 to 4. None of
 them says which mean the mean absolute distance is, so both are here.
@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 
 from crossdim_jax.metrics import overlap, surface
-from crossdim_jax.metrics.profile import MaskPair, Metric, border_distances_mm
+from crossdim_jax.metrics.profile import MaskPair, Metric, border_distances_mm, percentage
 
 # How the two directed sets of distances become a mean absolute distance: function, in words.
 MAD = {
@@ -31,15 +31,12 @@ def metrics(mad: str) -> tuple[Metric, ...]:
     """Dice, mean absolute distance and Hausdorff distance. mad: a key of `MAD`."""
     mean, words = MAD[mad]
     return (
-        Metric(
+        percentage(
             "dice",
-            lambda pair: overlap.dice(pair.truth, pair.prediction),
+            overlap.dice,
             "Dice",
             "2 TP / (2 TP + FP + FN), image by image; both masks empty 1, one empty 0; "
             "shape or geometry mismatch 0",
-            unit="%",
-            factor=100.0,
-            mismatch=0.0,
         ),
         Metric(
             "mad_mm",

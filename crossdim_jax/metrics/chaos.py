@@ -1,4 +1,4 @@
-"""The metrics of the official CHAOS evaluation: four of an organ, and the scores made of them.
+"""Metrics of the official CHAOS evaluation: four of an organ, and the scores made of them.
 
 Kavur et al. 2021 (CHAOS challenge), Sect. 3.4, and the challenge's published evaluation code.
 """
@@ -30,7 +30,7 @@ def ravd(truth: np.ndarray, prediction: np.ndarray) -> float:
 def surface_distances_mm(
     truth: np.ndarray, prediction: np.ndarray, spacing_mm: Sequence[float]
 ) -> tuple[float, float]:
-    """(ASSD, MSSD): mean and maximum of all distances from each border to the other, in mm.
+    """ASSD and MSSD: mean and maximum of all distances from each border to the other, in mm.
 
     Border = mask minus its erosion by the 6-neighbourhood, where the outside counts as foreground:
     voxels on the volume's edge are not border. A mask that fills the whole volume has no border:
@@ -79,7 +79,7 @@ def organ(pair: MaskPair) -> dict[str, float]:
 
 
 def worst(distance_mm: float) -> dict[str, float]:
-    """The row of a mismatch or of one empty mask: Dice 0, RAVD 100, distances the diagonal.
+    """Row of a mismatch or of one empty mask: Dice 0, RAVD 100, distances the diagonal.
 
     Its scores follow from these: 0, unless the volume is smaller than any patient.
     """

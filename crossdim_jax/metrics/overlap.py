@@ -26,14 +26,14 @@ def confusion(truth: np.ndarray, prediction: np.ndarray) -> tuple[int, int, int,
 
 
 def dice(truth: np.ndarray, prediction: np.ndarray) -> float:
-    """2 TP / (2 TP + FP + FN); 1 if both masks are empty, 0 if one is."""
+    """Dice: 2 TP / (2 TP + FP + FN); 1 if both masks are empty, 0 if one is."""
     true_positive, false_positive, false_negative, _ = confusion(truth, prediction)
     denominator = 2 * true_positive + false_positive + false_negative
     return 2 * true_positive / denominator if denominator else 1.0
 
 
 def sensitivity(truth: np.ndarray, prediction: np.ndarray) -> float:
-    """TP / (TP + FN); 1 if both masks are empty, NaN (undefined) if only the truth is."""
+    """Sensitivity: TP / (TP + FN); 1 if both masks are empty, NaN if only the truth is."""
     true_positive, false_positive, false_negative, _ = confusion(truth, prediction)
     if true_positive + false_negative:
         return true_positive / (true_positive + false_negative)
@@ -41,7 +41,7 @@ def sensitivity(truth: np.ndarray, prediction: np.ndarray) -> float:
 
 
 def specificity(truth: np.ndarray, prediction: np.ndarray) -> float:
-    """TN / (TN + FP); 1 if both masks are empty, NaN if the truth fills the volume."""
+    """Specificity: TN / (TN + FP); 1 if both masks are empty, NaN if the truth fills the volume."""
     _, false_positive, _, true_negative = confusion(truth, prediction)
     negatives = true_negative + false_positive
     return true_negative / negatives if negatives else float("nan")

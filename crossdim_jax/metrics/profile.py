@@ -1,4 +1,4 @@
-"""A metric as one row, and an official evaluation as a list of such rows."""
+"""Rows of metrics, and official evaluations as lists of such rows."""
 
 import dataclasses
 import math
@@ -50,7 +50,7 @@ def border_distances_mm(pair: MaskPair) -> tuple[np.ndarray, np.ndarray] | None:
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """One metric: how it is computed, printed and defined.
+    """Metric: how it is computed, printed and defined.
 
     Attributes:
       name: columns are `f"{name}_{region}"`; ends in the unit if that is a length, "mad_mm".
@@ -77,13 +77,28 @@ class Metric:
         return f"{self.heading} ({self.unit})" if self.unit else self.heading
 
 
+def percentage(
+    name: str, function: Callable[[np.ndarray, np.ndarray], float], heading: str, definition: str
+) -> Metric:
+    """Row of a ratio `function(truth, prediction)`, printed in per cent; 0 for a mismatch."""
+    return Metric(
+        name,
+        lambda pair: function(pair.truth, pair.prediction),
+        heading,
+        definition,
+        unit="%",
+        factor=100.0,
+        mismatch=0.0,
+    )
+
+
 # Scored in every challenge, after its official metrics. One row here adds a metric to all.
 COMMON: tuple[Metric, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    """One official evaluation.
+    """Official evaluation.
 
     Attributes:
       name: its key in `PROFILES`.
@@ -98,7 +113,7 @@ class Profile:
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """The official metrics, and those that every challenge has."""
+        """Official metrics, and those that every challenge has."""
         return self.official + COMMON
 
     @property
@@ -164,7 +179,7 @@ class Profile:
         regions: Sequence[str],
         annotated: Sequence[bool] | None,
     ) -> dict[str, float]:
-        """The columns of all regions as one row, metric by metric."""
+        """Row of the columns of all regions, metric by metric."""
         unknown = [math.nan] * len(self.metrics)
         known = [True] * len(regions) if annotated is None else annotated
         columns = [values(i) if known[i] else unknown for i in range(len(regions))]

@@ -27,7 +27,7 @@ def border(mask: np.ndarray, outside: str = "background") -> np.ndarray:
 
 
 def union_box(a: np.ndarray, b: np.ndarray, margin: int = 1) -> tuple[slice, ...]:
-    """The smallest box around both masks, widened by `margin` voxels inside the volume.
+    """Smallest box around both masks, widened by `margin` voxels inside the volume.
 
     With a margin of one voxel the border of a cropped mask is exact for either `outside`: a face
     of the box is either the volume's own edge or a layer of background. Raises ValueError if both
@@ -64,7 +64,7 @@ def border_distances(
     spacing: Sequence[float] | None = None,
     outside: str = "background",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Distances (truth's border -> prediction's, prediction's border -> truth's).
+    """Directed distances between borders: (truth's to prediction's, prediction's to truth's).
 
     Raises ValueError if a mask, or the border of a mask, is empty: what that is worth is the
     profile's decision.
@@ -96,5 +96,5 @@ def mean_of_means(distances: tuple[np.ndarray, np.ndarray]) -> float:
 
 
 def maximum(distances: tuple[np.ndarray, np.ndarray]) -> float:
-    """The symmetric Hausdorff distance: the larger of the two directed maxima."""
+    """Symmetric Hausdorff distance: the larger of the two directed maxima."""
     return float(max(distances[0].max(), distances[1].max()))

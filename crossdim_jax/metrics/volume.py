@@ -31,12 +31,12 @@ METHODS = {
 
 
 class NoBase(ValueError):
-    """A mask in which no long axis can be found."""
+    """Raised for a mask in which no long axis can be found."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Disks:
-    """One view of a ventricle, cut into disks from the base to the apex.
+    """Disks of one view of a ventricle, from the base to the apex.
 
     Attributes:
       diameters_mm: (20,).
@@ -54,7 +54,7 @@ class Disks:
 
 @dataclasses.dataclass(frozen=True)
 class Volumes:
-    """Of one patient; NaN where it cannot be told.
+    """Volumes of one patient; NaN where unknown.
 
     Attributes:
       edv_ml, esv_ml: at the end of diastole and of systole.
@@ -105,7 +105,7 @@ def disks(mask: np.ndarray, spacing_mm: Sequence[float]) -> Disks:
 
 
 def outlines(mask: np.ndarray) -> list[np.ndarray]:
-    """The outlines of a mask at level 0.5, each (n, 2) as (row, column), the topmost first.
+    """Outlines of a mask at level 0.5, each (n, 2) as (row, column), the topmost first.
 
     Halfway between pixels; pixels that meet in a corner only are apart. A closed outline starts and
     ends at its highest point, of several the leftmost: an outline that started within the base of a
@@ -157,13 +157,13 @@ def _base(outline: np.ndarray) -> tuple[int, int]:
 
 
 def _distance(point: np.ndarray, chord: np.ndarray) -> np.ndarray:
-    """From a point, relative to one end of the chord, to the line through the chord."""
+    """Distance of a point, relative to one end of the chord, from the line through the chord."""
     twice_area = chord[..., 0] * point[..., 1] - chord[..., 1] * point[..., 0]
     return np.abs(twice_area) / np.hypot(chord[..., 0], chord[..., 1])
 
 
 def _to_background(mask: np.ndarray, points: np.ndarray, direction: np.ndarray) -> np.ndarray:
-    """(n,) px from each point to the first step that is not in the mask, 8 px at least."""
+    """Distance (n,) in px from each point to the first step outside the mask, 8 px at least."""
     steps = np.arange(BASE_PX, max(BASE_PX, np.hypot(*mask.shape)) + 2, STEP_PX)
     at = np.round(points[:, None] + steps[:, None] * direction).astype(int)
     padded = np.pad(mask, 1)  # beyond the image is background
@@ -217,7 +217,7 @@ def _volumes(edv_ml: float, esv_ml: float, *, rounded: bool) -> Volumes:
 
 
 def agreement(reference: Sequence[float], measured: Sequence[float]) -> dict[str, float]:
-    """How two measurements of the same patients agree.
+    """Agreement of two measurements of the same patients.
 
     Returns {"n", "n_nan", "r", "bias", "sd", "mae", "low", "high"}: pairs with a NaN are left out
     and counted in `n_nan`; r is Pearson's correlation; the differences are measured - reference, sd

@@ -1,1 +1,1 @@
-"""The paper's tables and figures, and one offline HTML page per run."""
+"""Tables and figures as in the paper, and one offline HTML page per run."""

@@ -1,4 +1,4 @@
-"""Several runs side by side: one page and one table, as Tables 5 and 6 of the paper stand together.
+"""Comparison of runs: one page and one table, as Tables 5 and 6 of the paper side by side.
 
 Reads what the run folders hold, and needs neither config nor network. A part that a run does not
 have yet is a dash.
@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from crossdim_jax.errors import ConfigError, DataError
-from crossdim_jax.report import page, tables
+from crossdim_jax.report import elements, tables
+from crossdim_jax.report.reading import SUMMARY
 from crossdim_jax.report.run_summary import CONDITIONS, FACTS, Run
 from crossdim_jax.storage.files import write_text
 from crossdim_jax.storage.plain import csv_text
@@ -53,7 +54,7 @@ def write(workdirs: Sequence[str | os.PathLike], output: str | os.PathLike = "")
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
-    """The folders' names, or their paths below what holds them all where names are the same."""
+    """Names of the folders, or paths below their common folder where names are the same."""
     folders = [run.folder.resolve() for run in runs]
     short = [folder.name for folder in folders]
     if len(set(short)) == len(short):
@@ -63,7 +64,7 @@ def _names(runs: Sequence[Run]) -> list[str]:
 
 
 def _facts(runs: Sequence[Run]) -> list[list[str]]:
-    """What the runs were and what they cost: rows of text, a column for each run."""
+    """Facts and costs of the runs: rows of text, a column for each run."""
 
     def row(title, values, text):
         return [title, *(tables.MISSING if value is None else text(value) for value in values)]
@@ -75,12 +76,12 @@ def _facts(runs: Sequence[Run]) -> list[list[str]]:
 
 
 def _provenance(runs: Sequence[Run]) -> list[str]:
-    """Names of what is known of how predictions were made; the training's patch stands above."""
+    """Names of the settings that predictions were made with; but for the patch, shown above."""
     return [n for n in dict.fromkeys(n for run in runs for n in run.provenance) if n != "patch"]
 
 
 def _csv(runs: Sequence[Run], names: Sequence[str], metrics: Sequence[str]) -> list[list[Any]]:
-    """Every number as it is, a line each."""
+    """Rows of the CSV: every number unrounded, a line each."""
     rows: list[list[Any]] = [["run", "metric", "region", "statistic", "value"]]
     for run, name in zip(runs, names, strict=True):
         facts = {key: value(run) for key, (_, value, _) in FACTS.items()}
@@ -96,7 +97,7 @@ def _csv(runs: Sequence[Run], names: Sequence[str], metrics: Sequence[str]) -> l
 
 
 def _scores(runs: Sequence[Run], names: Sequence[str], metric: str) -> list[list[str]]:
-    """One metric: mean, median and quartiles by region, a column for each run."""
+    """Table of one metric: mean, median and quartiles by region, a column for each run."""
     regions = list(dict.fromkeys(region for run in runs for region in run.regions))
     rows = [[tables.heading(metric), *names]]
     for region in regions:
@@ -107,7 +108,7 @@ def _scores(runs: Sequence[Run], names: Sequence[str], metric: str) -> list[list
 
 
 def _notes(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
-    """What a reader must know before comparing the columns."""
+    """Notes that a reader needs before comparing the columns."""
     notes = [
         "Training time per image is between two lines of the log, without validation and "
         "checkpoints. Peak memory is that of the device; on a CPU, that of the whole process, "
@@ -145,7 +146,7 @@ def _notes(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
     for run, name in zip(runs, names, strict=True):
         notes += [f"{name}: {text}." for text, _ in tables.problems(run.summary)]
         notes += [f"{name}: {text}." for text in run.damaged]
-        if not run.summary and not os.path.lexists(run.folder / page.SUMMARY):
+        if not run.summary and not os.path.lexists(run.folder / SUMMARY):
             notes.append(f"{name} has not been evaluated yet (--mode=evaluate).")
     return notes
 
@@ -155,7 +156,7 @@ def _differ(found: Sequence[Any]) -> bool:
 
 
 def _other_truths(runs: Sequence[Run]) -> list[str]:
-    """Cases that are called the same in two runs and are not."""
+    """Cases of one name whose labels differ between runs."""
     known: dict[str, str] = {}
     others = []
     for run in runs:
@@ -173,10 +174,10 @@ def _markdown(facts, scores, notes) -> str:
 
 
 def _html(names, facts, scores, notes) -> str:
-    found = [page.scrolled(tables.to_html(rows)) for _, rows in scores]
+    found = [elements.scrolled(tables.to_html(rows)) for _, rows in scores]
     sections = [
-        page.section("Runs", lambda: page.scrolled(tables.to_html(facts))),
-        page.section("Scores", lambda: f'<div class="tables">\n{"".join(found)}</div>\n'),
-        page.section("Notes", lambda: page.listed(notes)),
+        elements.section("Runs", lambda: elements.scrolled(tables.to_html(facts))),
+        elements.section("Scores", lambda: f'<div class="tables">\n{"".join(found)}</div>\n'),
+        elements.section("Notes", lambda: elements.listed(notes)),
     ]
-    return page.document(" and ".join(names), sections)
+    return elements.document(" and ".join(names), sections)

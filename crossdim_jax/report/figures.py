@@ -55,7 +55,7 @@ Layers = Mapping[str, tuple[np.ndarray, str]]
 
 @dataclasses.dataclass
 class Subject:
-    """One case as drawn.
+    """Case as drawn.
 
     title: why it was chosen. caption: its id and scores, lines. image: (z, y, x, c), c names in
     `modalities`. truth, prediction: their layers; no prediction if it cannot be laid over the
@@ -76,7 +76,7 @@ class Subject:
 
 
 def window(channel: np.ndarray) -> tuple[float, float]:
-    """Intensities shown as black and white: 1st and 99th percentile of the non-zero voxels."""
+    """Window: intensities shown black and white, 1st and 99th percentile of non-zero voxels."""
     inside = channel[channel != 0]
     if not inside.size:
         return 0.0, 1.0
@@ -99,7 +99,7 @@ def largest_slice(mask: np.ndarray, axis: int) -> int | None:
 
 
 def plane(volume: np.ndarray, view: str, index: int) -> np.ndarray:
-    """The slice of (z, y, x, ...) as it is looked at, first row on top."""
+    """Slice of (z, y, x, ...) as it is displayed, first row on top."""
     axis, _ = VIEWS[view]
     slab = np.take(volume, index, axis=axis)
     return slab if axis == 0 else slab[::-1]  # superior up
@@ -115,14 +115,14 @@ def panel(subjects: Sequence[Subject]) -> Figure:
 
 
 def views(subject: Subject) -> Figure:
-    """One case in axial, sagittal and coronal slices, columns as in `panel`. Figure 7."""
+    """Figure 7: one case in axial, sagittal and coronal slices, columns as in `panel`."""
     captions = [f"{subject.title}\n{subject.caption}", "", ""]
     return _grid([(v, c, v, subject) for v, c in zip(VIEWS, captions, strict=True)])
 
 
 @dataclasses.dataclass
 class _Look:
-    """How one case is looked at in one row of a figure.
+    """View of one case in one row of a figure.
 
     box: the part of the slice that holds the brain. pixel_mm: (row, column). channels: indices of
     the modalities shown, and windows: what is black and white in them.
@@ -153,7 +153,7 @@ class _Look:
 
     @property
     def size_mm(self) -> tuple[float, float]:
-        """Height and width of the part shown."""
+        """Height and width of the part shown, in mm."""
         return tuple((s.stop - s.start) * p for s, p in zip(self.box, self.pixel_mm, strict=True))
 
     def cut(self, volume: np.ndarray) -> np.ndarray:
@@ -161,7 +161,7 @@ class _Look:
 
 
 def _brain_box(image: np.ndarray, axis: int) -> tuple[slice, slice]:
-    """The rectangle of non-zero voxels in the view along `axis`, with room for the letters."""
+    """Rectangle of non-zero voxels in the view along `axis`, with room for the letters."""
     inside = (image != 0).any(axis=-1).any(axis=axis)
     if axis != 0:
         inside = inside[::-1]  # as `plane` turns the rows
@@ -175,7 +175,7 @@ def _brain_box(image: np.ndarray, axis: int) -> tuple[slice, slice]:
 
 
 def _grid(rows: Sequence[tuple[str, str, str, Subject]]) -> Figure:
-    """rows: (bold text, text, view, case)."""
+    """Figure of a grid of images. rows: (bold text, text, view, case)."""
     looks = [_Look.of(subject, view) for *_, view, subject in rows]
     names = [_nice(rows[0][3].modalities[i]) for i in looks[0].channels]
     titles = [*names, f"Truth on {names[-1]}", f"Prediction on {names[-1]}"]
@@ -213,7 +213,7 @@ def _grid(rows: Sequence[tuple[str, str, str, Subject]]) -> Figure:
 
 
 def _draw(axes: Axes, look: _Look, layer: int | str) -> dict[str, str]:
-    """One image. layer: which of the look's channels, or the label laid over the last of them.
+    """Draws one image. layer: a channel of the look, or the label laid over the last of them.
 
     Returns {name: colour} for the legend.
     """
@@ -251,7 +251,7 @@ def _draw(axes: Axes, look: _Look, layer: int | str) -> dict[str, str]:
 
 
 def _letters(axes: Axes, letters: str) -> None:
-    """Where the patient's sides are: at the left, right, top and bottom edge."""
+    """Letters of the patient's sides at the left, right, top and bottom edge."""
     places = (
         (0.02, 0.5, "left", "center"),
         (0.98, 0.5, "right", "center"),
@@ -275,7 +275,7 @@ def curves(
     validation: Sequence[Mapping[str, Any]],
     regions: Sequence[str],
 ) -> Figure:
-    """Loss and learning rate above; Dice per region, training against validation, below.
+    """Figure of loss and learning rate above; Dice per region, training and validation, below.
 
     train, validation: rows of metrics.jsonl. Told apart by line and marker, not by colour alone.
     """
@@ -315,7 +315,7 @@ def _series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np
 
 
 def _line(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str, label: str) -> None:
-    """The values, and where they are many their moving average over 2 % of them."""
+    """Draws the values, and where they are many their moving average over 2 % of them."""
     x, y = _series(rows, key)
     width = len(y) // 50
     if width < 2:
@@ -333,7 +333,7 @@ def _line(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str, label: str) -
 
 
 def styled() -> contextlib.AbstractContextManager[None]:
-    """Figures that are made within look like those of this module."""
+    """Context manager that gives the style of this module to figures made within."""
     return matplotlib.rc_context(STYLE)
 
 

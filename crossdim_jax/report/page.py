@@ -1,12 +1,9 @@
-"""One self-contained, offline HTML page per run: no script, no external file, no network.
+"""HTML page of a run, see `elements`.
 
 A part that is missing never stops the page: it says what is missing and which command makes it.
 """
 
-import base64
 import contextlib
-import datetime
-import html
 import importlib.metadata
 import json
 import logging
@@ -22,16 +19,22 @@ import numpy as np
 from crossdim_jax.challenges.base import Challenge, Evaluated
 from crossdim_jax.errors import DataError
 from crossdim_jax.imaging.case import CaseFiles
-from crossdim_jax.report import figures, tables
-from crossdim_jax.report.reading import mean_dice, read_cases, read_metrics, read_summary, select
-from crossdim_jax.report.style import CSS
+from crossdim_jax.report import elements, figures, tables
+from crossdim_jax.report.elements import escape, scrolled, warning
+from crossdim_jax.report.reading import (
+    CASES,
+    SUMMARY,
+    mean_dice,
+    read_cases,
+    read_metrics,
+    read_summary,
+    select,
+)
 from crossdim_jax.storage.files import duration, write_text
-from crossdim_jax.storage.run_folder import CONFIG, EVALUATION, METRICS, PREDICTIONS, read_config
+from crossdim_jax.storage.run_folder import CONFIG, METRICS, PREDICTIONS, read_config
 from crossdim_jax.text import shown, without_folders, without_paths
 
 logger = logging.getLogger(__name__)
-
-SUMMARY, CASES = f"{EVALUATION}/summary.json", f"{EVALUATION}/cases.csv"
 
 PACKAGES = ("crossdim_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
 PACKAGES += ("numpy", "scipy", "nibabel", "matplotlib")
@@ -56,13 +59,13 @@ def write(
     workdir = Path(workdir)
     run = _Run(workdir, challenge, files, config)
     sections = [
-        section("Summary", run.summary_section),
-        section("Scores", run.scores_section),
-        section("Training", run.training_section),
-        section("Cases", run.cases_section),
-        section("Configuration", run.config_section),
+        elements.section("Summary", run.summary_section),
+        elements.section("Scores", run.scores_section),
+        elements.section("Training", run.training_section),
+        elements.section("Cases", run.cases_section),
+        elements.section("Configuration", run.config_section),
     ]
-    text = document(f"{challenge.name}: {workdir.resolve().name}", sections)
+    text = elements.document(f"{challenge.name}: {workdir.resolve().name}", sections)
     path = workdir / "report.html"
     try:
         write_text(path, text)
@@ -71,22 +74,8 @@ def write(
     return path
 
 
-def document(title: str, sections: Sequence[str]) -> str:
-    """The whole page."""
-    title = html.escape(title)
-    now = datetime.datetime.now().astimezone()
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>{CSS}</style>\n</head>\n<body>\n"
-        f'<header>\n<h1>{title}</h1>\n<p class="sub">{now:%d %B %Y, %H:%M %Z}</p>\n</header>\n'
-        f"<main>\n{''.join(sections)}</main>\n"
-        "<footer>Written by crossdim_jax. Not for clinical use.</footer>\n</body>\n</html>\n"
-    )
-
-
 class _Run:
-    """What is known of one run folder, and the sections made of it."""
+    """Content of one run folder, and the sections of its page."""
 
     def __init__(
         self,
@@ -105,7 +94,7 @@ class _Run:
         self.regions = challenge.regions
 
     def _read(self, name: str, read: Callable[[Path], Any], without: Any) -> Any:
-        """A part of the run; `without` if it is absent or, noted in `damaged`, of no use."""
+        """Part of the run; `without` if it is absent or, noted in `damaged`, of no use."""
         path = self.workdir / name
         if not os.path.lexists(path):
             return without
@@ -117,17 +106,32 @@ class _Run:
             return without
 
     def summary_section(self) -> str:
-        cards, facts = [], []
-        if self.summary:
-            for metric in list(self.summary["definitions"])[:2]:
-                for region in self.summary["regions"]:
-                    mean = self.summary["statistics"].get(f"{metric}_{region}", {}).get("mean")
-                    name = f"{region}, mean {tables.heading(metric)}"
-                    cards.append((tables.cell(mean, metric), name))
-            cards = [card for card in cards if card[0] != tables.MISSING]
-            facts.append(("Cases evaluated", str(self.summary["n_cases"])))
+        facts = [("Challenge", self.challenge.name)]
         if model := self.config.get("model"):
-            facts.insert(0, ("Network", str(_get(model, "name") or model)))
+            facts.append(("Network", str(_get(model, "name") or model)))
+        if self.summary:
+            facts.append(("Cases evaluated", str(self.summary["n_cases"])))
+        facts += self._training_facts()
+        out = ""
+        if cards := self._cards():
+            items = (f"<li><b>{escape(v)}</b><span>{escape(n)}</span></li>" for v, n in cards)
+            out += f'<ul class="cards">{"".join(items)}</ul>\n'
+        for text, cases in tables.problems(self.summary) if self.summary else []:
+            out += warning(text + ":", [f"{case}: {note}" for case, note in cases])
+        return out + elements.facts(facts)
+
+    def _cards(self) -> list[tuple[str, str]]:
+        """Means of the first two metrics, (value, name)."""
+        cards = []
+        for metric in list(self.summary.get("definitions", ()))[:2]:
+            for region in self.summary["regions"]:
+                mean = self.summary["statistics"].get(f"{metric}_{region}", {}).get("mean")
+                name = f"{region}, mean {tables.heading(metric)}"
+                cards.append((tables.cell(mean, metric), name))
+        return [card for card in cards if card[0] != tables.MISSING]
+
+    def _training_facts(self) -> list[tuple[str, str]]:
+        facts = []
         if self.train:
             last = self.train[-1]
             facts.append(("Training", f"{last['epoch']:.4g} epochs, {last['step']:,} steps"))
@@ -141,33 +145,22 @@ class _Run:
             best = max(scored, key=lambda row: row["dice"])
             text = f"{100 * best['dice']:.2f} % (mean over regions), epoch {best['epoch']:.4g}"
             facts.append(("Best validation Dice", text))
-        out = ""
-        if cards:
-            items = (f"<li><b>{_e(v)}</b><span>{_e(n)}</span></li>" for v, n in cards)
-            out += f'<ul class="cards">{"".join(items)}</ul>\n'
-        for text, cases in tables.problems(self.summary) if self.summary else []:
-            out += _warning(text + ":", [f"{case}: {note}" for case, note in cases])
-        return out + _facts([("Challenge", self.challenge.name), *facts])
+        return facts
 
     def scores_section(self) -> str:
         if not self.summary:
             return self._missing(SUMMARY, "evaluate")
-        metrics = self.summary["definitions"]
-        found = (scrolled(tables.to_html(tables.grid(self.summary, m))) for m in metrics)
-        out = f'<div class="tables">\n{"".join(found)}</div>\n{_facts(tables.facts(self.summary))}'
+        out = self._grids() + "\n" + elements.facts(tables.facts(self.summary))
         for table in self.summary.get("tables", []):
             if table["shown"]:
-                notes = "".join(f"<li>{_e(note)}</li>" for note in table["notes"])
-                out += f"<h3>{_e(table['title'])}</h3>\n" + scrolled(
+                notes = "".join(f"<li>{escape(note)}</li>" for note in table["notes"])
+                out += f"<h3>{escape(table['title'])}</h3>\n" + scrolled(
                     tables.to_html(tables.plain(table))
                 )
                 out += f'<ul class="sub">{notes}</ul>\n' if notes else ""
         for group, part in self.summary.get("groups", {}).items():
-            found = (scrolled(tables.to_html(tables.grid(self.summary, m, group))) for m in metrics)
-            out += (
-                f"<details><summary>{_e(group)}: {part['n_cases']} cases</summary>"
-                f'<div class="tables">\n{"".join(found)}</div></details>\n'
-            )
+            title = f"{escape(group)}: {part['n_cases']} cases"
+            out += f"<details><summary>{title}</summary>{self._grids(group)}</details>\n"
         if not self.rows:
             return out + self._missing(CASES, "evaluate")
         columns = [c for c in self.rows[0] if c not in ("id", "note")]
@@ -179,25 +172,31 @@ class _Run:
         table = scrolled(tables.to_html([head, *body], caption="Lowest mean Dice first."))
         return out + f"<details><summary>All {len(body)} cases</summary>{table}</details>\n"
 
+    def _grids(self, group: str | None = None) -> str:
+        """Tables of all metrics, over all cases or over those of a group."""
+        grids = (tables.grid(self.summary, m, group) for m in self.summary["definitions"])
+        text = "".join(scrolled(tables.to_html(grid)) for grid in grids)
+        return f'<div class="tables">\n{text}</div>'
+
     def training_section(self) -> str:
         if not self.train and not self.validation:
             folds = sorted(self.workdir.glob("fold_*/report.html"))
             if folds:
-                names = "".join(f"<li>{_e(p.relative_to(self.workdir))}</li>" for p in folds)
+                names = "".join(f"<li>{escape(p.relative_to(self.workdir))}</li>" for p in folds)
                 return f"<p>Each fold has a report of its own:</p><ul>{names}</ul>\n"
             return self._missing(METRICS, "train")
         figure = figures.curves(self.train, self.validation, self.challenge.foreground)
         path = figures.save(figure, self.workdir / "figures" / "curves.png")
-        out = _figure(
+        out = elements.figure(
             path,
             "Training loss, learning rate and Dice over the epochs.",
             "Loss, learning rate, and Dice of what the network predicts, in training (grey; "
             "the darker line is a moving average) and on the validation cases (black, circles).",
         )
         if self.files and not self.validation:
-            out += _warning("There is no validation yet.")
+            out += warning("There is no validation yet.")
         if self.unread:
-            out += _warning(f"{self.unread} lines of {METRICS} could not be read.")
+            out += warning(f"{self.unread} lines of {METRICS} could not be read.")
         return out
 
     def cases_section(self) -> str:
@@ -216,14 +215,14 @@ class _Run:
                     *(shown(row["id"]), shown(str(error))),
                     exc_info=None if expected else error,
                 )
-                lost.append(f"{_one(label)}, {row['id']}: {self._why(error, row['id'])}")
-        out = _warning("These cases cannot be shown:", lost) if lost else ""
+                lost.append(f"{_one(label)}, {row['id']}: {self._reason(error, row['id'])}")
+        out = warning("These cases cannot be shown:", lost) if lost else ""
         if not subjects:
             return out
         folder = self.workdir / "figures"
         regions = ", ".join(self.regions)
         path = figures.save(figures.panel(subjects), folder / "panel.png")
-        out += _figure(
+        out += elements.figure(
             path,
             "Chosen cases: two modalities, truth and prediction overlaid.",
             f"Cases by rank of their mean Dice over {regions} among {len(self.rows)} cases. "
@@ -236,20 +235,20 @@ class _Run:
         return out + "".join(self._views(subject, folder) for subject in subjects)
 
     def _views(self, subject: figures.Subject, folder: Path) -> str:
-        """The best and the worst case in three views."""
+        """Figure of the best or the worst case in three views; "" for others."""
         end = next((name for name in ("Best", "Worst") if name in subject.title), None)
         if end is None or not subject.oriented or min(subject.image.shape[:3]) < 2:
             return ""
         path = figures.save(figures.views(subject), folder / f"views_{end.lower()}.png")
         caption = subject.caption.replace("\n", ", ")
-        return f"<h3>{_e(_one(subject.title))}</h3>\n" + _figure(
+        return f"<h3>{escape(_one(subject.title))}</h3>\n" + elements.figure(
             path,
             f"Axial, sagittal and coronal slices of {caption}",
             f"{caption}. Each view where the true outer region is largest.",
         )
 
     def _further(self, folder: Path) -> str:
-        """The challenge's own figures, of the cases that can be read if not of all."""
+        """Figures of the challenge's own, of the cases that can be read if not of all."""
         cases, out = self._evaluated(), ""
         for _ in range(2):
             try:
@@ -259,31 +258,31 @@ class _Run:
             except Exception as error:  # the rest of the page stands without them
                 lost = {case.files.id: why for case in cases if (why := self._unreadable(case))}
                 logger.error("report: the challenge's figures failed", exc_info=error)
-                told = [f"{name}: {why}" for name, why in lost.items()] or [_why(error)]
-                out += _warning("The challenge's figures lack these cases:", told)
+                told = [f"{name}: {why}" for name, why in lost.items()] or [elements.reason(error)]
+                out += warning("The challenge's figures lack these cases:", told)
                 further, cases = [], [case for case in cases if case.files.id not in lost]
                 if not lost:
                     break
         for name, figure, caption in further:
-            out += _figure(figures.save(figure, folder / f"{name}.png"), caption, caption)
+            out += elements.figure(figures.save(figure, folder / f"{name}.png"), caption, caption)
         return out
 
     def _unreadable(self, case: Evaluated) -> str:
-        """Why a case or its prediction cannot be read; "" if both can."""
+        """Reason why a case or its prediction cannot be read; "" if both can."""
         try:
             self.challenge.load(case.files)
             self.challenge.read_prediction(case.prediction)
         except Exception as error:
-            return self._why(error, case.files.id)
+            return self._reason(error, case.files.id)
         return ""
 
-    def _why(self, error: Exception, case_id: str) -> str:
+    def _reason(self, error: Exception, case_id: str) -> str:
         files = self.files.get(case_id)
         own = [path for path in (*files.images, files.label) if path] if files else []
-        return _why(error, [*own, self.workdir / "any"])
+        return elements.reason(error, [*own, self.workdir / "any"])
 
     def _evaluated(self) -> list[Evaluated]:
-        """The scored cases whose files are still there."""
+        """Scored cases whose files are still there."""
         folder = self.workdir / PREDICTIONS
         return [
             Evaluated(
@@ -309,7 +308,7 @@ class _Run:
                 raise DataError("the prediction is not on the image's grid")
             prediction = self.challenge.layers(labels)
         except Exception as error:  # truth and image can still be shown
-            why = self._why(error, row["id"]).removeprefix("DataError: ")
+            why = self._reason(error, row["id"]).removeprefix("DataError: ")
         keep = list(figures.pick_modalities(self.challenge.modalities))
         scores = [f"{r} {tables.cell(row.get(f'dice_{r}'), 'dice')}" for r in self.regions]
         return figures.Subject(
@@ -330,72 +329,31 @@ class _Run:
         for name in PACKAGES:
             with contextlib.suppress(importlib.metadata.PackageNotFoundError):
                 versions.append(f"{name} {importlib.metadata.version(name)}")
-        written_with = f'<p class="sub">Report written with {_e(", ".join(versions))}.</p>\n'
+        written_with = f'<p class="sub">Report written with {escape(", ".join(versions))}.</p>\n'
         if not self.config:
             return self._missing(CONFIG, "train") + written_with
         config = without_paths(self.config, [self.workdir / "any"])  # pages are passed on
         text = json.dumps(config, indent=2, default=str, ensure_ascii=False)
-        fields = f"<details><summary>All fields</summary><pre>{_e(text)}</pre></details>\n"
+        fields = f"<details><summary>All fields</summary><pre>{escape(text)}</pre></details>\n"
         return fields + written_with
 
     def _missing(self, what: str, mode: str) -> str:
         if what in self.damaged:
-            return _warning(without_folders(self.damaged[what], [self.workdir / "any"]) + ".")
+            return warning(without_folders(self.damaged[what], [self.workdir / "any"]) + ".")
         if mode == "evaluate" and not self.files:
             return "<p>No case was held out, so there is nothing to evaluate.</p>\n"
         command = (
             f"python launch.py --config=CONFIG --workdir={_folder(self.workdir)} --mode={mode}"
         )
         return (
-            f'<div class="warn"><p>Not here yet: {_e(what)}. Made by <code>{_e(command)}</code>'
-            "</p></div>\n"
+            f'<div class="warn"><p>Not here yet: {escape(what)}. Made by '
+            f"<code>{escape(command)}</code></p></div>\n"
         )
 
 
 def _folder(workdir: Path) -> str:
-    """A run folder as a page names it: pages are passed on, and need not say where it lies."""
+    """Run folder as a page names it: pages are passed on, and need not say where it lies."""
     return f".../{workdir.resolve().name}"
-
-
-def section(title: str, make: Callable[[], str]) -> str:
-    """A part of a page; one that fails says so in its place."""
-    try:
-        body = make()
-    except Exception as error:  # a page without one part is worth more than no page
-        logger.error("report: %s failed", title, exc_info=error)
-        body = _warning(f"This part could not be made: {_why(error)}")
-    name = title.lower()
-    return f'<section aria-labelledby="{name}">\n<h2 id="{name}">{title}</h2>\n{body}</section>\n'
-
-
-def _figure(path: Path, alt: str, caption: str) -> str:
-    data = base64.b64encode(path.read_bytes()).decode("ascii")
-    return (
-        f'<figure><div class="scroll"><img alt="{_e(alt)}" '
-        f'src="data:image/png;base64,{data}"></div>\n'
-        f"<figcaption>{_e(caption)}</figcaption></figure>\n"
-    )
-
-
-def _warning(text: str, items: Sequence[str] = ()) -> str:
-    bullets = "".join(f"<li>{_e(item)}</li>" for item in items)
-    bullets = f"<ul>{bullets}</ul>" if bullets else ""
-    return f'<div class="warn"><p>{_e(text)}</p>{bullets}</div>\n'
-
-
-def _facts(pairs: Sequence[tuple[str, str]]) -> str:
-    items = "".join(f"<dt>{_e(name)}</dt><dd>{_e(text)}</dd>\n" for name, text in pairs)
-    return f"<dl>\n{items}</dl>\n"
-
-
-def listed(items: Sequence[str]) -> str:
-    """A list of sentences."""
-    return f"<ul>{''.join(f'<li>{_e(item)}</li>' for item in items)}</ul>\n"
-
-
-def scrolled(table: str) -> str:
-    """A table that may be wider than the page."""
-    return f'<div class="scroll">{table}</div>\n'
 
 
 def _column_title(column: str) -> str:
@@ -407,18 +365,10 @@ def _get(value: Any, key: str) -> Any:
     return value.get(key) if hasattr(value, "get") else None
 
 
-def _why(error: Exception, paths: Sequence[Path] = ()) -> str:
-    return f"{type(error).__name__}: {without_folders(str(error), paths)}"
-
-
 def _one(label: str) -> str:
     return " ".join(label.split("\n"))
 
 
 def _short_id(case_id: str) -> str:
-    """A case's name in lines of a figure, however long it is."""
+    """Name of a case in lines of a figure, however long it is."""
     return textwrap.fill(textwrap.shorten(shown(case_id), 96, placeholder=" ..."), 24)
-
-
-def _e(text: Any) -> str:
-    return html.escape(shown(str(text), keep="\n\t"))

@@ -1,4 +1,4 @@
-"""What a run folder holds, read for the report; every file may be absent.
+"""Records of a run folder, read for the report; every file may be absent.
 
 One that is there and not what it should be is an error, which the report prints in its place.
 """
@@ -14,7 +14,10 @@ from crossdim_jax import metrics
 from crossdim_jax.errors import DataError
 from crossdim_jax.storage import metrics_file, plain, records
 from crossdim_jax.storage.records import is_number
+from crossdim_jax.storage.run_folder import EVALUATION
 from crossdim_jax.text import shown
+
+SUMMARY, CASES = f"{EVALUATION}/summary.json", f"{EVALUATION}/cases.csv"
 
 # (label, quantile of the cases sorted by mean Dice), in the order of the rows
 RANKS = (
@@ -94,7 +97,7 @@ TEXTS = ("id", "note")
 
 
 def _number(text: str) -> float | None:
-    """NaN for an empty cell, None for what is no number; a comma may stand for the point."""
+    """Number in a cell; NaN if empty, None if it is no number; a comma may stand for the point."""
     text = text.strip().replace(",", ".")
     try:
         number = float(text or "nan")
@@ -126,7 +129,7 @@ def read_metrics(path: Path) -> tuple[list[dict], list[dict], int]:
 
 
 def _plain(row: Mapping[str, Any]) -> bool:
-    """Whether all but the kind are numbers or unknown."""
+    """True if all but the kind are numbers or unknown."""
     return all(v is None or is_number(v) for name, v in row.items() if name != "kind")
 
 
@@ -161,7 +164,7 @@ def _is_group(value: Any) -> bool:
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """The evaluation's summary; empty if there is none.
+    """Summary of an evaluation; empty if there is none.
 
     Raises DataError, naming the file, if it is not what `evaluate.evaluate_cases` writes.
     """

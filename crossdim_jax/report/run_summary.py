@@ -1,4 +1,4 @@
-"""A run as a column of a comparison: what its folder holds, and what the training cost."""
+"""Run as a column of a comparison: content of its folder, and cost of its training."""
 
 import logging
 import os
@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from crossdim_jax.errors import DataError
-from crossdim_jax.report import page
-from crossdim_jax.report.reading import read_cases, read_metrics, read_summary
+from crossdim_jax.report.reading import CASES, SUMMARY, read_cases, read_metrics, read_summary
 from crossdim_jax.storage.files import duration
 from crossdim_jax.storage.run_folder import CONFIG, METRICS, read_config, read_cost
 from crossdim_jax.text import shown, without_folders
@@ -19,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class Run:
-    """What is known of one run folder, or of a cross-validation's with a run for each fold."""
+    """Content of a run folder, or of a cross-validation's with a run for each fold."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -30,7 +29,7 @@ class Run:
                 "--workdir=runs/dsnet,runs/dxnet"
             )
         self.config = self._read(lambda: read_config(folder), {})
-        self.summary: dict[str, Any] = self._read(lambda: read_summary(folder / page.SUMMARY), {})
+        self.summary: dict[str, Any] = self._read(lambda: read_summary(folder / SUMMARY), {})
         folds = sorted(folder.glob("fold_*"), key=lambda path: (len(path.name), path.name))
         self.trained = folds or [folder]
         costs = [self._read(lambda path=path: read_cost(path), {}) for path in self.trained]
@@ -40,29 +39,29 @@ class Run:
             for path in self.trained
         ]
         self.logs = [log for log, _, _ in logs if log]
-        cases = self._read(lambda: read_cases(folder / page.CASES), [])
+        cases = self._read(lambda: read_cases(folder / CASES), [])
         self.case_ids: list[str] = sorted(row["id"] for row in cases)
         self.definitions: dict[str, str] = self.summary.get("definitions", {})
         self.regions: list[str] = self.summary.get("regions", [])
         self.provenance: dict[str, Any] = self.summary.get("provenance", {})
 
     def statistic(self, metric: str, region: str, kind: str) -> float | None:
-        """Of the scores; None if there is none."""
+        """Statistic of a metric in a region; None if there is none."""
         return self.summary.get("statistics", {}).get(f"{metric}_{region}", {}).get(kind)
 
     def field(self, name: str) -> Any:
-        """Of the config, by its dotted name; None if there is none."""
+        """Field of the config by its dotted name; None if there is none."""
         found = self.config
         for part in name.split("."):
             found = found.get(part) if isinstance(found, dict) else None
         return found
 
     def cost(self, name: str) -> list[Any]:
-        """What `run_cost` recorded, of each training that has it."""
+        """Recorded cost, of each training that has it."""
         return [found[name] for found in self.measured if name in found]
 
     def last(self, name: str) -> list[Any]:
-        """Of the last line that each training logged."""
+        """Value in the last line that each training logged."""
         return [log[-1][name] for log in self.logs if log[-1].get(name) is not None]
 
     def _read(self, read: Callable[[], Any], without: Any) -> Any:

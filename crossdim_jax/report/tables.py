@@ -39,7 +39,7 @@ def heading(metric: str) -> str:
 
 
 def cell(value: float | None, metric: str) -> str:
-    """A number as printed: two decimals, per cent for ratios, a dash if undefined."""
+    """Number as printed: two decimals, per cent for ratios, a dash if undefined."""
     if value is None or value != value:
         return MISSING
     row = metrics.find(metric)
@@ -47,7 +47,7 @@ def cell(value: float | None, metric: str) -> str:
 
 
 def grid(summary: Mapping[str, Any], metric: str, group: str | None = None) -> list[list[str]]:
-    """One metric's table as text: a heading row, one row per statistic, and n.
+    """Table of one metric as text: a heading row, one row per statistic, and n.
 
     Over all cases, or over those of a group.
     """
@@ -65,7 +65,7 @@ def _count(column: Mapping[str, Any]) -> str:
 
 
 def facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(name, text) of what a reader must know to compare the numbers with others'."""
+    """Facts (name, text) that a reader needs to compare the numbers with others'."""
     definitions, aggregation = summary["definitions"], summary.get("aggregation", MISSING)
     return [
         ("Metric profile", summary.get("profile", MISSING)),
@@ -77,7 +77,7 @@ def facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def plain(table: Mapping[str, Any]) -> list[list[str]]:
-    """A challenge's further table as text, see `challenges.base.Table`: four significant digits."""
+    """Table of a challenge as text, see `challenges.base.Table`: four significant digits."""
 
     def text(value: Any) -> str:
         if value is None or value != value:
@@ -88,19 +88,19 @@ def plain(table: Mapping[str, Any]) -> list[list[str]]:
 
 
 def words(name: str) -> str:
-    """A field's name as a title."""
+    """Name of a field as a title."""
     words = name.replace("_", " ")
     return words[:1].upper() + words[1:]
 
 
 def problems(summary: Mapping[str, Any]) -> list[tuple[str, Sequence[Sequence[str]]]]:
-    """(what happened, [[case id, message], ...]) for cases that were not scored as usual."""
+    """Cases that were not scored as usual: (what happened, [[case id, message], ...])."""
     found = [(text, summary.get(kind, [])) for kind, text in PROBLEMS.items()]
     return [(f"{len(cases)} of the cases {text}", cases) for text, cases in found if cases]
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
-    """The whole of table.md."""
+    """Content of table.md."""
     lines = [f"# {_one_line(summary['challenge'])}: {summary['n_cases']} cases", ""]
     for text, cases in problems(summary):
         lines += [f"**{text}:**", ""]
@@ -120,7 +120,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table and an empty one; its first row is the heading."""
+    """Lines of a Markdown table and an empty one; the first row is the heading."""
     head, *body = [[_one_line(text) for text in row] for row in rows]
     rule = _row(["---"] + ["---:"] * (len(head) - 1))
     return [_row(head), rule, *map(_row, body), ""]
@@ -139,7 +139,7 @@ def _one_line(text: str) -> str:
 
 
 def to_html(rows: Sequence[Sequence[str]], *, caption: str = "") -> str:
-    """A semantic HTML table; the first row and the first column are headings. Escapes all text."""
+    """Semantic HTML table; the first row and the first column are headings. Escapes all text."""
     head, *body = rows
 
     def escape(text: str) -> str:

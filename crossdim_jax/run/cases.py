@@ -1,4 +1,4 @@
-"""The cases of a run: how they are split, decoded, given to training, and held out from it."""
+"""Cases of a run: split, decoded, given to training, and held out from it."""
 
 import dataclasses
 import functools
@@ -14,7 +14,7 @@ from crossdim_jax.errors import DataError, ManyErrors
 from crossdim_jax.imaging.case import CaseFiles
 from crossdim_jax.run import content
 from crossdim_jax.run.experiment import Experiment
-from crossdim_jax.runtime import distributed
+from crossdim_jax.runtime import distributed, sharding
 from crossdim_jax.runtime.distributed import wait_for_all
 from crossdim_jax.storage import run_folder
 
@@ -26,9 +26,9 @@ def prepare_cases(
 
     Raises:
       ManyErrors: some cases are faulty; all of them are named, whatever is wrong with each.
-      DataError: the run goes on, and its cases are others now, see `make_split` and `run_content`.
+      DataError: the run goes on, and its cases have changed, see `make_split`, `content.check`.
     """
-    config = experiment.config
+    data = experiment.data
     failures: list[tuple[str, str]] = []
     files = experiment.cases(failures)
     if not failures and run_folder.has_checkpoint(experiment.workdir):
@@ -37,10 +37,10 @@ def prepare_cases(
     cached = cache.build(
         experiment.challenge,
         files,
-        config.data.cache,
-        dtype=config.data.cache_dtype,
-        num_threads=config.data.num_threads,
-        num_processes=config.data.get("num_processes", 0),
+        data.cache,
+        dtype=data.cache_dtype,
+        num_threads=data.num_threads,
+        num_processes=data.num_processes,
         share=(jax.process_index(), jax.process_count()),
         wait=lambda: wait_for_all("cases"),
         progress=jax.process_index() == 0,
@@ -48,29 +48,29 @@ def prepare_cases(
     )
     split = dataclasses.replace(make_split(experiment, files), **content.check(experiment, files))
     _say_notes(cached)
-    _say_padding(cached, config.data.patch)
+    _say_padding(cached, data.patch)
     by_id = {case.id: case for case in cached}
     return split, [by_id[i] for i in split.train], [by_id[i] for i in split.validation]
 
 
 def make_split(experiment: Experiment, files: Sequence[CaseFiles]) -> splits.Split:
-    """The split of the cases as the config says; that of the run folder, if there is one.
+    """Split of the cases as the config says; that of the run folder, if there is one.
 
     Raises:
       DataError: the data root no longer holds the cases that the run was started with.
     """
     path = experiment.workdir / run_folder.SPLITS
-    settings = {k: v for k, v in experiment.config.data.split.to_dict().items() if v is not None}
+    root = experiment.data.root
     for group in patients.suspects(files)[:3]:
         _say(
             f"{', '.join(group[:5])} look like scans of one patient and are taken for different "
-            f"ones; if they are of one, say so in {experiment.config.data.root}/{patients.FILE}: "
+            f"ones; if they are of one, say so in {root}/{patients.FILE}: "
             '{"case id": "patient", ...}'
         )
     split = splits.make(
         files,
-        **settings,
-        official=lambda: experiment.challenge.official_split(experiment.config.data.root),
+        **experiment.data.split,
+        official=lambda: experiment.challenge.official_split(root),
     )
     if not run_folder.has_checkpoint(experiment.workdir):
         return split
@@ -81,12 +81,12 @@ def make_split(experiment: Experiment, files: Sequence[CaseFiles]) -> splits.Spl
         )
         return split
     recorded = splits.Split.read(path)
-    there, before = {case.id for case in files}, {*recorded.train, *recorded.watched}
-    if there != before:
-        gone, new = sorted(before - there), sorted(there - before)
+    existing, expected = {case.id for case in files}, {*recorded.train, *recorded.watched}
+    if existing != expected:
+        missing, new = sorted(expected - existing), sorted(existing - expected)
         raise DataError(
             f"{path}: the split of this run no longer fits the cases in "
-            f"{experiment.config.data.root}: {len(gone)} gone {gone[:5]}, {len(new)} new "
+            f"{root}: {len(missing)} gone {missing[:5]}, {len(new)} new "
             f"{new[:5]}. Put the cases back, or start a new run with another --workdir."
         )
     if recorded != split:
@@ -95,7 +95,7 @@ def make_split(experiment: Experiment, files: Sequence[CaseFiles]) -> splits.Spl
 
 
 def _other_split(recorded: splits.Split, files: Sequence[CaseFiles], path: Any) -> str:
-    """What to say where today's rules would split the same cases otherwise."""
+    """Warning that today's rules would split the same cases otherwise."""
     patient = {case.id: case.patient for case in files}
     both = {patient[i] for i in recorded.train} & {patient[i] for i in recorded.watched}
     separates = (
@@ -130,12 +130,12 @@ def check_folds(folds: Sequence[Experiment]) -> None:
 
 
 def _say_notes(cached: Sequence[cache.CachedCase]) -> None:
-    """What is to be known of how cases were prepared, once for all that it is true of."""
-    noted: dict[str, list[str]] = {}
+    """Says the notes on how cases were prepared, each once with the cases that have it."""
+    by_note: dict[str, list[str]] = {}
     for case in cached:
         if case.note:
-            noted.setdefault(case.note, []).append(case.id)
-    for note, ids in noted.items():
+            by_note.setdefault(case.note, []).append(case.id)
+    for note, ids in by_note.items():
         some = ", ".join(ids[:5]) + (", ..." if len(ids) > 5 else "")
         _say(f"warning: {len(ids)} of {len(cached)} cases ({some}): {note}")
 
@@ -156,7 +156,7 @@ def _say_padding(cached: Sequence[cache.CachedCase], patch: Sequence[int]) -> No
 
 @functools.cache
 def _say(text: str) -> None:
-    """Once: several modes of one program look for the same cases."""
+    """Says a text once: several modes of one program look for the same cases."""
     distributed.say(text)
 
 
@@ -167,26 +167,25 @@ def train_data(
     *,
     num_threads: int | None = None,
 ) -> Iterable[Mapping[str, Any]]:
-    """This process's part of endless batches of training patches, the same for the same config.
+    """Endless batches of training patches, this process's part; the same for the same config.
 
-    `num_threads` is the config's unless given.
+    num_threads: the config's unless given.
     """
-    config = experiment.config
+    data = experiment.data
     return pipeline.train_dataset(
         training,
         experiment.challenge,
-        patch=config.data.patch,
+        patch=data.patch,
         batch_size=batch_size,
-        seed=config.seed,
-        foreground=config.data.foreground,
-        num_threads=config.data.num_threads if num_threads is None else num_threads,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        seed=experiment.seed,
+        foreground=data.foreground,
+        num_threads=data.num_threads if num_threads is None else num_threads,
+        positions=sharding.batch_positions(experiment.mesh, batch_size),
     )
 
 
 def held_out(experiment: Experiment) -> list[CaseFiles]:
-    """The cases of the run to evaluate, which were not trained on; none if all were.
+    """Cases that were not trained on, to evaluate; none if all were.
 
     Says which of them are not what they were when the run was started.
     """
@@ -194,16 +193,16 @@ def held_out(experiment: Experiment) -> list[CaseFiles]:
     if not path.exists():
         raise DataError(f"{path}: not found; give the --workdir of a run that was trained")
     files = {case.id: case for case in experiment.cases()}
-    wanted = splits.Split.read(path).evaluated
-    if gone := [i for i in wanted if i not in files]:
+    expected = splits.Split.read(path).evaluated
+    if missing := [i for i in expected if i not in files]:
         raise ManyErrors(
-            f"{experiment.config.data.root}: held-out cases are missing; put them back",
-            [(i, "not found") for i in gone],
+            f"{experiment.data.root}: held-out cases are missing; put them back",
+            [(i, "not found") for i in missing],
         )
-    held = [files[i] for i in wanted]
-    if jax.process_index() == 0 and (found := content.changes(experiment, held)):
+    held = [files[i] for i in expected]
+    if jax.process_index() == 0 and (changed := content.changes(experiment, held)):
         _say(
-            f"warning: {len(found)} held-out cases in {experiment.config.data.root} are not what "
-            f"this run was started with: {content.listed(found)}"
+            f"warning: {len(changed)} held-out cases in {experiment.data.root} are not what "
+            f"this run was started with: {content.listed(changed)}"
         )
     return held

@@ -1,13 +1,88 @@
-"""Reading a config from the command line, and saying in one line what is wrong with it."""
+"""Reading a config: from the command line, of any age; and in one line what is wrong with it."""
 
 import re
+import sys
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from crossdim_jax.errors import ConfigError
+
+# Fields that came with later versions -> what was done before there was the field.
+LATER: dict[str, Any] = {
+    "data.root": "",
+    "data.grid_tolerance_mm": None,
+    "data.num_processes": 0,
+    "data.changed_cases": "refuse",
+    "weights.inflate_at": None,
+    "weights.reestimate": 0,
+    "augment": {"probability": 0.0},
+    "optim.freeze_epochs": None,
+    "train.early_stop_epochs": None,
+    "train.skip_nonfinite": 0,
+    "train.tensorboard": False,
+    "inference.mode": "window",
+    "inference.flips": False,
+}
+
+
+def complete(config: ConfigDict) -> ConfigDict:
+    """A copy with the fields that an older config lacks, plain values without references."""
+    fields = config.to_dict()
+    for field, value in LATER.items():
+        *sections, name = field.split(".")
+        section = fields
+        for part in sections:
+            section = section.setdefault(part, {})
+        section.setdefault(name, value)
+    return ConfigDict(fields)
+
+
+def located(arguments: Sequence[str]) -> list[str]:
+    """The arguments of a command, with the file of `--config` as `find` finds it."""
+    result = list(arguments)
+    for index, argument in enumerate(result):
+        name, equals, path = argument.partition("=")
+        if name.removeprefix("-") in ("config", "-config"):
+            if equals:
+                result[index] = f"{name}={find(path)}"
+            elif index + 1 < len(result):
+                result[index + 1] = find(result[index + 1])
+    return result
+
+
+def find(path: str) -> str:
+    """Path of a config as it is, or else that of the same name which was installed.
+
+    A wheel holds `configs/`, so that `--config=configs/brats_dxnet.py` works in any folder; what
+    is in the working directory goes first. Configs import each other from `configs`.
+
+    Args:
+      path: FILE or FILE:argument.
+    """
+    file = re.sub(r"(\.py):.*", r"\1", path)
+    if Path(file).exists() or Path(file).parent != Path("configs"):
+        return path
+    for installed in _installed_files():
+        if installed.parts[-2:] == Path(file).parts:
+            where = Path(installed.locate()).resolve()
+            if where.is_file():
+                folder = str(where.parents[1])
+                if folder not in sys.path:
+                    sys.path.append(folder)
+                return f"{where}{path.removeprefix(file)}"
+    return path
+
+
+def _installed_files() -> Sequence[metadata.PackagePath]:
+    try:
+        return metadata.files("crossdim_jax") or ()
+    except metadata.PackageNotFoundError:
+        return ()
 
 
 def read(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
@@ -20,6 +95,7 @@ def read(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     Raises:
       ConfigError: the file is missing or faulty, or an override names no field.
     """
+    path = find(path)
     file = re.sub(r"(\.py):.*", r"\1", path)
     if not Path(file).is_file():
         raise ConfigError(f"{file}: no such config file")
@@ -37,7 +113,7 @@ def read(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
 
 def problem(error: Exception) -> str:
-    """What went wrong while flags and a config were read, in one line."""
+    """Message, in one line, for an error raised while flags and a config were read."""
     while isinstance(error, OSError) and isinstance(error.__cause__, OSError):
         error = error.__cause__  # ml_collections reports a file that it could not load only on use
     field = isinstance(error, AttributeError) and isinstance(error.__context__, KeyError)
@@ -53,8 +129,8 @@ def problem(error: Exception) -> str:
         return f"cannot read the config: {lines[-1].strip()}"
     if field:
         return f"the config has no such field: {_one_line(lines)}"
-    told = _one_line(lines)
-    return told if isinstance(error, flags.Error) else f"{type(error).__name__}: {told}"
+    message = _one_line(lines)
+    return message if isinstance(error, flags.Error) else f"{type(error).__name__}: {message}"
 
 
 def _one_line(lines: Sequence[str]) -> str:

@@ -1,18 +1,18 @@
-"""The gate for configs: every field's range, names of closed sets, and what must fit together.
+"""Gate for configs: every field's range, names of closed sets, and what must fit together.
 
 All that is wrong is reported at once, before anything is read. Fields that a config lacks are left
 alone: older ones have fewer.
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from flax.traverse_util import flatten_dict
 
 from crossdim_jax import challenges, losses, models, ops
-from crossdim_jax.data import cache
+from crossdim_jax.data import augment, cache
 from crossdim_jax.errors import ConfigError
 from crossdim_jax.models import encoders, layers
 from crossdim_jax.models.conv import DEPTH_PADDINGS
@@ -46,22 +46,56 @@ CHOICES: dict[str, Collection[str | None]] = {
 }
 
 
-def check(config: Mapping[str, Any]) -> None:
-    """Raises ConfigError, naming every field that is wrong, its value and what is expected.
+class Findings:
+    """Problems of a config, gathered while the parts of an experiment are made of it.
 
-    config: as plain dicts.
+    Args:
+      config: as plain dicts. Its fields are looked at at once, each by itself and then together.
     """
+
+    def __init__(self, config: Mapping[str, Any]):
+        values = flatten_dict(dict(config), sep=".")
+        found = [*problems(values, augment.RANGES), *_names(values), *_paths(values)]
+        found += _together(values, {field for field, _ in found})
+        self._wrong = {field for field, _ in found}
+        self._texts = [text for _, text in found]
+
+    def part[T](self, fields: Sequence[str], make: Callable[..., T], *args: Any) -> T | None:
+        """Makes the part `make(*args)`; None if it cannot be made, and its ConfigError is kept.
+
+        Args:
+          fields: that it is made of, or their sections. If one is wrong, or a part among `args` is
+            None, that has been said, and the part is not tried.
+          make: raises ConfigError.
+        """
+        for wrong in self._wrong:
+            if any(f"{wrong}.".startswith(f"{field}.") for field in fields):
+                return None
+        if any(arg is None for arg in args):
+            return None
+        try:
+            return make(*args)
+        except ConfigError as error:
+            self._texts.append(str(error))
+            return None
+
+    def refuse(self) -> None:
+        """Raises ConfigError with all that was found, if anything was."""
+        refuse(self._texts)
+
+
+def check_sections(config: Mapping[str, Any]) -> None:
+    """Raises ConfigError unless the config has the sections of an experiment."""
     if absent := [name for name in SECTIONS if name not in config]:
         raise ConfigError(f"the config has no {', '.join(absent)}; is it an experiment's?")
-    check_fields(config)
 
 
 def check_fields(config: Mapping[str, Any]) -> None:
-    """`check` for configs that need not be an experiment's, such as those that porting takes."""
-    values = flatten_dict(dict(config), sep=".")
-    found = [*problems(values), *_names(values), *_paths(values)]
-    wrong = {field for field, _ in found}
-    refuse([*(text for _, text in found), *_together(values, wrong)])
+    """Raises ConfigError, naming every field that is wrong, its value and what is expected.
+
+    For configs that need not be an experiment's, such as those that porting takes.
+    """
+    Findings(config).refuse()
 
 
 def check_path(name: str, path: str) -> None:
@@ -92,15 +126,15 @@ def _paths(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 # --------------------------------------------------------------------------- what fits together
 
 
-def _together(values: Mapping[str, Any], wrong: Collection[str]) -> Iterator[str]:
-    """What is wrong between fields that are all there and right by themselves."""
+def _together(values: Mapping[str, Any], wrong: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Problems, as (field, text), between fields that are each there and right by themselves."""
     for fields, rule in RULES.items():
         if all(field in values and field not in wrong for field in fields):
             if text := rule(*(values[field] for field in fields)):
-                yield text
+                yield fields[0], text
 
 
-def _learning_rates(start: float, end: float) -> str | None:
+def _learning_rates(end: float, start: float) -> str | None:
     if end <= start:
         return None
     return f"config.optim.learning_rate_end={end}: expected at most learning_rate, which is {start}"
@@ -122,7 +156,7 @@ def _epochs(epochs: int | None, schedule: str) -> str | None:
     return "config.train.epochs=None: only an exponential schedule says itself when it ends"
 
 
-def _nadam(name: str, decay: float | None) -> str | None:
+def _nadam(decay: float | None, name: str) -> str | None:
     if name != "adam" or decay is None:
         return None
     return f"config.optim.schedule_decay={decay}: belongs to nadam; set it to None for adam"
@@ -134,7 +168,7 @@ def _freezing(epochs: float | None, freeze: Collection[str]) -> str | None:
     return f"config.optim.freeze_epochs={epochs}: expected patterns in config.optim.freeze as well"
 
 
-def _fold(kind: str, fold: int, folds: int) -> str | None:
+def _fold(fold: int, folds: int, kind: str) -> str | None:
     if kind != "kfold" or fold < folds:
         return None
     return f"config.data.split.fold={fold}: expected 0 to {folds - 1}, as folds is {folds}"
@@ -156,13 +190,22 @@ def _batch(batch_size: int, accumulate: int) -> str | None:
     )
 
 
-def _slices(patch: Collection[int], foreground: float) -> str | None:
+def _slices(foreground: float, patch: Collection[int]) -> str | None:
     if len(patch) != 2 or not foreground:
         return None
     return f"config.data.foreground={foreground}: slices are whole, so it must be 0"
 
 
-def _axes(patch: Collection[int], flip: Collection[int]) -> str | None:
+def _whole(mode: str, patch: Collection[int]) -> str | None:
+    if len(patch) != 2 or mode != "whole":
+        return None
+    return (
+        "config.inference.mode='whole' is for volumes; slices are predicted whole anyway, so it "
+        "must be 'window'"
+    )
+
+
+def _axes(flip: Collection[int], patch: Collection[int]) -> str | None:
     if all(axis < len(patch) for axis in flip):
         return None
     return f"config.augment.flip={flip}: a patch has the axes 0 to {len(patch) - 1}"
@@ -178,7 +221,7 @@ def _memory(patch: Collection[int], batch_size: int) -> str | None:
     )
 
 
-def _folders(root: str, cache_folder: str) -> str | None:
+def _folders(cache_folder: str, root: str) -> str | None:
     if not root or Path(root).resolve() != Path(cache_folder).resolve():
         return None
     return (
@@ -197,19 +240,21 @@ def _once(flips: Any) -> str | None:
     return f"config.inference.flips={tuple(flips)}: each axis once is expected"
 
 
+# Fields -> what is wrong between them, or None; the first is the field that the text names.
 RULES: dict[tuple[str, ...], Callable[..., str | None]] = {
-    ("optim.learning_rate", "optim.learning_rate_end"): _learning_rates,
+    ("optim.learning_rate_end", "optim.learning_rate"): _learning_rates,
     ("optim.schedule", "optim.learning_rate_end", "optim.decay_per_epoch"): _exponential,
     ("train.epochs", "optim.schedule"): _epochs,
-    ("optim.name", "optim.schedule_decay"): _nadam,
+    ("optim.schedule_decay", "optim.name"): _nadam,
     ("optim.freeze_epochs", "optim.freeze"): _freezing,
-    ("data.split.kind", "data.split.fold", "data.split.folds"): _fold,
+    ("data.split.fold", "data.split.folds", "data.split.kind"): _fold,
     ("data.split.kind", "data.split.validation"): _fixed,
     ("train.batch_size", "train.accumulate"): _batch,
-    ("data.patch", "data.foreground"): _slices,
-    ("data.patch", "augment.flip"): _axes,
+    ("data.foreground", "data.patch"): _slices,
+    ("augment.flip", "data.patch"): _axes,
+    ("inference.mode", "data.patch"): _whole,
     ("data.patch", "train.batch_size"): _memory,
-    ("data.root", "data.cache"): _folders,
+    ("data.cache", "data.root"): _folders,
     ("data.cache",): _cache,
     ("inference.flips",): _once,
 }

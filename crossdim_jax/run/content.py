@@ -1,4 +1,4 @@
-"""What the cases of a run hold: recorded with its split, compared when it goes on or is evaluated.
+"""Content of the cases of a run: recorded with its split, compared when it goes on or is evaluated.
 
 A split knows the cases by name. Other images under the same names are another data set.
 """
@@ -11,13 +11,11 @@ from pathlib import Path
 
 from crossdim_jax.data import splits
 from crossdim_jax.data.digests import Content, Digests
-from crossdim_jax.errors import ConfigError, DataError
+from crossdim_jax.errors import DataError
 from crossdim_jax.imaging.case import CaseFiles
 from crossdim_jax.run.experiment import Experiment
 from crossdim_jax.runtime import distributed
 from crossdim_jax.storage import run_folder
-
-CHOICES = ("refuse", "accept")
 
 
 def check(experiment: Experiment, files: Sequence[CaseFiles]) -> dict[str, dict]:
@@ -29,26 +27,19 @@ def check(experiment: Experiment, files: Sequence[CaseFiles]) -> dict[str, dict]
       `contents` and `accepted` of the run's `splits.Split`.
 
     Raises:
-      DataError: some are others now, and `config.data.changed_cases` is not "accept".
-      ConfigError: it is neither "refuse" nor "accept".
+      DataError: some are others now, and `changed_cases` is not "accept".
     """
-    choice = experiment.config.data.get("changed_cases", "refuse")
-    if choice not in CHOICES:
-        raise ConfigError(
-            f"config.data.changed_cases={choice!r} is unknown; known: {', '.join(CHOICES)}"
-        )
-    found = _contents(experiment, files)
-    contents = {case: {"image": c.image, "label": c.label} for case, c in found.items()}
+    contents = _contents(experiment, files)
     resumed = run_folder.has_checkpoint(experiment.workdir)
     before = _recorded(experiment) if resumed else splits.Split([], [])
     changed = _differences(before.contents, contents)
     if changed:
         message = (
             f"{experiment.workdir / run_folder.SPLITS}: {len(changed)} of {len(files)} cases in "
-            f"{experiment.config.data.root} are not what this run was started with: "
+            f"{experiment.data.root} are not what this run was started with: "
             f"{listed(changed)}"
         )
-        if choice == "refuse":
+        if experiment.data.changed_cases == "refuse":
             raise DataError(
                 f"{message}. Put the files back, start a new run with another --workdir, or go on "
                 "with what is there now by --config.data.changed_cases=accept"
@@ -60,8 +51,7 @@ def check(experiment: Experiment, files: Sequence[CaseFiles]) -> dict[str, dict]
 def changes(experiment: Experiment, files: Sequence[CaseFiles]) -> dict[str, str]:
     """Case id -> what of it is not as recorded: "image", "label" or "image and label"."""
     before = _recorded(experiment).contents
-    found = _contents(experiment, [case for case in files if case.id in before])
-    now = {case: {"image": c.image, "label": c.label} for case, c in found.items()}
+    now = _contents(experiment, [case for case in files if case.id in before])
     return _differences(before, now)
 
 
@@ -74,10 +64,10 @@ def _differences(before: Mapping[str, Mapping], now: Mapping[str, Mapping]) -> d
     return {case: " and ".join(changed) for case, changed in parts.items() if changed}
 
 
-def listed(found: Mapping[str, str], most: int = 10) -> str:
+def listed(changed: Mapping[str, str], most: int = 10) -> str:
     """`changes` in words: "the image of a, b; the label of c"."""
     groups: dict[str, list[str]] = {}
-    for case, parts in sorted(found.items()):
+    for case, parts in sorted(changed.items()):
         groups.setdefault(parts, []).append(case)
     return "; ".join(
         f"the {parts} of {', '.join(cases[:most])}{', ...' if len(cases) > most else ''}"
@@ -86,33 +76,37 @@ def listed(found: Mapping[str, str], most: int = 10) -> str:
 
 
 def provenance(experiment: Experiment, files: Sequence[CaseFiles]) -> dict[str, str]:
-    """What of the contents a reader of the scores of `files` must know; empty for nothing."""
+    """Changes of contents that a reader of the scores of `files` must know; empty for none."""
     result = {}
-    if found := changes(experiment, files):
-        result["changed_since_training"] = listed(found)
+    if changed := changes(experiment, files):
+        result["changed_since_training"] = listed(changed)
     if accepted := _recorded(experiment).accepted:
         result["changed_during_training"] = listed(accepted)
     return result
 
 
-def _contents(experiment: Experiment, files: Sequence[CaseFiles]) -> dict[str, Content]:
-    """By case id, without those that cannot be read: reading them says why."""
-    folder = Path(experiment.config.data.cache)
+def _contents(experiment: Experiment, files: Sequence[CaseFiles]) -> dict[str, dict]:
+    """Content by case id, without cases that cannot be read: reading them says why."""
+    folder = Path(experiment.data.cache)
     record = _digests(folder if folder.is_dir() else None)
 
     def content(case: CaseFiles) -> Content | None:
         with contextlib.suppress(DataError):
             return record.of_case(case)
 
-    with ThreadPoolExecutor(max(1, experiment.config.data.num_threads)) as pool:
-        found = dict(zip((case.id for case in files), pool.map(content, files), strict=True))
+    with ThreadPoolExecutor(max(1, experiment.data.num_threads)) as pool:
+        contents = list(pool.map(content, files))
     record.save()
-    return {case: content for case, content in found.items() if content is not None}
+    return {
+        case.id: {"image": content.image, "label": content.label}
+        for case, content in zip(files, contents, strict=True)
+        if content is not None
+    }
 
 
 @functools.cache
 def _digests(folder: Path | None) -> Digests:
-    """One for the whole process: without a folder to keep them, files would be read each time."""
+    """Digests for the whole process: without a folder to keep them, files are read once."""
     return Digests(folder)
 
 

@@ -1,4 +1,4 @@
-"""What a run costs, `run.json` of its folder: parameters, device, peak memory."""
+"""Cost of a run, `run.json` of its folder: parameters, device, peak memory."""
 
 import contextlib
 import logging
@@ -20,17 +20,17 @@ logger = logging.getLogger(__name__)
 def record(workdir: Path, state: TrainState, devices: int) -> None:
     """Writes what is known when training starts; a peak of an earlier start is kept.
 
-    devices: how many train.
+    devices: number of those that train.
 
     Raises DataError if it cannot be written.
     """
     parameters = jax.tree.leaves(optim.slow(state.params))
-    found = _read(workdir) | {
+    cost = _read(workdir) | {
         "parameters": sum(int(np.prod(leaf.shape)) for leaf in parameters),
         "device": jax.devices()[0].device_kind,
         "devices": devices,
     }
-    _write(workdir, found)
+    _write(workdir, cost)
 
 
 def record_peak(workdir: Path) -> None:
@@ -38,14 +38,14 @@ def record_peak(workdir: Path) -> None:
 
     Left out if it cannot be written: what ended the training then has more to say.
     """
-    found = _read(workdir)
-    found["peak_memory_mb"] = max(peak_memory_mb(), found.get("peak_memory_mb", 0.0))
+    cost = _read(workdir)
+    cost["peak_memory_mb"] = max(peak_memory_mb(), cost.get("peak_memory_mb", 0.0))
     with contextlib.suppress(DataError):
-        _write(workdir, found)
+        _write(workdir, cost)
 
 
 def peak_memory_mb() -> float:
-    """Of the fullest device of this process; where devices do not say, of the process itself."""
+    """Peak of the fullest device of this process; where devices do not say, of the process."""
     peaks = [(d.memory_stats() or {}).get("peak_bytes_in_use") for d in jax.local_devices()]
     if None not in peaks:
         return max(peaks) / 1e6
@@ -60,5 +60,5 @@ def _read(workdir: Path) -> dict[str, Any]:
         return {}
 
 
-def _write(workdir: Path, found: dict[str, Any]) -> None:
-    run_folder.write_json(workdir / run_folder.RUN, found)
+def _write(workdir: Path, cost: dict[str, Any]) -> None:
+    run_folder.write_json(workdir / run_folder.RUN, cost)

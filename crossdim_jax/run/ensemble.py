@@ -1,4 +1,4 @@
-"""Which weights predict: those of a single run, or of all folds of a cross-validation together."""
+"""Weights that predict: those of a single run, or of all folds of a cross-validation together."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,14 +15,22 @@ DONE = "done"  # an empty file in the folder of a fold that is trained and evalu
 
 def of_fold(experiment: Experiment, fold: int) -> Experiment:
     """The experiment of one fold, in its own folder."""
+    split = {"kind": "kfold", "fold": fold}
     config = ConfigDict(experiment.config.to_dict())  # plain values: no reference is shared
-    config.data.split.kind = "kfold"
-    config.data.split.fold = fold
+    config.data.split.update(split)
     if "fold" in config:
         config.fold = fold
     return dataclasses.replace(
-        experiment, config=config.lock(), workdir=experiment.workdir / f"fold_{fold}"
+        experiment,
+        config=config.lock(),
+        workdir=experiment.workdir / f"fold_{fold}",
+        data=dataclasses.replace(experiment.data, split={**experiment.data.split, **split}),
     )
+
+
+def all_folds(experiment: Experiment) -> list[Experiment]:
+    """The experiments of all folds of a cross-validation."""
+    return [of_fold(experiment, fold) for fold in range(experiment.data.split["folds"])]
 
 
 def members(experiment: Experiment) -> list[Experiment]:
@@ -32,15 +40,14 @@ def members(experiment: Experiment) -> list[Experiment]:
     """
     if run_folder.has_checkpoint(experiment.workdir):
         return [experiment]
-    count = experiment.config.data.split.folds
-    folds = [of_fold(experiment, fold) for fold in range(count)]
+    folds = all_folds(experiment)
     started = any(run_folder.has_checkpoint(fold.workdir) for fold in folds)
     trained = [fold for fold in folds if (fold.workdir / DONE).is_file()]
-    if started and len(trained) < count:
+    if started and len(trained) < len(folds):
         lacking = [fold.workdir.name for fold in folds if fold not in trained]
         raise DataError(
-            f"{experiment.workdir}: {', '.join(lacking)} of {count} folds are not trained yet; "
-            "finish them with --mode=folds, or give the folder of one fold as --workdir"
+            f"{experiment.workdir}: {', '.join(lacking)} of {len(folds)} folds are not trained "
+            "yet; finish them with --mode=folds, or give the folder of one fold as --workdir"
         )
     return trained or [experiment]  # neither: a single run says what it lacks
 
@@ -49,13 +56,11 @@ def predictor(experiment: Experiment) -> tuple[Callable[[np.ndarray], np.ndarray
     """The mean of the probabilities of all `members`, and in words what predicts."""
     parts, steps = [], []
     for member in members(experiment):
-        run_folder.require_same_network(
-            member.workdir, member.config.to_dict(), defaults=member.defaults
-        )
+        member.require_same_network()
         variables, record = member.trained()
         parts.append(variables)
         steps.append(str(record["step"]))
-    window = experiment.predictor(flips=experiment.config.inference.flips)
+    window = experiment.predictor(flipped=True)
 
     def predict(image: np.ndarray) -> np.ndarray:
         total = window(parts[0], image)

@@ -16,8 +16,8 @@ from crossdim_jax.errors import ConfigError, DataError
 from crossdim_jax.evaluation import predict as predict_lib
 from crossdim_jax.evaluation import score
 from crossdim_jax.report import page
-from crossdim_jax.run import cases, content, modes
-from crossdim_jax.run.ensemble import DONE, of_fold
+from crossdim_jax.run import cases, content, train
+from crossdim_jax.run.ensemble import DONE, all_folds
 from crossdim_jax.run.experiment import Experiment
 from crossdim_jax.runtime import stop
 from crossdim_jax.runtime.distributed import say, wait_for_all
@@ -32,8 +32,8 @@ def run(experiment: Experiment) -> Path:
     Each fold is a run of its own and goes on where it was; one that is done is left as it is.
 
     Args:
-      experiment: of the whole; `config.data.split.folds` says how many there are, whatever
-        `config.data.split.kind` and `.fold` are.
+      experiment: of the whole; its split's `folds` says how many there are, whatever `kind` and
+        `fold` are.
 
     Raises:
       ConfigError: the folder is that of a single run.
@@ -44,7 +44,7 @@ def run(experiment: Experiment) -> Path:
             f"{experiment.workdir}: this folder holds a single run; give another --workdir for the "
             "folds"
         )
-    folds = [of_fold(experiment, fold) for fold in range(experiment.config.data.split.folds)]
+    folds = all_folds(experiment)
     cases.check_folds(folds)
     for number, fold in enumerate(folds):
         if _is_done(fold):
@@ -53,21 +53,21 @@ def run(experiment: Experiment) -> Path:
         if number:  # what is done is kept
             stop.enter(stop.repeatable(f"in fold {number}"))
         say(f"fold {number} of {len(folds)}: {fold.workdir}")
-        modes.run_training(fold)
+        train.run(fold)
         if jax.process_index() == 0:
             _mark_done(fold.workdir / DONE)
     return _combine(experiment, folds)
 
 
 def _is_done(fold: Experiment) -> bool:
-    """Whether a fold has been trained and evaluated with this very config.
+    """True if a fold has been trained and evaluated with this very config.
 
     Raises DataError if something else has the name of the file that says so.
     """
     if not os.path.lexists(fold.workdir / DONE):
         return False
     read_bytes(fold.workdir / DONE, limit=4096)
-    run_folder.claim(fold.workdir, fold.config.to_dict(), defaults=fold.defaults, write=False)
+    fold.claim(write=False)
     return run_folder.has_checkpoint(fold.workdir)
 
 
@@ -84,8 +84,8 @@ def _combine(experiment: Experiment, folds: list[Experiment]) -> Path:
     wait_for_all("folds")
     if jax.process_index() > 0:
         return experiment.workdir
-    config, folder = experiment.config, experiment.workdir / run_folder.PREDICTIONS
-    run_folder.claim(experiment.workdir, config.to_dict(), defaults=experiment.defaults)
+    folder = experiment.workdir / run_folder.PREDICTIONS
+    experiment.claim(write=True)
     files, changed = [], {}
     predict_lib.check_writable(folder)
     for fold in folds:

@@ -1,4 +1,4 @@
-"""What a training starts from: ported weights or those of a run, and statistics measured for it."""
+"""The start of a training: ported weights or those of a run, and statistics measured for it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from crossdim_jax.errors import ConfigError
 from crossdim_jax.run import cases, weights_of_run
 from crossdim_jax.run.experiment import Experiment
 from crossdim_jax.runtime.distributed import say
-from crossdim_jax.training import batch_stats, optim, step
+from crossdim_jax.training import batch_stats, initialise, optim
 from crossdim_jax.training.state import TrainState
 from crossdim_jax.weights import params
 
@@ -24,8 +24,7 @@ def load_weights(experiment: Experiment) -> params.Weights | None:
       WeightsError: the file does not fit the model, or is not what the config says it is.
       ConfigError: statistics are to be re-estimated where there are none.
     """
-    options = experiment.config.weights
-    patches = options.get("reestimate") or 0  # older configs have no such field
+    options, patches = experiment.weights, experiment.weights.reestimate
     if not options.file:
         if patches:
             raise ConfigError(
@@ -35,7 +34,7 @@ def load_weights(experiment: Experiment) -> params.Weights | None:
         return None
     of_run = Path(options.file).is_dir()
     weights = weights_of_run.load(options.file) if of_run else params.load_weights(options.file)
-    image = jax.ShapeDtypeStruct(experiment.image_shape(), jnp.float32)
+    image = jax.ShapeDtypeStruct(experiment.image_shape, jnp.float32)
     variables = jax.eval_shape(experiment.model.init, jax.random.key(0), image)
     if patches and not variables.get("batch_stats"):
         raise ConfigError(
@@ -45,8 +44,7 @@ def load_weights(experiment: Experiment) -> params.Weights | None:
     params.check(
         weights.metadata,
         # The config's own words are about files: they say nothing of what a run has trained.
-        params.requirements(experiment.model, variables)
-        | ({} if of_run else params.claims(options)),
+        params.requirements(experiment.model, variables) | ({} if of_run else options.claims),
         name=weights.name,
         ignore=options.ignore,
         reestimate=patches,
@@ -61,19 +59,18 @@ def first_state(
     training: list[cache.CachedCase],
     weights: params.Weights | None,
 ) -> tuple[TrainState, dict[str, Any] | None]:
-    """The state before the first step, and what the encoder really started from."""
-    config = experiment.config
-    state = step.init_state(
+    """The state before the first step, and a record of what the encoder started from."""
+    state = initialise.init_state(
         experiment.model,
         optimizer,
-        experiment.image_shape(),
+        experiment.image_shape,
         experiment.mesh,
-        seed=config.seed,
+        seed=experiment.seed,
         weights=weights,
-        skip=config.weights.skip,
+        skip=experiment.weights.skip,
     )
     record = dict(weights.metadata) if weights is not None else None
-    if record is not None and config.weights.get("reestimate"):
+    if record is not None and experiment.weights.reestimate:
         state, patches = reestimate(experiment, state, training)
         record["statistics"] = f"reestimated ({patches} training patches)"
     return state, record
@@ -94,20 +91,20 @@ def reestimate(
     Raises:
       ConfigError: what was measured is not finite.
     """
-    config, model = experiment.config, experiment.model
+    model = experiment.model
     changes = {"drop_path_rate": 0.0} if hasattr(model, "drop_path_rate") else {}
     if model.norm == "frozen":  # does not measure anything itself; the tensors are the same
         changes["norm"] = "batch"
-    at_once = config.train.batch_size // config.train.accumulate
     # Without threads: only a few are asked for.
-    data = cases.train_data(experiment, training, at_once, num_threads=0)
+    size = experiment.training.micro_batch_size
+    data = cases.train_data(experiment, training, size, num_threads=0)
     stats, patches = batch_stats.reestimate(
         model.clone(**changes),
         {"params": optim.fast(state.params), "batch_stats": state.batch_stats},
         (batch["image"] for batch in data),
         experiment.mesh,
-        patches=config.weights.get("reestimate") or 0,
-        seed=config.seed,
+        patches=experiment.weights.reestimate,
+        seed=experiment.seed,
     )
     say(f"running statistics measured on {patches} training patches")
     return state._replace(batch_stats=stats), patches

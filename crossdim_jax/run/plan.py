@@ -1,4 +1,4 @@
-"""What a training would take, before it starts: memory of a device, what fits into it, and time.
+"""Plan of a training before it starts: memory of a device, what fits into it, and time.
 
 Memory is what the compiler says of the program that it made: arrays that go in, arrays that come
 out, and temporaries at their peak. What fits is found by compiling, from an estimate that takes the
@@ -20,16 +20,13 @@ from crossdim_jax.data import cache, pipeline
 from crossdim_jax.errors import ConfigError
 from crossdim_jax.inference import sliding_window
 from crossdim_jax.run import cases as run_cases
-from crossdim_jax.run import experiment as experiment_lib
-from crossdim_jax.run import initial_state as start
-from crossdim_jax.run import modes
+from crossdim_jax.run import initial_state
 from crossdim_jax.run.experiment import Experiment
 from crossdim_jax.runtime import sharding
 from crossdim_jax.storage.files import duration
 from crossdim_jax.training import loop
-from crossdim_jax.training import step as train
-from crossdim_jax.training.checkpoint import variables
-from crossdim_jax.training.state import TrainState
+from crossdim_jax.training.state import TrainState, variables
+from crossdim_jax.training.step import JitStep, TrainStep
 
 GIB = 2**30
 TIMED_STEPS = 5
@@ -45,17 +42,18 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """At the peak."""
+        """Bytes at the peak."""
         return self.arrays + self.temporaries
 
     @classmethod
-    def of_step(cls, compiled: train.Step) -> "Memory":
-        """Of the part of a step that needs more."""
-        return max((cls.of(part) for part in compiled), key=lambda memory: memory.total)
+    def of_step(cls, compiled: TrainStep) -> "Memory":
+        """Memory of the part of a step that needs more."""
+        parts = (compiled.gradient, compiled.update)
+        return max(map(cls.of, parts), key=lambda memory: memory.total)
 
     @classmethod
     def of(cls, compiled: Any) -> "Memory":
-        """As the compiler says."""
+        """Memory of a program, as the compiler says."""
         stats = compiled.memory_analysis()
         arrays = stats.argument_size_in_bytes + stats.output_size_in_bytes
         return cls(arrays - stats.alias_size_in_bytes, stats.temp_size_in_bytes)
@@ -68,32 +66,29 @@ class Memory:
 
 
 def run(experiment: Experiment, *, budget_gib: float | None = None) -> str:
-    """Compiles, measures a few steps, and says what was found; trains nothing, writes no run.
+    """Compiles and measures a few steps; trains nothing, writes no run.
 
     Args:
-      experiment: of the config. With an empty `data.root`, steps are timed on random numbers.
+      experiment: with an empty data root, steps are timed on random numbers.
       budget_gib: memory of a device; None for what the device has.
 
     Returns:
       the account, lines of text.
 
-    Raises ConfigError if the config does not fit together.
+    Raises ConfigError if the budget is no amount of memory.
     """
-    config, options = experiment.config, experiment.config.train
-    patch = tuple(config.data.patch)
-    experiment.check_batch()
     if budget_gib is not None and not 0 < budget_gib < 2**30:
         raise ConfigError(
             f"--budget_gib={budget_gib}: expected the GiB of memory of a device, a number above 0"
         )
     budget = memory_of_device() if budget_gib is None else int(budget_gib * GIB)
-    loss = modes.loss_of(experiment)
-    cases = run_cases.prepare_cases(experiment)[1] if config.data.root else []
+    patch, options = experiment.data.patch, experiment.training
+    cases = run_cases.prepare_cases(experiment)[1] if experiment.data.root else []
     shown = len(pipeline.elements(cases, patch)) if cases else options.batch_size
     steps = loop.steps_per_epoch(shown, options.batch_size)
-    optimizer = experiment_lib.make_optimizer(config, steps)
-    state, _ = start.first_state(experiment, optimizer, [], None)
-    step = modes.make_step(experiment, optimizer, loss)
+    optimizer = experiment.optimizer(steps)
+    state, _ = initial_state.first_state(experiment, optimizer, [], None)
+    step = experiment.train_step(optimizer)
     compiled = _compile(experiment, step, state, patch, options.batch_size)
     memory = Memory.of_step(compiled)
     devices = experiment.mesh.devices
@@ -104,18 +99,19 @@ def run(experiment: Experiment, *, budget_gib: float | None = None) -> str:
         f"inference            {_inference(experiment, state, cases, budget)}",
         *fitting(experiment, step, state, memory, budget),
     ]
-    data = run_cases.train_data(experiment, cases, options.batch_size) if cases else None
-    batches = iter(data) if data is not None else random_batches(experiment)
-    seconds = step_seconds(experiment, compiled, state, batches)
-    lines.append(f"a step               {seconds:.3f} s, the median of {TIMED_STEPS}")
     if cases:
-        epoch, epochs = steps * seconds, experiment_lib.epochs(config)
-        lines.append(
-            f"an epoch             {duration(epoch)} for {steps} steps; {epochs} epochs "
-            f"{duration(epoch * epochs)}, validation not counted"
-        )
+        batches = iter(run_cases.train_data(experiment, cases, options.batch_size))
     else:
-        lines.append("an epoch             not known: config.data.root is empty")
+        batches = random_batches(experiment)
+    seconds = step_seconds(experiment, compiled, state, batches)
+    epoch = "not known: config.data.root is empty"
+    if cases:
+        epoch = (
+            f"{duration(steps * seconds)} for {steps} steps; {options.epochs} epochs "
+            f"{duration(steps * seconds * options.epochs)}, validation not counted"
+        )
+    lines.append(f"a step               {seconds:.3f} s, the median of {TIMED_STEPS}")
+    lines.append(f"an epoch             {epoch}")
     return "\n".join(lines)
 
 
@@ -130,15 +126,14 @@ def memory_of_device() -> int:
 
 
 def fitting(
-    experiment: Experiment, step: train.Step, state: TrainState, memory: Memory, budget: int
+    experiment: Experiment, step: JitStep, state: TrainState, memory: Memory, budget: int
 ) -> list[str]:
     """The largest batch at the config's patch, and the largest patch at its batch, that fit.
 
     Both are compiled; `memory` is that of the config's own.
     """
-    config = experiment.config
-    patch, batch = tuple(config.data.patch), config.train.batch_size
-    unit = experiment.mesh.shape["data"] * config.train.accumulate
+    patch, batch = experiment.data.patch, experiment.training.batch_size
+    unit = experiment.mesh.shape["data"] * experiment.training.accumulate
     most = int((budget / max(memory.temporaries, 1) + 1) * batch) // unit
     batches = [(patch, n * unit) for n in range(most, 0, -1)]
     sizes = [(size, batch) for size in _patches(experiment)]
@@ -176,10 +171,10 @@ def _largest(candidates, measure, known, budget) -> str | None:
 
 
 def random_batches(experiment: Experiment) -> Iterator[Mapping[str, np.ndarray]]:
-    """One batch of random numbers for ever: what a step costs if its input costs nothing."""
-    config, challenge = experiment.config, experiment.challenge
+    """Endless batches of random numbers, always the same: their input costs nothing."""
+    challenge = experiment.challenge
     rng = np.random.default_rng(0)
-    shape = (config.train.batch_size // jax.process_count(), *config.data.patch)
+    shape = (experiment.training.batch_size // jax.process_count(), *experiment.data.patch)
     k = len(challenge.classes)
     batch = {
         "image": rng.normal(size=(*shape, len(challenge.modalities))).astype(np.float32),
@@ -207,7 +202,9 @@ def step_seconds(
     return statistics.median(np.diff(times[2:]).tolist())
 
 
-def _compile(experiment, step, state, patch, batch) -> train.Step:
+def _compile(
+    experiment: Experiment, step: JitStep, state: TrainState, patch: Sequence[int], batch: int
+) -> TrainStep:
     challenge, mesh = experiment.challenge, experiment.mesh
     shapes = {
         "image": ((batch, *patch, len(challenge.modalities)), jnp.float32),
@@ -224,7 +221,7 @@ def _compile(experiment, step, state, patch, batch) -> train.Step:
 def _inference(
     experiment: Experiment, state: TrainState, cases: Sequence[cache.CachedCase], budget: int
 ) -> str:
-    predict, abstract = experiment.predictor(flips=False), sharding.abstract_like(state)
+    predict, abstract = experiment.predictor(flipped=False), sharding.abstract_like(state)
     channels = len(experiment.challenge.modalities)
     if isinstance(predict, sliding_window.SlidingWindow):
         compiled = predict.compiled(variables(abstract), channels)
@@ -246,7 +243,7 @@ def _verdict(memory: Memory, budget: int) -> str:
 
 def _patches(experiment: Experiment) -> list[tuple[int, ...]]:
     """Patches to try, the largest first: of the config's shape, in steps that the network takes."""
-    patch, depth = tuple(experiment.config.data.patch), experiment.mesh.shape["depth"]
+    patch, depth = experiment.data.patch, experiment.mesh.shape["depth"]
     found = []
     for tenths in range(40, 1, -1):
         size = tuple(max(32, round(n * tenths / 10 / 32) * 32) for n in patch)

@@ -69,10 +69,14 @@ def make_mesh(
     return mesh
 
 
-def process_place(mesh: Mesh) -> int:
-    """Which of the equal parts of a batch, in their order, lies on this process's devices."""
-    order = list(dict.fromkeys(row[0].process_index for row in mesh.devices))
-    return order.index(jax.process_index())
+def batch_positions(mesh: Mesh, batch_size: int) -> list[int]:
+    """Positions in a global batch of the samples that lie on this process's devices, ascending.
+
+    Rows of a mesh need not be in the order of the processes, nor those of one side by side: on
+    some topologies `jax.make_mesh` orders devices by the links between them.
+    """
+    mine = [row[0].process_index == jax.process_index() for row in mesh.devices]
+    return [i for i in range(batch_size) if mine[i * len(mine) // batch_size]]
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -121,7 +125,8 @@ def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Ar
     """Global device arrays from this process's part of a batch.
 
     Args:
-      batch: numpy arrays `(b / processes, depth, ...)`, the image first, or `(b / processes, k)`.
+      batch: numpy arrays `(b / processes, depth, ...)`, the image first, or `(b / processes, k)`:
+        the samples at `batch_positions`, in their order.
       mesh: from `make_mesh`.
 
     Raises ConfigError, naming the sizes that fit, if batch or depth do not divide.

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
 UNREADABLE_METRICS = "metrics.unreadable.jsonl"  # lines of it that could not be read
+TENSORBOARD = "tensorboard"
 CONFIG = "config.json"
 SPLITS = "splits.json"
 WEIGHTS = "weights.json"
@@ -34,6 +35,7 @@ EVALUATION = "evaluation"
 # Fields, as patterns for the whole dotted name, that change neither the batches nor the updates.
 HARMLESS = (
     r"(.*\.)?log_every_steps",
+    r"train\.tensorboard",
     r"(.*\.)?checkpoint_every_steps",
     r"(.*\.)?keep",
     r"(.*\.)?num_(threads|processes)",

@@ -18,13 +18,11 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-import optax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
@@ -34,8 +32,8 @@ from crossdim_jax.storage import checksums
 from crossdim_jax.storage.files import write_text
 from crossdim_jax.storage.run_folder import CHECKPOINTS
 from crossdim_jax.text import without_paths
-from crossdim_jax.training import optim
-from crossdim_jax.training.state import TrainState
+from crossdim_jax.training.checkpoint_faults import check_record, check_saved, find_damaged, naming
+from crossdim_jax.training.state import TrainState, from_checkpoint, training_arrays, variables
 
 BEST = "best"
 
@@ -55,7 +53,7 @@ class Checkpointer:
     def __init__(self, workdir: str | os.PathLike, *, keep: int = 2):
         self.folder = Path(workdir).absolute() / CHECKPOINTS
         self._writing: int | None = None
-        with _naming(self.folder, "opening the checkpoints"):
+        with naming(self.folder, "opening the checkpoints"):
             (self.folder / BEST).mkdir(parents=True, exist_ok=True)
             self._latest = _manager(self.folder, keep)
             self._best = _manager(self.folder / BEST, 2)
@@ -92,21 +90,21 @@ class Checkpointer:
 
         Raises DataError, naming the folder, if this or the write before it failed.
         """
-        with _naming(self.folder, f"writing the checkpoint of step {self._writing}", self):
+        with naming(self.folder, f"writing the checkpoint of step {self._writing}", self):
             self._latest.wait_until_finished()  # so that a late failure is not put down to this
-        with _naming(self.folder / BEST, "writing the best checkpoint", self):
+        with naming(self.folder / BEST, "writing the best checkpoint", self):
             self._best.wait_until_finished()
         self._writing = step = int(state.step)
-        with _naming(self.folder, f"writing the checkpoint of step {step}", self):
+        with naming(self.folder, f"writing the checkpoint of step {step}", self):
             saved = self._latest.save(
                 step,
                 args=ocp.args.Composite(
                     variables=ocp.args.StandardSave(variables(state)),
-                    training=ocp.args.StandardSave(_training(state)),
+                    training=ocp.args.StandardSave(training_arrays(state)),
                     meta=_meta(meta, self.folder),
                 ),
             )
-        _check_saved(saved, self.folder, step)
+        check_saved(saved, self.folder, step)
 
     def save_best(self, state: TrainState, meta: Mapping[str, Any]) -> None:
         """Starts writing the variables of `state` as the best so far; see `save`."""
@@ -114,9 +112,9 @@ class Checkpointer:
         if step in self._best.all_steps():  # the step of the resume, validated again
             return
         if jax.process_count() > 1:  # the barriers of two writings at once have the same names
-            with _naming(self.folder, f"writing the checkpoint of step {self._writing}", self):
+            with naming(self.folder, f"writing the checkpoint of step {self._writing}", self):
                 self._latest.wait_until_finished()
-        with _naming(self.folder / BEST, f"writing the best checkpoint, of step {step}", self):
+        with naming(self.folder / BEST, f"writing the best checkpoint, of step {step}", self):
             saved = self._best.save(
                 step,
                 args=ocp.args.Composite(
@@ -124,17 +122,17 @@ class Checkpointer:
                     meta=_meta(meta, self.folder),
                 ),
             )
-        _check_saved(saved, self.folder / BEST, step)
+        check_saved(saved, self.folder / BEST, step)
 
     def wait(self) -> None:
         """Returns once everything is on disk. Raises DataError if it could not be written."""
-        with _naming(self.folder, f"writing the checkpoint of step {self._writing}", self):
+        with naming(self.folder, f"writing the checkpoint of step {self._writing}", self):
             self._latest.wait_until_finished()
             self._best.wait_until_finished()
 
     def close(self) -> None:
         """Waits for the writing and lets go of the folders."""
-        with _naming(self.folder, f"writing the checkpoint of step {self._writing}", self):
+        with naming(self.folder, f"writing the checkpoint of step {self._writing}", self):
             self._latest.close()
             self._best.close()
 
@@ -161,7 +159,7 @@ class Checkpointer:
         abstract = sharding.abstract_like(state)
         failures = []
         newest_first = self.steps[::-1]
-        damaged = _damaged(self.folder, newest_first, until_good=True)
+        damaged = find_damaged(self.folder, newest_first, until_good=True)
         for step in newest_first:
             if step in damaged:
                 failures.append((step, damaged[step]))
@@ -171,17 +169,17 @@ class Checkpointer:
                     step,
                     args=ocp.args.Composite(
                         variables=ocp.args.StandardRestore(variables(abstract)),
-                        training=ocp.args.StandardRestore(_training(abstract)),
+                        training=ocp.args.StandardRestore(training_arrays(abstract)),
                         meta=ocp.args.JsonRestore(),
                     ),
                 )
-                _check_meta(restored.meta, self.folder / str(step))
+                check_record(restored.meta, self.folder / str(step))
             except Exception as error:  # whatever a torn file makes Orbax raise
                 failures.append((step, f"{type(error).__name__}: {error}"))
                 continue
             _set_aside(self._latest, self.folder, failures)
             self._forget_best_after(step)
-            return _state(restored.variables, restored.training), restored.meta
+            return from_checkpoint(restored.variables, restored.training), restored.meta
         if failures:
             lines = "\n".join(f"  step {step}: {why}" for step, why in failures)
             raise DataError(
@@ -193,30 +191,11 @@ class Checkpointer:
 
     def _forget_best_after(self, step: int) -> None:
         folder = self.folder / BEST
-        with _naming(folder, f"removing best checkpoints of steps after {step}"):
+        with naming(folder, f"removing best checkpoints of steps after {step}"):
             for lost in self.best_steps:
                 if lost > step:
                     self._best.delete(lost)
-        _set_aside(self._best, folder, list(_damaged(folder, self.best_steps).items()))
-
-
-def _damaged(folder: Path, steps: list[int], *, until_good: bool = False) -> dict[int, str]:
-    """Which of these checkpoints are damaged, and how; all processes get the first one's answer.
-
-    They must agree: restoring is done by all together.
-    """
-    found: dict[int, str] = {}
-    for step in steps if jax.process_index() == 0 else ():
-        if wrong := checksums.damage(folder / str(step)):
-            found[step] = wrong
-        elif until_good:
-            break
-    if jax.process_count() == 1 or not steps:
-        return found
-    said = multihost_utils.broadcast_one_to_all(np.array([step in found for step in steps]))
-    return {
-        step: found.get(step, "damaged") for step, is_so in zip(steps, said, strict=True) if is_so
-    }
+        _set_aside(self._best, folder, list(find_damaged(folder, self.best_steps).items()))
 
 
 def _set_aside(
@@ -233,7 +212,7 @@ def _set_aside(
                 f"{aside.name} and the one before it is used",
                 file=sys.stderr,
             )
-            with _naming(folder, "setting an unreadable checkpoint aside"):
+            with naming(folder, "setting an unreadable checkpoint aside"):
                 shutil.rmtree(aside, ignore_errors=True)  # of an earlier failure
                 (folder / str(step)).rename(aside)
     if jax.process_count() > 1:
@@ -264,11 +243,11 @@ def load_variables(
     for folder in (root / BEST, root) if best else (root,):
         if not folder.is_dir():
             continue
-        with _naming(folder, "reading a checkpoint"):
+        with naming(folder, "reading a checkpoint"):
             manager = _manager(folder, None, read_only=True)
             try:
                 for step in sorted(manager.all_steps(), reverse=True):
-                    wrong = _damaged(folder, [step]).get(step)
+                    wrong = find_damaged(folder, [step]).get(step)
                     try:
                         if not wrong:
                             return _load(manager, folder, step, abstract)
@@ -316,36 +295,8 @@ def _load(
             variables=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore()
         ),
     )
-    _check_meta(restored.meta, folder / str(step))
+    check_record(restored.meta, folder / str(step))
     return restored.variables, restored.meta
-
-
-def _check_meta(meta: Any, folder: Path) -> None:
-    """Raises ValueError if a checkpoint's record is none, or is of another step."""
-    fields = ("interval", "epoch_sums", "config")
-    if not isinstance(meta, dict):
-        raise ValueError("its record is no object")
-    if isinstance(step := meta.get("step"), int) and step != int(folder.name):
-        raise ValueError(f"its record is of step {step}")
-    if wrong := [name for name in fields if not isinstance(meta.get(name, {}), dict)]:
-        raise ValueError(f"{wrong[0]!r} of its record is no object")
-
-
-def variables(state: TrainState) -> dict[str, Any]:
-    """What a model is evaluated with: the slow parameters and the running statistics."""
-    return {"params": optim.slow(state.params), "batch_stats": state.batch_stats}
-
-
-def _training(state: TrainState) -> dict[str, Any]:
-    fast = state.params.fast if isinstance(state.params, optax.LookaheadParams) else None
-    return {"step": state.step, "fast": fast, "opt_state": state.opt_state}
-
-
-def _state(variables: dict[str, Any], training: dict[str, Any]) -> TrainState:
-    params = variables["params"]
-    if training["fast"] is not None:
-        params = optax.LookaheadParams(fast=training["fast"], slow=params)
-    return TrainState(training["step"], params, variables["batch_stats"], training["opt_state"])
 
 
 class _Summed(ocp.path.atomicity.AtomicRenameTemporaryPath):
@@ -397,16 +348,6 @@ def _together() -> ocp.options.MultiprocessingOptions:
     )
 
 
-def _check_saved(saved: bool, folder: Path, step: int) -> None:
-    """Orbax declines, without an error, a step at or below the latest it has."""
-    if not saved:
-        raise DataError(
-            f"{folder}: the checkpoint of step {step} was not written, because the folder holds "
-            "one of a later step; is another process training in this run folder? See to it that "
-            "there is one only, then run the same command to go on"
-        )
-
-
 def _not_orbax(record: logging.LogRecord) -> bool:
     """Orbax logs every failure with tracebacks from many threads, and raises it as well."""
     return f"{os.sep}orbax{os.sep}" not in record.pathname
@@ -439,22 +380,3 @@ def _placed(metadata: Any, abstract: Any, folder: Path) -> Any:
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path): tuple(leaf.shape) for path, leaf in leaves}
-
-
-@contextlib.contextmanager
-def _naming(folder: Path, doing: str, checkpointer: Checkpointer | None = None) -> Iterator[None]:
-    """Turns a failure of the file system, or Orbax's account of one, into a DataError."""
-    try:
-        yield
-    except DataError:
-        raise
-    except (OSError, ValueError, RuntimeError) as error:
-        done = ""
-        if checkpointer is not None:
-            checkpointer.settle()
-            if steps := checkpointer.steps:
-                done = f" The last complete checkpoint is step {max(steps)}."
-        raise DataError(
-            f"{folder}: {doing} failed: {error}.{done} See that the folder can be written and its "
-            "disk has room, then run the same command to go on."
-        ) from error

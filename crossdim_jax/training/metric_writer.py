@@ -1,4 +1,4 @@
-"""The metrics file of a run, one JSON object a line, and the progress shown while it runs."""
+"""The metrics file of a run, one JSON object a line, and the same numbers for TensorBoard."""
 
 import contextlib
 import json
@@ -12,7 +12,8 @@ from typing import Any
 from crossdim_jax.errors import DataError
 from crossdim_jax.storage.files import write_bytes
 from crossdim_jax.storage.metrics_file import lines, record
-from crossdim_jax.storage.run_folder import METRICS, UNREADABLE_METRICS
+from crossdim_jax.storage.run_folder import METRICS, TENSORBOARD, UNREADABLE_METRICS
+from crossdim_jax.training.tensorboard import TensorBoardWriter
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +28,10 @@ class MetricWriter:
         that cannot be read are told of and kept in a file of their own.
       redo: kinds of lines that are dropped at `step` itself, because they will be written again.
       enabled: False writes nothing: on all processes but the first.
+      tensorboard: True also writes event files for TensorBoard, see `TensorBoardWriter`.
 
-    Raises DataError, naming the file, if it cannot be read or written.
+    Raises DataError, naming the file, if it cannot be read or written, and ConfigError if
+    tensorboardX is asked for and not installed.
     """
 
     def __init__(
@@ -38,14 +41,18 @@ class MetricWriter:
         step: int = 0,
         redo: Collection[str] = (),
         enabled: bool = True,
+        tensorboard: bool = False,
     ):
         self.path = Path(workdir) / METRICS
-        self._file = None
+        self._file, self._tensorboard = None, None
         if not enabled:
             return
         with _naming(self.path):
             if os.path.lexists(self.path):
                 self._keep_until(step, redo)
+            if tensorboard:
+                kept = filter(None, map(record, lines(self.path)))
+                self._tensorboard = TensorBoardWriter(self.path.parent / TENSORBOARD, kept)
             self._file = self.path.open("a", encoding="utf-8")
 
     def _keep_until(self, step: int, redo: Collection[str]) -> None:
@@ -78,15 +85,21 @@ class MetricWriter:
         with _naming(self.path):
             self._file.write(json.dumps(clean, allow_nan=False) + "\n")
             self._file.flush()
+            if self._tensorboard is not None:
+                self._tensorboard.write(clean)
 
     def sync(self) -> None:
         """Returns once all lines are on disk: before a checkpoint that counts on them."""
         if self._file is not None:
             with _naming(self.path):
                 os.fsync(self._file.fileno())
+                if self._tensorboard is not None:
+                    self._tensorboard.flush()
 
     def close(self) -> None:
-        """Closes the file."""
+        """Closes the files."""
+        if self._tensorboard is not None:
+            self._tensorboard.close()
         file, self._file = self._file, None
         if file is not None:
             # Each line has been flushed: what is left is one that could not be, and was told of.

@@ -294,24 +294,19 @@ def make(
     Returns:
       `Optimizer`; its `init` raises ConfigError for a pattern that matches no parameter.
 
-    Raises ConfigError for a number outside its range, see `config_ranges.RANGES`.
+    Raises ConfigError for a number outside its range, see `ranges.RANGES`.
     """
     if name not in RULES:
         raise ConfigError(f"optimiser {name!r} is unknown; known: {', '.join(sorted(RULES))}")
-    ranges.check(
-        "optim",
-        # A rate of 0, which keeps all as it is, is no training; but code may ask for it.
-        **{} if callable(learning_rate) or learning_rate == 0 else {"learning_rate": learning_rate},
-        b1=b1,
-        b2=b2,
-        eps=eps,
-        schedule_decay=schedule_decay,
-        sync_period=sync_period,
-        slow_step_size=slow_step_size,
-        clip_norm=clip_norm,
-        weight_decay=weight_decay,
-        rates=tuple(rates),
-    )
+    numbers = {
+        **{"b1": b1, "b2": b2, "eps": eps, "schedule_decay": schedule_decay},
+        **{"sync_period": sync_period, "slow_step_size": slow_step_size, "clip_norm": clip_norm},
+        **{"weight_decay": weight_decay, "rates": tuple(rates)},
+    }
+    # A rate of 0, which keeps all as it is, is no training; but code may ask for it.
+    if not callable(learning_rate) and learning_rate != 0:
+        numbers["learning_rate"] = learning_rate
+    ranges.check("optim", **numbers)
     schedule = learning_rate if callable(learning_rate) else optax.constant_schedule(learning_rate)
     parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
     parts.append(RULES[name](b1, b2, eps, schedule_decay))
@@ -319,18 +314,23 @@ def make(
         decay = tuple(decay)
         parts.append(optax.add_decayed_weights(weight_decay, lambda p: matches(p, decay)))
     parts.append(optax.scale_by_learning_rate(schedule))
-    tx = optax.chain(*parts)
-    if freeze_steps is not None and not (freeze and freeze_steps > 0):
-        raise ConfigError(
-            f"freezing for {freeze_steps} steps, of the patterns {tuple(freeze)}: expected a "
-            "pattern or more, and a length above 0; None freezes for ever"
-        )
-    if freeze:
-        freeze = tuple(freeze)
-        tx = _frozen_for(tx, freeze, freeze_steps) if freeze_steps else _frozen(tx, freeze)
+    tx = _with_freezing(optax.chain(*parts), tuple(freeze), freeze_steps)
     if rates:
         tx = optax.chain(tx, _scaled(rates))
     return Optimizer(tx, schedule, sync_period or 0, slow_step_size)
+
+
+def _with_freezing(
+    tx: optax.GradientTransformation, patterns: tuple[str, ...], steps: int | None
+) -> optax.GradientTransformation:
+    if steps is not None and not (patterns and steps > 0):
+        raise ConfigError(
+            f"freezing for {steps} steps, of the patterns {patterns}: expected a pattern or more, "
+            "and a length above 0; None freezes for ever"
+        )
+    if not patterns:
+        return tx
+    return _frozen_for(tx, patterns, steps) if steps else _frozen(tx, patterns)
 
 
 def matches(params: Any, patterns: Sequence[str]) -> Any:

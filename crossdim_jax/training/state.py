@@ -1,12 +1,15 @@
-"""The training state: arrays only, so that it can be donated, sharded and checkpointed whole."""
+"""Training state: arrays only, so that it can be donated, sharded and checkpointed whole."""
 
 from typing import Any, NamedTuple
 
 import jax
+import optax
+
+from crossdim_jax.training import optim
 
 
 class TrainState(NamedTuple):
-    """Everything a step changes.
+    """State of a training: everything a step changes.
 
     There is no random key: `step_key` derives it from the seed and the step.
 
@@ -24,5 +27,24 @@ class TrainState(NamedTuple):
 
 
 def step_key(seed: int, step: jax.Array | int) -> jax.Array:
-    """The random key of one step: the same on every device, after every resume."""
+    """Random key of one step: the same on every device, after every resume."""
     return jax.random.fold_in(jax.random.key(seed), step)
+
+
+def variables(state: TrainState) -> dict[str, Any]:
+    """Variables to evaluate: the slow parameters and the running statistics."""
+    return {"params": optim.slow(state.params), "batch_stats": state.batch_stats}
+
+
+def training_arrays(state: TrainState) -> dict[str, Any]:
+    """What a resume needs besides `variables`: step, fast parameters, optimiser's state."""
+    fast = state.params.fast if isinstance(state.params, optax.LookaheadParams) else None
+    return {"step": state.step, "fast": fast, "opt_state": state.opt_state}
+
+
+def from_checkpoint(variables: dict[str, Any], training: dict[str, Any]) -> TrainState:
+    """The state of which `variables` and `training_arrays` are the parts."""
+    params = variables["params"]
+    if training["fast"] is not None:
+        params = optax.LookaheadParams(fast=training["fast"], slow=params)
+    return TrainState(training["step"], params, variables["batch_stats"], training["opt_state"])

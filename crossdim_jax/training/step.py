@@ -1,154 +1,58 @@
-"""The training step and its start: pure functions of arrays.
+"""The training step, a pure function of arrays, and its compilation for a mesh.
 
-`init_state` makes the first `TrainState`, `make_train_step` the function from one state to the
-next, `jit_step` compiles it for a mesh. The loop around them is in `loop.py`.
+The first state is made in `initialise.py`, the loop around the steps is in `loop.py`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from crossdim_jax import losses, models
+from crossdim_jax import losses
 from crossdim_jax.data import augment
 from crossdim_jax.runtime import memory, sharding
 from crossdim_jax.training import batch_stats as statistics
 from crossdim_jax.training import optim
 from crossdim_jax.training.state import TrainState, step_key
-from crossdim_jax.weights import params as params_lib
 
 Batch = Mapping[str, jax.Array]
 
 
-class Step(NamedTuple):
-    """A training step, `(state, batch) -> (state, metrics)`, in two parts.
+Metrics = losses.Sums
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
-    They are compiled one after the other: a compiler holds a whole program at once, and needs more
-    memory for the loops over every parameter of an update than the update itself.
+
+@dataclasses.dataclass(frozen=True)
+class TrainStep:
+    """Training step: a pure function `(state, batch) -> (state, metrics)`.
 
     Attributes:
-      gradient: `(state, batch) -> found`: sums of gradients and metrics, and what batch norms saw.
-      update: `(state, found) -> (state, metrics)`.
+      gradient: `(state, batch) -> sums`: of gradients, of metrics, and the moments that batch norms
+        saw.
+      update: `(state, sums) -> (state, metrics)`.
     """
 
     gradient: Callable[[TrainState, Batch], Any]
-    update: Callable[[TrainState, Any], tuple[TrainState, losses.Sums]]
+    update: Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 
-    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, losses.Sums]:
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         return self.update(state, self.gradient(state, batch))
-
-    def compile(self, state: Any, batch: Any) -> "Step":
-        """The executables of a step from `jit_step`, for arrays or shapes like these."""
-        lowered = self.gradient.lower(state, batch)
-        update = self.update.lower(state, lowered.out_info)
-        return Step(lowered.compile(), update.compile())
-
-
-def compiled_first(step: Step) -> Callable[[TrainState, Batch], tuple[TrainState, losses.Sums]]:
-    """A step from `jit_step` whose parts are both compiled before the first is run.
-
-    What the compiler has freed is given back in between: held beside the step's own arrays it would
-    make up a good part of the process's peak.
-    """
-    ready: list[Step] = []
-
-    def call(state: TrainState, batch: Batch) -> tuple[TrainState, losses.Sums]:
-        if not ready:
-            ready.append(step.compile(state, batch))
-            memory.give_back()
-        return ready[0](state, batch)
-
-    return call
-
-
-def init_state(
-    model: Any,
-    optimizer: optim.Optimizer,
-    sample_shape: Sequence[int],
-    mesh: jax.sharding.Mesh,
-    *,
-    seed: int,
-    weights: params_lib.Weights | None = None,
-    skip: Sequence[str] = (),
-    say: Callable[[str], None] | None = print,
-) -> TrainState:
-    """The state before the first step, on the mesh.
-
-    The parameters are drawn and their overview shown, ported weights put in, and only then the
-    optimiser is started, so that its state and the slow weights begin from the ported values.
-
-    Args:
-      model: a Linen module, `apply(variables, image, train=bool) -> logits (b, *spatial, k)`.
-      optimizer: from `optim.make`.
-      sample_shape: `(b, *spatial, channels)` of an image that the model accepts.
-      mesh: from `sharding.make_mesh`.
-      seed: of the initial parameters.
-      weights: ported weights, see `params.merge`.
-      skip: patterns of paths that keep their drawn value, see `params.merge`.
-      say: shows the overview; None shows nothing.
-
-    Raises:
-      WeightsError: the weights do not fit the model.
-      ConfigError: a pattern of the optimiser matches no parameter.
-    """
-
-    say = say if say is not None and jax.process_index() == 0 else (lambda text: None)
-    variables = models.init(model, seed, tuple(sample_shape))
-    say(overview(variables))
-    everywhere = sharding.replicated(mesh)
-    variables = jax.device_put(variables, everywhere)
-    if weights is not None:
-        variables, report = params_lib.merge(
-            variables, weights, skip=skip, encoder=params_lib.encoder_path(model)
-        )
-        say(f"{weights.name}: {report}")
-
-    def start(variables):
-        params = optimizer.wrap(variables["params"])
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            batch_stats=variables.get("batch_stats", {}),
-            opt_state=optimizer.init(params),
-        )
-
-    return jax.jit(start, out_shardings=everywhere)(dict(variables))
-
-
-def overview(variables: Mapping[str, Any]) -> str:
-    """A table of the number of parameters by top module.
-
-    Args:
-      variables: `{"params": ...}`, arrays or `jax.ShapeDtypeStruct`.
-    """
-    counts = {name: _size(tree) for name, tree in variables["params"].items()}
-    counts["total"] = sum(counts.values())
-    width = max(map(len, counts))
-    lines = [f"  {name:<{width}}  {count:>12,}" for name, count in counts.items()]
-    statistics = _size(variables.get("batch_stats", {}))
-    if statistics:
-        lines.append(f"  and {statistics:,} running statistics")
-    return "\n".join(["parameters", *lines])
-
-
-def _size(tree: Any) -> int:
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
 def make_train_step(
     model: Any,
     optimizer: optim.Optimizer,
-    loss: Callable[..., losses.Sums],
+    loss: Callable[..., Metrics],
     *,
     seed: int,
     accumulate: int = 1,
     activation: str = "sigmoid",
     skip_nonfinite: bool = False,
     augmentation: augment.Augment | None = None,
-) -> Step:
-    """The pure functions of a training step.
+) -> TrainStep:
+    """The training step of a network, as a pure function.
 
     The gradient is that of the batch's mean loss, `sum / count`, taken at the fast parameters.
     With `accumulate`, micro-batches follow each other within the step: sums and gradients of sums
@@ -167,15 +71,36 @@ def make_train_step(
       seed: dropout draws from it and the step.
       accumulate: micro-batches per step; must divide the batch.
       activation: of that row.
-      skip_nonfinite: whether a step whose loss or gradient is not finite leaves all but the step
+      skip_nonfinite: True: a step whose loss or gradient is not finite leaves all but the step
         number as it was. Needs memory for a second state while it decides.
       augmentation: changes each batch before it is cut up; draws from the seed and the step too.
 
     Returns:
-      a `Step` of a `TrainState` and `{"image": (b, *spatial, c), "target": (b, *spatial, k)}`,
+      a function of a `TrainState` and `{"image": (b, *spatial, c), "target": (b, *spatial, k)}`,
       where `"weights": (b, k)` may be added (see `losses.sample_weights`); its metrics are
       name -> `(sum, count)`: the loss and its terms, `dice` by class, `grad_norm`, `learning_rate`.
     """
+
+    grad = jax.grad(_sum_loss(model, loss, activation), has_aux=True)
+
+    def gradient(state: TrainState, batch: Batch) -> Any:
+        key = step_key(seed, state.step)
+        if augmentation is not None:
+            batch = _augmented(augmentation, batch, jax.random.fold_in(key, augment.STREAM))
+        at = optim.fast(state.params), state.batch_stats
+        if accumulate > 1:
+            return _accumulated(grad, *at, batch, key, accumulate)
+        grads, (metrics, moments) = grad(*at, batch, jax.random.fold_in(key, 0))
+        return grads, metrics, moments
+
+    def update(state: TrainState, sums: Any) -> tuple[TrainState, Metrics]:
+        return _update(optimizer, state, *sums, skip_nonfinite=skip_nonfinite)
+
+    return TrainStep(gradient, update)
+
+
+def _sum_loss(model: Any, loss: Callable[..., Metrics], activation: str) -> Callable:
+    """`(params, batch_stats, batch, key) -> sum of the loss, (metrics, moments)`."""
 
     def sum_loss(params, batch_stats, batch, key):
         variables = {"params": params}
@@ -189,72 +114,28 @@ def make_train_step(
         metrics = metrics | losses.hard_dice(logits, target, weights, activation=activation)
         return metrics["loss"][0], (metrics, changes.get("moments", {}))
 
-    gradients = _in_parts(jax.grad(sum_loss, has_aux=True), accumulate)
-
-    def gradient(state: TrainState, batch: Batch) -> Any:
-        key = step_key(seed, state.step)
-        batch = _augmented(augmentation, batch, jax.random.fold_in(key, augment.STREAM))
-        return gradients(optim.fast(state.params), state.batch_stats, batch, key)
-
-    def update(state: TrainState, found: Any) -> tuple[TrainState, losses.Sums]:
-        grads, metrics, moments = found
-        batch_stats = statistics.advance(
-            state.batch_stats,
-            moments,
-            state.step,
-            optimizer.sync_period,
-            optim.since_sync(state.opt_state),
-        )
-        count = jnp.maximum(metrics["loss"][1], 1e-8)  # nothing labelled: no gradient, not NaN
-        one = jnp.ones(())
-        metrics = metrics | {
-            "grad_norm": (optim.norm(grads) / count, one),
-            "learning_rate": (jnp.asarray(optimizer.learning_rate(state.step), jnp.float32), one),
-        }
-        grads = jax.tree.map(lambda g: g / count, grads)
-        params, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        after = TrainState(state.step + 1, params, batch_stats, opt_state)
-        if skip_nonfinite:
-            after = _if_finite(after, state, metrics)
-        return after, metrics
-
-    return Step(gradient, update)
+    return sum_loss
 
 
-def _if_finite(after: TrainState, before: TrainState, metrics: losses.Sums) -> TrainState:
-    """`after`, or where loss or gradient is not finite `before` with the step number of `after`."""
-    good = jnp.isfinite(metrics["loss"][0]) & jnp.isfinite(metrics["grad_norm"][0])
-    before = before._replace(step=after.step)
-    return jax.tree.map(lambda new, old: jnp.where(good, new, old), after, before)
-
-
-def _augmented(augmentation: augment.Augment | None, batch: Batch, key: jax.Array) -> Batch:
-    if augmentation is None:
-        return batch
+def _augmented(augmentation: augment.Augment, batch: Batch, key: jax.Array) -> Batch:
     image, target = augmentation(key, batch["image"], batch["target"])
     return {**batch, "image": image, "target": target}
 
 
-def _in_parts(gradient: Callable, accumulate: int) -> Callable:
-    """`(params, batch_stats, batch, key) -> gradient, metrics, moments` of the whole batch."""
+def _accumulated(
+    grad: Callable, params: Any, batch_stats: Any, batch: Batch, key: jax.Array, parts: int
+) -> Any:
+    """Sums of the gradients and metrics of micro-batches, and the moments of the whole batch."""
 
-    def whole(params, batch_stats, batch, key):
-        grads, (metrics, now) = gradient(params, batch_stats, batch, jax.random.fold_in(key, 0))
-        return grads, metrics, now
+    def add(grads, part):
+        index, batch = part
+        more, aux = grad(params, batch_stats, batch, jax.random.fold_in(key, index))
+        return jax.tree.map(jnp.add, grads, more), aux
 
-    def in_parts(params, batch_stats, batch, key):
-        def one(grads, part):
-            index, batch = part
-            more, aux = gradient(params, batch_stats, batch, jax.random.fold_in(key, index))
-            return jax.tree.map(jnp.add, grads, more), aux
-
-        cut = {name: _split(array, accumulate) for name, array in batch.items()}
-        parts = (jnp.arange(accumulate), cut)
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        grads, (metrics, each) = jax.lax.scan(one, zeros, parts)
-        return grads, jax.tree.map(lambda x: x.sum(0), metrics), statistics.combine(each)
-
-    return whole if accumulate == 1 else in_parts
+    cut = {name: _split(array, parts) for name, array in batch.items()}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    grads, (metrics, moments) = jax.lax.scan(add, zeros, (jnp.arange(parts), cut))
+    return grads, jax.tree.map(lambda x: x.sum(0), metrics), statistics.combine(moments)
 
 
 def _split(array: jax.Array, parts: int) -> jax.Array:
@@ -266,19 +147,85 @@ def _split(array: jax.Array, parts: int) -> jax.Array:
     return array.reshape(batch // parts, parts, *rest).swapaxes(0, 1)
 
 
-def jit_step(step: Step, mesh: jax.sharding.Mesh) -> Step:
-    """Compiles a step for a mesh; the state passed to it is donated and cannot be used again.
+def _update(
+    optimizer: optim.Optimizer,
+    state: TrainState,
+    grads: Any,
+    metrics: Metrics,
+    moments: Any,
+    *,
+    skip_nonfinite: bool,
+) -> tuple[TrainState, Metrics]:
+    """The state after a step by sums of gradients, and its metrics."""
+    batch_stats = statistics.advance(
+        state.batch_stats,
+        moments,
+        state.step,
+        optimizer.sync_period,
+        optim.since_sync(state.opt_state),
+    )
+    count = jnp.maximum(metrics["loss"][1], 1e-8)  # nothing labelled: no gradient, not NaN
+    one = jnp.ones(())
+    metrics = metrics | {
+        "grad_norm": (optim.norm(grads) / count, one),
+        "learning_rate": (jnp.asarray(optimizer.learning_rate(state.step), jnp.float32), one),
+    }
+    grads = jax.tree.map(lambda g: g / count, grads)
+    params, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    after = TrainState(state.step + 1, params, batch_stats, opt_state)
+    if skip_nonfinite:
+        after = _if_finite(after, state, metrics)
+    return after, metrics
 
-    Batches lie as `sharding.shard_batch` puts them.
+
+def _if_finite(after: TrainState, before: TrainState, metrics: Metrics) -> TrainState:
+    """`after`, or where loss or gradient is not finite `before` with the step number of `after`."""
+    good = jnp.isfinite(metrics["loss"][0]) & jnp.isfinite(metrics["grad_norm"][0])
+    before = before._replace(step=after.step)
+    return jax.tree.map(lambda new, old: jnp.where(good, new, old), after, before)
+
+
+def jit_step(step: TrainStep, mesh: jax.sharding.Mesh) -> "JitStep":
+    """A training step compiled for a mesh.
+
+    The state passed to it is donated and cannot be used again. Batches lie as
+    `sharding.shard_batch` puts them.
     """
-    everywhere = sharding.replicated(mesh)
-    gradient = jax.jit(
-        step.gradient,
-        in_shardings=(everywhere, None),
-        out_shardings=everywhere,
-        keep_unused=True,  # its account of memory is then that of all that is there
-    )
-    update = jax.jit(
-        step.update, in_shardings=everywhere, out_shardings=everywhere, donate_argnums=0
-    )
-    return Step(gradient, update)
+    return JitStep(step, mesh)
+
+
+class JitStep:
+    """Compiled training step: `(state, batch) -> (state, metrics)`, see `jit_step`.
+
+    Gradient and update are two programs, compiled one after the other: a compiler holds a whole
+    program at once, and needs more memory for the loops over every parameter of an update than the
+    update itself. Both are compiled before the first is run, and what the compiler has freed is
+    given back in between: held beside the step's own arrays it would make up a good part of the
+    process's peak.
+    """
+
+    def __init__(self, step: TrainStep, mesh: jax.sharding.Mesh):
+        everywhere = sharding.replicated(mesh)
+        self._gradient = jax.jit(
+            step.gradient,
+            in_shardings=(everywhere, None),
+            out_shardings=everywhere,
+            keep_unused=True,  # its account of memory is then that of all that is there
+        )
+        self._update = jax.jit(
+            step.update, in_shardings=everywhere, out_shardings=everywhere, donate_argnums=0
+        )
+        self._compiled: dict[Any, TrainStep] = {}  # by the shapes of a batch
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        shapes = tuple((name, array.shape) for name, array in batch.items())
+        if shapes not in self._compiled:
+            self._compiled[shapes] = self.compile(state, batch)
+            memory.give_back()
+        return self._compiled[shapes](state, batch)
+
+    def compile(self, state: Any, batch: Any) -> TrainStep:
+        """The executables for arrays or shapes like these."""
+        gradient = self._gradient.lower(state, batch)
+        update = self._update.lower(state, gradient.out_info)
+        return TrainStep(gradient.compile(), update.compile())

@@ -12,7 +12,7 @@ from crossdim_jax.training.totals import Totals
 
 
 class ValidationCase(Protocol):
-    """What the loop asks of a case: `data.cache.CachedCase` is one.
+    """Case to validate on: `data.cache.CachedCase` is one.
 
     Attributes:
       id: for messages.
@@ -33,7 +33,7 @@ Encode = Callable[[np.ndarray, str], tuple[np.ndarray, np.ndarray]]
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
-    """How to validate.
+    """Cases to validate on, a predictor, and when it is time.
 
     Attributes:
       cases: whole images and labels.
@@ -98,7 +98,7 @@ def validate(variables: Any, validation: Validation) -> np.ndarray:
 
 
 def absent_classes(validation: Validation) -> tuple[int, ...]:
-    """The classes that `validate` leaves out because no case has them, told from labels alone."""
+    """Classes that `validate` leaves out because no case has them; from the labels alone."""
     present, counted = False, False
     for case in validation.cases:
         targets, weights = validation.encode(np.asarray(case.label), case.kind)
@@ -122,7 +122,7 @@ def _absent(present: np.ndarray, counted: np.ndarray) -> tuple[int, ...]:
 
 @functools.cache
 def _say_absent(absent: tuple[int, ...], classes: int, cases: int) -> None:
-    """Once, however often it is validated."""
+    """Warns once of classes that no case has, however often it is validated."""
     say(
         f"warning: of the {classes} classes, {', '.join(f'number {k + 1}' for k in absent)} is in "
         f"none of the {cases} validation cases: it is left out of the score by which the best "

@@ -7,11 +7,12 @@ import pytest
 from scipy import ndimage
 
 from crossdim_jax.data import augment
-from crossdim_jax.data.augment import Change, Settings
+from crossdim_jax.data.augment import AUGMENTATIONS, Augmentation, Change, Settings
 from crossdim_jax.errors import ConfigError
+from crossdim_jax.ranges import real
 
-OFF = {name: 0.0 for name in Settings.__dataclass_fields__ if name not in ("probability", "flip")}
-ALWAYS = {**OFF, "probability": 1.0}
+OFF = {row.name: 0.0 for row in AUGMENTATIONS}
+INTENSITIES = [row.name for row in AUGMENTATIONS if row.recolour]
 SIZES = [(9, 12), (5, 6, 8)]
 run = jax.jit(augment.apply)
 
@@ -22,11 +23,17 @@ def batch(rng, spatial, b=2, c=2, k=3):
     return jnp.asarray(image), jnp.asarray(target)
 
 
-def change(b, n, matrix=None, offset=None, gain=1.0, level=0.0, noise=0.0):
+def settings_of(probability=1.0, flip=(), **limits):
+    """All augmentations off but those given."""
+    return Settings(probability, flip, {**OFF, **limits})
+
+
+def change(b, n, matrix=None, offset=None, **amounts):
     matrix = np.eye(n) if matrix is None else matrix
     offset = np.zeros(n) if offset is None else offset
     repeated = [jnp.asarray(np.stack([v] * b), jnp.float32) for v in (matrix, offset)]
-    return Change(*repeated, *(jnp.full(b, v, jnp.float32) for v in (gain, level, noise)))
+    amounts = {**dict.fromkeys(INTENSITIES, 0.0), **amounts}
+    return Change(*repeated, {name: jnp.full(b, v, jnp.float32) for name, v in amounts.items()})
 
 
 @pytest.mark.parametrize("spatial", SIZES)
@@ -35,7 +42,7 @@ def test_no_change_is_exactly_the_identity(rng, spatial):
     same = run(jax.random.key(0), change(2, len(spatial)), image, target)
     np.testing.assert_array_equal(same[0], image)
     np.testing.assert_array_equal(same[1], target)
-    drawn = augment.draw(jax.random.key(3), 2, spatial, Settings(**ALWAYS))
+    drawn = augment.draw(jax.random.key(3), 2, spatial, settings_of())
     np.testing.assert_array_equal(drawn.matrix, change(2, len(spatial)).matrix)
     np.testing.assert_array_equal(drawn.offset, 0)
 
@@ -81,8 +88,9 @@ def test_image_and_target_move_together_and_classes_stay_disjoint(rng, spatial):
         blocks = np.take(blocks.repeat(3, axis), np.arange(length), axis)
     target = jnp.asarray(np.eye(3, dtype=np.uint8)[blocks])
     image = target.astype(jnp.float32)
-    settings = Settings(**{**ALWAYS, "scale": 0.2, "rotation_deg": 30.0, "translation": 0.1,
-                           "shear": 0.2}, flip=tuple(range(len(spatial))))  # fmt: skip
+    settings = settings_of(
+        flip=tuple(range(len(spatial))), scale=0.2, rotation_deg=30.0, translation=0.1, shear=0.2
+    )
     moved, label = jax.jit(augment.make(settings))(jax.random.key(1), image, target)
     assert label.dtype == target.dtype and (label != target).any()
     np.testing.assert_array_equal(label.sum(-1), 1)
@@ -94,7 +102,9 @@ def test_image_and_target_move_together_and_classes_stay_disjoint(rng, spatial):
 
 def test_intensity_changes_leave_place_and_target_alone(rng):
     image, target = batch(rng, (9, 12))
-    scaled, label = run(jax.random.key(0), change(2, 2, gain=1.5, level=-0.25), image, target)
+    scaled, label = run(
+        jax.random.key(0), change(2, 2, window_width=0.5, window_level=-0.25), image, target
+    )
     np.testing.assert_allclose(scaled, 1.5 * image - 0.25, rtol=1e-6, atol=1e-6)
     np.testing.assert_array_equal(label, target)
     image, target = batch(rng, (64, 64))
@@ -107,7 +117,7 @@ def test_intensity_changes_leave_place_and_target_alone(rng):
 def test_a_flip_is_an_exact_mirror_of_some_axes(rng, spatial):
     n = len(spatial)
     image, target = batch(rng, spatial, b=8)
-    settings = Settings(**{**ALWAYS, "probability": 0.0}, flip=(n - 1,))
+    settings = settings_of(0.0, flip=(n - 1,))
     flipped, label = jax.jit(augment.make(settings))(jax.random.key(2), image, target)
     mirrored = 0
     for before, after, old, new in zip(image, flipped, target, label, strict=True):
@@ -120,19 +130,19 @@ def test_a_flip_is_an_exact_mirror_of_some_axes(rng, spatial):
 
 
 def test_ranges_are_kept_and_each_change_comes_with_its_probability():
-    settings = Settings(**{**OFF, "probability": 0.3, "translation": 0.25, "window_width": 0.5})
+    settings = settings_of(0.3, translation=0.25, window_width=0.5)
     drawn = augment.draw(jax.random.key(0), 2000, (40, 80), settings)
-    moved, changed = (drawn.offset != 0).any(-1), drawn.gain != 1
+    moved, changed = (drawn.offset != 0).any(-1), drawn.amounts["window_width"] != 0
     for hit in (moved, changed, changed[moved]):  # the last: they are independent
         assert float(hit.mean()) == pytest.approx(0.3, abs=0.06)
     largest = np.abs(drawn.offset).max(0)
     assert (largest <= [10, 20]).all() and (largest > [9, 18]).all()
-    assert float(jnp.abs(drawn.gain - 1).max()) <= 0.5
+    assert float(jnp.abs(drawn.amounts["window_width"]).max()) <= 0.5
     np.testing.assert_array_equal(drawn.matrix, jnp.broadcast_to(jnp.eye(2), (2000, 2, 2)))
 
 
 def test_a_larger_scale_enlarges_and_keeps_the_centre():
-    settings = Settings(**{**ALWAYS, "scale": 0.2})
+    settings = settings_of(scale=0.2)
     drawn = augment.draw(jax.random.key(0), 500, (8, 8), settings)
     sizes = 1 / np.asarray(drawn.matrix[:, 0, 0])
     assert sizes.min() >= 0.8 - 1e-6 and sizes.max() <= 1.2 + 1e-6 and sizes.std() > 0.05
@@ -145,6 +155,26 @@ def test_the_same_key_gives_the_same_and_another_does_not(rng):
     first, again, other = (function(jax.random.key(s), image, target)[0] for s in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
+
+
+def test_an_augmentation_is_added_by_one_row(rng, monkeypatch):
+    """Drawn, applied, ranged and known to configs; the others draw what they drew before."""
+    image, target = batch(rng, (9, 12))
+    key, everything = jax.random.key(4), Settings(probability=1.0)
+    before = jax.jit(augment.make(everything))(key, image, target)[0]
+    row = Augmentation("curve", 0.0, real("[0, 1]"), recolour=lambda x, a, _: x + a * x**2)
+    monkeypatch.setattr(augment, "AUGMENTATIONS", (*AUGMENTATIONS, row))
+    monkeypatch.setattr(augment, "RANGES", {**augment.RANGES, "augment.curve": row.range})
+    off = Settings.of({"probability": 1.0}, 2)
+    np.testing.assert_array_equal(jax.jit(augment.make(off))(key, image, target)[0], before)
+    on = Settings.of({"probability": 1.0, "curve": 0.5}, 2)
+    drawing, _ = jax.random.split(key)
+    curve = augment.draw(drawing, 2, (9, 12), on).amounts["curve"].reshape(2, 1, 1, 1)
+    after = jax.jit(augment.make(on))(key, image, target)[0]
+    np.testing.assert_allclose(after, before + curve * before**2, rtol=1e-5, atol=1e-5)
+    assert (jnp.abs(curve) > 0).all()
+    with pytest.raises(ConfigError, match="augment.curve=2"):
+        Settings.of({"curve": 2.0}, 2)
 
 
 def test_what_a_config_cannot_mean_is_refused():

@@ -1,8 +1,5 @@
 import csv
 import dataclasses
-import errno
-import gzip
-import json
 
 import nibabel as nib
 import numpy as np
@@ -12,74 +9,15 @@ from crossdim_jax import challenges, metrics
 from crossdim_jax.challenges.base import Challenge, Table
 from crossdim_jax.challenges.brats import challenge as brats
 from crossdim_jax.errors import DataError, ManyErrors
-from crossdim_jax.evaluation import predict as predict_lib
-from crossdim_jax.evaluation import score as evaluate
 from crossdim_jax.metrics import profile
 from crossdim_jax.report import page, tables
-
-SHAPE = (12, 14, 10)  # as on disk
-AFFINE = np.array([[1.2, 0, 0, -5], [0, 1, 0, 7], [0, 0, 2, 3], [0, 0, 0, 1.0]])  # RAS
-LABELS = np.array([0, 1, 2, 4])
-
-
-def make_case(root, name, seed):
-    """A 2021 case whose every modality is 10 + the rank of the label inside a box, 0 outside."""
-    rng = np.random.default_rng(seed)
-    ranks = np.zeros(SHAPE, int)
-    ranks[3:9, 4:11, 2:8] = rng.integers(0, 4, (6, 7, 6))
-    ranks[3, 4, 2:6] = range(4)  # all four occur
-    inside = np.zeros(SHAPE, bool)
-    inside[1:11, 2:13, 1:9] = True
-    folder = root / name
-    folder.mkdir(parents=True)
-    for modality in ("flair", "t1", "t1ce", "t2"):
-        image = np.where(inside, 10 + ranks, 0).astype(np.int16)
-        nib.save(nib.Nifti1Image(image, AFFINE), folder / f"{name}_{modality}.nii.gz")
-    label = nib.Nifti1Image(LABELS[ranks].astype(np.uint8), AFFINE)
-    nib.save(label, folder / f"{name}_seg.nii.gz")
-
-
-def oracle(image):
-    """Region probabilities from the intensities of `make_case`, whatever their scale."""
-    values = np.unique(image[..., 0][image[..., 0] != 0])
-    ranks = np.searchsorted(values, image[..., 0]) * (image[..., 0] != 0)
-    assert len(values) == 4
-    return np.stack([ranks > 0, np.isin(ranks, (1, 3)), ranks == 3], -1).astype(np.float32)
-
-
-@pytest.fixture
-def challenge():
-    return brats.BraTS(layout="2021", et_min_mm3=0.0)
-
-
-@pytest.fixture
-def data(tmp_path):
-    root = tmp_path / "data"
-    for i in range(3):
-        make_case(root, f"BraTS2021_{i:05}", seed=i)
-    return root
-
-
-@pytest.fixture
-def files(challenge, data):
-    return challenge.cases(data, labelled=True)
-
-
-def predict(challenge, files, folder, fn=oracle, **kwargs):
-    return predict_lib.predict_folder(challenge, files, fn, folder, progress=False, **kwargs)
-
-
-def score(challenge, files, folder, **kwargs):
-    return evaluate.evaluate_cases(
-        challenge, files, folder, folder.parent / "evaluation", progress=False, **kwargs
-    )
-
-
-def strict_json(path):
-    def refuse(text):
-        raise AssertionError(f"{text} is no JSON")
-
-    return json.loads(path.read_text(), parse_constant=refuse)
+from tests.evaluation.cases import (
+    AFFINE,
+    oracle,
+    predict,
+    score,
+    strict_json,
+)
 
 
 def test_a_perfect_network_scores_perfectly_on_the_files_own_grid(challenge, files, tmp_path):
@@ -100,88 +38,6 @@ def test_a_perfect_network_scores_perfectly_on_the_files_own_grid(challenge, fil
         rows = list(csv.DictReader(file))
     assert [row["id"] for row in rows] == [case.id for case in files]
     assert list(rows[0])[:2] == ["id", "dice_WT"] and float(rows[2]["sensitivity_ET"]) == 1
-
-
-def test_labels_are_not_read_for_predicting(challenge, files, tmp_path):
-    files[0].label.write_bytes(b"nonsense")
-    assert not predict(challenge, files[:1], tmp_path / "predictions").failed
-
-
-def test_existing_predictions_are_kept_unless_told_otherwise(challenge, files, tmp_path):
-    folder = tmp_path / "predictions"
-    folder.mkdir()
-    kept = folder / f"{files[1].id}.nii.gz"
-    kept.write_bytes(b"mine")
-    result = predict(challenge, files, folder)
-    assert result.skipped == [kept] and len(result.written) == 2
-    assert kept.read_bytes() == b"mine"
-    result = predict(challenge, files, folder, overwrite=True)
-    assert not result.skipped and len(result.written) == 3
-    assert nib.load(kept).shape == SHAPE
-
-
-def test_failures_are_collected_with_type_and_message(challenge, files, tmp_path, caplog):
-    whole = gzip.compress(bytes(100_000))
-    files[0].images[2].write_bytes(whole[: len(whole) // 2])
-    calls = []
-
-    def fails_once(image):
-        calls.append(image.shape)
-        if len(calls) == 1:
-            raise RuntimeError("out of memory")
-        return oracle(image)
-
-    before = [("other", "DataError: no t1")]
-    result = predict(challenge, files, tmp_path / "p", fails_once, errors=before)
-    assert [case for case, _ in result.failed] == ["other", files[0].id, files[1].id]
-    assert str(files[0].images[2]) in result.failed[1][1]
-    assert result.failed[1][1].startswith("DataError: ")
-    assert result.failed[2][1] == "RuntimeError: out of memory"
-    assert [path.name for path in result.written] == [f"{files[2].id}.nii.gz"]
-    assert "fails_once" in caplog.text  # the traceback of what nobody expected
-    with pytest.raises(ManyErrors, match="(?s)1 cases are predicted.*no t1.*out of memory"):
-        result.raise_if_failed()
-
-
-def test_output_that_is_no_probability_map_is_a_failure_of_its_case(challenge, files, tmp_path):
-    outputs = [
-        lambda image: oracle(image)[..., :2],
-        lambda image: np.full_like(oracle(image), np.nan),
-    ]
-    for fn, message in zip(outputs, ("expected", "not finite"), strict=True):
-        result = predict(challenge, files[:1], tmp_path / "p", fn)
-        assert message in result.failed[0][1] and not list((tmp_path / "p").iterdir())
-
-
-def test_an_interrupt_is_no_failure(challenge, files, tmp_path):
-    def interrupted(image):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        predict(challenge, files, tmp_path / "p", interrupted)
-
-
-def test_an_unwritable_folder_stops_at_once(challenge, files, tmp_path):
-    (tmp_path / "file").write_text("")
-    folder = tmp_path / "file" / "predictions"
-    with pytest.raises(DataError, match=str(folder)):
-        predict(challenge, files, folder, lambda image: pytest.fail("predicted nevertheless"))
-
-
-def test_a_disk_that_fills_up_stops_at_once(challenge, files, tmp_path, monkeypatch):
-    tried = []
-
-    def full(path, *_):
-        tried.append(path)
-        try:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        except OSError as error:
-            raise DataError(f"{path}: cannot be written") from error
-
-    monkeypatch.setattr(challenge, "write", full)
-    with pytest.raises(DataError, match=f"{tmp_path / 'p'}: .*No space left"):
-        predict(challenge, files, tmp_path / "p")
-    assert len(tried) == 1
 
 
 def test_a_prediction_slightly_elsewhere_is_scored_where_that_is_accepted(
@@ -301,52 +157,6 @@ def test_why_nothing_could_be_predicted_is_what_is_raised(challenge, files, tmp_
     assert len(caught.value.failures) == 3 and "predict them first" not in str(caught.value)
 
 
-@pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("what", ["image", "label", "link"])
-def test_a_cases_own_files_are_neither_overwritten_nor_taken_for_predictions(
-    challenge, files, tmp_path, overwrite, what
-):
-    folder = tmp_path / "decathlon"
-    folder.mkdir()
-    own = folder / f"{files[0].id}.nii.gz"
-    own.write_bytes(b"the only copy")
-    listed = own
-    if what == "link":  # the data root is often another name of the same folder
-        (tmp_path / "link").symlink_to(folder)
-        listed = tmp_path / "link" / own.name
-    case = dataclasses.replace(files[0], images=(listed,), label=None)
-    if what == "label":
-        case = dataclasses.replace(files[0], label=own)
-    result = predict(challenge, [case, files[1]], folder, overwrite=overwrite)
-    assert own.read_bytes() == b"the only copy"
-    assert not result.skipped and len(result.written) == 1
-    assert result.failed[0][0] == case.id and f"{own}: is an image or label" in result.failed[0][1]
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_a_process_that_does_not_write_runs_the_network_in_step(
-    challenge, files, tmp_path, overwrite
-):
-    """Both start before the first has written anything, as the network's collectives make them."""
-    folder = tmp_path / "predictions"
-    predict(challenge, files[:1], folder)
-    before = {path: path.read_bytes() for path in folder.iterdir()}
-    seen = []
-
-    def other(image):
-        seen.append(image)
-        for case in files:  # what the first process writes meanwhile
-            (folder / f"{case.id}.nii.gz").touch()
-        return oracle(image)
-
-    result = predict(challenge, files, folder, other, overwrite=overwrite, write=False)
-    assert len(seen) == len(result.written) == (3 if overwrite else 2)
-    assert {path: path.read_bytes() for path in before} == before
-    assert all(not (folder / f"{case.id}.nii.gz").read_bytes() for case in files[1:])
-    predict(challenge, files, tmp_path / "new", write=False)
-    assert not (tmp_path / "new").exists()
-
-
 def test_where_the_numbers_come_from_is_recorded_and_printed(challenge, files, tmp_path):
     predict(challenge, files, tmp_path / "predictions")
     provenance = {"checkpoint_step": np.int64(120), "flips": (0, 1), "overlap": 0.5}
@@ -458,30 +268,3 @@ def test_cases_of_one_name_can_be_told_apart(challenge, files, tmp_path):
     other = dataclasses.replace(files[0], label=files[1].label)
     again = score(challenge, [other], tmp_path / "predictions")["truths"]
     assert again == {files[0].id: truths[files[1].id]}
-
-
-def test_an_image_that_is_not_masked_is_said_when_it_is_predicted(
-    challenge, data, files, tmp_path, caplog
-):
-    path = data / "BraTS2021_00001" / "BraTS2021_00001_t1.nii.gz"
-    image = nib.load(path)
-    nib.save(nib.Nifti1Image(np.asanyarray(image.dataobj) - 1000, AFFINE), path)
-    predict(challenge, files, tmp_path / "p", lambda x: np.zeros((*x.shape[:3], 3), np.float32))
-    assert [m for m in caplog.messages if "not masked" in m] == [
-        m for m in caplog.messages if m.startswith("BraTS2021_00001: t1: not masked")
-    ]
-    assert "t1: not masked" in caplog.text and "in all" not in caplog.text
-
-
-def test_what_is_to_be_said_of_many_cases_is_said_at_the_first_and_counted(
-    challenge, data, files, tmp_path, caplog
-):
-    for path in data.glob("*/*_t1.nii.gz"):
-        image = nib.load(path)
-        nib.save(nib.Nifti1Image(np.asanyarray(image.dataobj) - 1000, AFFINE), path)
-    predict(challenge, files, tmp_path / "p", lambda x: np.zeros((*x.shape[:3], 3), np.float32))
-    said = [m for m in caplog.messages if "not masked" in m]
-    assert [m.partition(": t1: not masked")[0] for m in said] == [
-        files[0].id,
-        "3 of 3 cases in all",
-    ]

@@ -34,7 +34,7 @@ def test_a_run_killed_at_random_moments_ends_as_the_uninterrupted_one(folder, ki
     while done < kills:
         with small_run.begin(folder, workdir.name, steps, seconds=0.04) as process:
             if chance.random() < 0.75:  # else before it trains: reading, compiling
-                assert process.stdout.readline() == "ready\n", process.stderr.read()
+                small_run.wait_for(process, "ready")
             time.sleep(chance.uniform(0.0, 0.9))
             assert process.poll() is None, process.stderr.read()
             process.send_signal(signal.SIGKILL)

@@ -109,7 +109,7 @@ def test_a_2d_network_sees_every_slice_of_a_volume_once(rng):
         return logit(slices * variables)
 
     predict = sliding_window.SlidingWindow(
-        sliding_window.of_slices(network), (1, 8, 12), 0.5, flips=(1, 2), window_batch=2
+        sliding_window.as_slices(network), (1, 8, 12), 0.5, flips=(1, 2), window_batch=2
     )
     np.testing.assert_allclose(predict(1.0, image), image, rtol=1e-5)
     assert seen == [(2, 8, 12, 2)]  # traced once

@@ -10,7 +10,7 @@ import pytest
 from configs import camus_omnianet
 from crossdim_jax.challenges.camus import phantom
 from crossdim_jax.imaging import metaimage
-from crossdim_jax.run import experiment, modes
+from crossdim_jax.run import experiment, predict, train
 from tests.weight_port import tiny
 
 
@@ -35,7 +35,7 @@ def job(tmp_path_factory):
         config.train.validate_every_epochs = 1
     with tiny.registered():
         made = experiment.build(config, folder / "run")
-        modes.run_training(made)
+        train.run(made)
         yield made
 
 
@@ -62,7 +62,7 @@ def test_the_run_folder_holds_tables_figures_and_a_report(job):
 
 def test_new_patients_are_predicted_in_either_layout(job, tmp_path):
     root = phantom.ensure(tmp_path / "p", 1, layout="mhd", pixel_mm=1.5, n_frames=2)
-    out = modes.run_prediction(job, str(root), str(tmp_path / "out"))
+    out = predict.run(job, str(root), str(tmp_path / "out"))
     names = [f"patient0001_{v}_{w}" for v in ("2CH", "4CH") for w in ("ED", "ES", "sequence")]
     assert sorted(path.name for path in out.glob("*.nii.gz")) == [f"{n}.nii.gz" for n in names]
     for name in names:

@@ -11,7 +11,7 @@ from configs import chaos_omnianet
 from crossdim_jax.challenges.chaos import phantom, submission
 from crossdim_jax.errors import ConfigError, ManyErrors
 from crossdim_jax.imaging import nifti
-from crossdim_jax.run import experiment, modes
+from crossdim_jax.run import experiment, predict, train
 from tests.weight_port import tiny
 
 
@@ -32,7 +32,7 @@ def job(tmp_path_factory):
         config.mesh.data = 1
     with tiny.registered():
         made = experiment.build(config, folder / "run")
-        modes.run_training(made)
+        train.run(made)
         yield made
 
 
@@ -63,7 +63,7 @@ def test_the_report_shows_organs_and_nothing_is_lost(job):
 def test_new_series_become_a_submission_nifti_and_segmentations(job, tmp_path):
     root = phantom.ensure(tmp_path / "p", 1, size=56, seed=3)
     shutil.move(root / "Train_Sets", root / "Test_Sets")
-    out = modes.run_prediction(job, str(root), str(tmp_path / "out"))
+    out = predict.run(job, str(root), str(tmp_path / "out"))
     chaos = job.challenge
     files = {case.id: case for case in chaos.cases(root, labelled=True)}
     assert sorted(p.name for p in out.glob("*.nii.gz")) == sorted(f"{i}.nii.gz" for i in files)
@@ -75,7 +75,7 @@ def test_new_series_become_a_submission_nifti_and_segmentations(job, tmp_path):
         np.testing.assert_allclose(geometry.affine, loaded.geometry.affine, atol=1e-4)
         if case == "CT_1":
             assert set(np.unique(label)) <= {0, 1}
-    again = modes.run_prediction(
+    again = predict.run(
         job, str(root / "Test_Sets" / "MR" / "1" / "T2SPIR" / "DICOM_anon"), str(tmp_path / "two")
     )
     assert [path.name for path in again.glob("*.nii.gz")] == ["MR_1_T2SPIR.nii.gz"]
@@ -86,7 +86,7 @@ def test_a_damaged_series_does_not_keep_the_others_from_being_predicted(job, tmp
     (root / "Train_Sets" / "CT" / "1" / "DICOM_anon" / "i0004,0000b.dcm").unlink()
     shutil.rmtree(root / "Train_Sets" / "CT" / "1" / "Ground")
     with pytest.raises(ManyErrors, match=r"CT_1: .*i0005,0000b.dcm: lies .*1 missing there"):
-        modes.run_prediction(job, str(root), str(tmp_path / "out"))
+        predict.run(job, str(root), str(tmp_path / "out"))
     assert len(list((tmp_path / "out").glob("MR_1_*.nii.gz"))) == 3
 
 
@@ -103,13 +103,14 @@ def test_settings_that_cannot_work_stop_before_any_data_is_read(field, value, te
     with config.unlocked():
         config.update_from_flattened_dict({field: value, "data.root": str(tmp_path)})
     with pytest.raises(ConfigError, match=text):
-        modes.run_training(experiment.build(config, tmp_path / "run"))
+        train.run(experiment.build(config, tmp_path / "run"))
 
 
-def test_the_configs_are_those_of_the_paper():
+def test_the_configs_are_those_of_the_paper(tmp_path):
     config = chaos_omnianet.get_config()
     assert config.model.encoder == "efficientnet_b4" and config.data.patch == (512, 512)
     assert config.train.batch_size == 8 and config.train.loss == "dice_ce"
-    assert experiment.epochs(config) == 90 and config.augment.probability == 0.5
+    assert experiment.build(config, tmp_path).training.epochs == 90
+    assert config.augment.probability == 0.5
     with pytest.raises(ValueError, match="known: :demo, :debug"):
         chaos_omnianet.get_config("small")

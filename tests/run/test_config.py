@@ -5,9 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
 from crossdim_jax.errors import ConfigError
-from crossdim_jax.run import config
+from crossdim_jax.run import config as config_lib
+from crossdim_jax.run import experiment
 
 ROOT = Path(__file__).resolve().parents[2]
 # ml_collections 1.1 reads config files in a way that Python will drop.
@@ -29,7 +31,7 @@ def said(tmp_path):
         path = tmp_path / "x.py"
         path.write_text(text)
         with pytest.raises(ConfigError) as caught:
-            config.read(f"{path}{argument}", overrides)
+            config_lib.read(f"{path}{argument}", overrides)
         message = str(caught.value)
         assert message.startswith(f"{path}{argument}: ") and "\n" not in message
         return message.removeprefix(f"{path}{argument}: ")
@@ -39,7 +41,9 @@ def said(tmp_path):
 
 def test_argument_and_overrides_reach_the_config(tmp_path):
     (tmp_path / "x.py").write_text(GOOD)
-    found = config.read(f"{tmp_path}/x.py:abc", ["--config.model.norm=group", "--config.seed=3"])
+    found = config_lib.read(
+        f"{tmp_path}/x.py:abc", ["--config.model.norm=group", "--config.seed=3"]
+    )
     assert found.to_dict() == {"seed": 3, "model": {"norm": "group", "name": "abc"}}
 
 
@@ -71,7 +75,7 @@ def test_errors_of_the_program_in_the_file(body, message, said):
 
 def test_a_missing_file_is_one_failure_not_two(tmp_path):
     with pytest.raises(ConfigError, match="gone.py: no such config file"):
-        config.read(f"{tmp_path}/gone.py:demo")
+        config_lib.read(f"{tmp_path}/gone.py:demo")
     done = subprocess.run(
         [sys.executable, "launch.py", f"--config={tmp_path}/gone.py", "--workdir=unused"],
         cwd=ROOT,
@@ -83,3 +87,24 @@ def test_a_missing_file_is_one_failure_not_two(tmp_path):
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: cannot read the config: [Errno 2] No such file or directory: ")
     assert f"'{tmp_path}/gone.py'" in last and last.count("gone.py") == 1
+
+
+@pytest.mark.parametrize("field", config_lib.LATER)
+def test_what_an_older_config_lacks_is_what_was_done_before(field, tmp_path):
+    """It is filled in for what is built; the config itself is recorded as it was given."""
+    config = config_lib.read("configs/chaos_omnianet.py").copy_and_resolve_references().unlock()
+    *sections, name = field.split(".")
+    section = config
+    for part in sections:
+        section = section[part]
+    del section[name]
+    before = config.to_dict()
+    full = config_lib.complete(config)
+    for part in sections:
+        full = full[part]
+    value = full[name].to_dict() if isinstance(full[name], ConfigDict) else full[name]
+    assert value == config_lib.LATER[field]
+    made = experiment.build(config, tmp_path)
+    assert made.config.to_dict() == before and name not in section
+    if field == "augment":
+        assert made.augmentation is None

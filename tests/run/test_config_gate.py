@@ -9,13 +9,14 @@ import pytest
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
+from crossdim_jax import ranges
 from crossdim_jax.challenges import get
 from crossdim_jax.challenges.brats import phantom
 from crossdim_jax.challenges.camus import phantom as camus_phantom
 from crossdim_jax.challenges.chaos import phantom as chaos_phantom
 from crossdim_jax.data import augment
 from crossdim_jax.errors import ConfigError
-from crossdim_jax.ranges import RANGES, Number, Rate, Sequence
+from crossdim_jax.ranges import Number, Rate, Sequence
 from crossdim_jax.run import config as config_lib
 from crossdim_jax.run import config_gate, experiment
 from crossdim_jax.training import optim
@@ -23,6 +24,7 @@ from crossdim_jax.training import optim
 pytestmark = pytest.mark.filterwarnings(
     r"ignore:the load_module\(\) method is deprecated:DeprecationWarning"
 )
+RANGES = ranges.RANGES | augment.RANGES
 FILES = ("brats_dxnet", "brats_dsnet", "camus_omnianet", "chaos_omnianet")
 ARGUMENTS = ("", ":demo", ":debug")
 CONFIGS = [f"configs/{file}.py{a}" for file, a in itertools.product(FILES, ARGUMENTS)]
@@ -78,7 +80,7 @@ def test_every_number_of_every_config_has_a_row():
 
 @pytest.mark.parametrize("path", CONFIGS)
 def test_every_default_lies_in_its_range(path):
-    config_gate.check(read(path).to_dict())
+    config_gate.check_fields(read(path).to_dict())
 
 
 def outside(row):
@@ -234,13 +236,45 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path):
     }  # fmt: skip
 
 
+def test_parts_that_cannot_be_made_or_do_not_fit_are_said_with_the_fields(tmp_path):
+    """Each of them by itself has its test elsewhere; nothing is read or written meanwhile."""
+    config = read(CONFIGS[9])
+    for field, value in {
+        "optim.b1": math.nan,
+        "challenge.nosuch": 1,
+        "model.drop_rate": 0.1,
+        "train.loss": "dice_bce",
+        "augment.nosuch": 1,
+        "mesh.data": 64,
+        "inference.mode": "whole",
+        "inference.flips": (0, 0),
+    }.items():
+        put(config, field, value)
+    with pytest.raises(ConfigError) as caught:
+        experiment.build(config, tmp_path / "run")
+    first, *lines = str(caught.value).splitlines()
+    assert first == f"{len(lines)} fields are wrong:" and not list(tmp_path.iterdir())
+    for part in ("optim.b1", "'chaos' has no", "drop_rate", "augment has no", "mesh data"):
+        assert sum(part in line for line in lines) == 1, (part, lines)
+    assert sum("inference." in line for line in lines) == 2 and len(lines) == 7
+
+    put(config := read(CONFIGS[9]), "data.patch", (100, 64))
+    put(config, "train.loss", "dice_bce")
+    put(config, "train.batch_size", 10)
+    put(config, "mesh.data", 4)
+    with pytest.raises(ConfigError, match="3 fields are wrong:") as caught:
+        experiment.build(config, tmp_path / "run")
+    for part in ("multiples of 32", "is for sigmoid outputs", "batch_size=10 does not divide"):
+        assert part in str(caught.value)
+
+
 def test_fields_of_ones_own_and_older_configs_pass():
     config = read(CONFIGS[0])
     config.model.my_width, config.mine = -8, ConfigDict({"factor": math.nan, "note": "two\nlines"})
     del config.train.skip_nonfinite, config.augment, config.data.split.seed
-    config_gate.check(config.to_dict())
+    config_gate.check_fields(config.to_dict())
     config.data.split.seed = -5  # part of a text: any integer will do
-    config_gate.check(config.to_dict())
+    config_gate.check_fields(config.to_dict())
 
 
 def test_the_run_folder_is_not_the_cases_folder(tmp_path):

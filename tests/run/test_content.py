@@ -7,19 +7,13 @@ import shutil
 import pytest
 
 from configs import brats_dxnet
-from crossdim_jax import challenges
 from crossdim_jax.challenges import patients
 from crossdim_jax.challenges.brats import phantom
 from crossdim_jax.data import digests, splits
 from crossdim_jax.errors import ConfigError, DataError
-from crossdim_jax.run import cases, content, experiment, folds
+from crossdim_jax.run import cases, content, experiment
 from crossdim_jax.storage import reading, run_folder
-
-
-class Unbuilt:
-    """Stands for a network that is never run."""
-
-    ops = "lax"
+from tests import toy
 
 
 @pytest.fixture(scope="module")
@@ -40,16 +34,18 @@ def run(roots, tmp_path, monkeypatch):
     def make(**data):
         config = brats_dxnet.get_config("debug")
         with config.unlocked():
+            del config.phantoms, config.model
+            config.model = {"name": "toy"}
             config.data.update(
                 {"root": str(tmp_path / "data" / "a"), "cache": str(tmp_path / "cache")}
                 | {"patch": (16, 16, 16)}
                 | data
             )
             config.data.num_processes = 0
-        challenge = challenges.get("phantom")
-        return experiment.Experiment(config, tmp_path / "run", challenge, Unbuilt(), None)
+        return experiment.build(config, tmp_path / "run")
 
-    return make
+    with toy.registered():
+        yield make
 
 
 def begin(job):
@@ -188,10 +184,10 @@ def test_folds_of_different_rules_are_refused(run):
         parts.append(dataclasses.replace(part, workdir=job.workdir / f"fold_{fold}"))
     same_patient(job, *PAIRS)
     begin(parts[0])
-    folds.run_cases.check_folds(parts)
+    cases.check_folds(parts)
     same_patient(job, *CROSSED)
     with pytest.raises(DataError, match="4 cases are held out by several folds or by none|2 cases"):
-        folds.run_cases.check_folds(parts)
+        cases.check_folds(parts)
 
 
 def test_names_that_look_like_one_patient_are_pointed_out(run, capsys):

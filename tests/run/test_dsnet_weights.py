@@ -55,7 +55,7 @@ def test_the_config_ports_2d_weights_as_they_are():
 
 def shapes(job):
     """Of the network's variables, which stay abstract: only what is put in becomes an array."""
-    image = jax.ShapeDtypeStruct(job.image_shape(), jnp.float32)
+    image = jax.ShapeDtypeStruct(job.image_shape, jnp.float32)
     return jax.eval_shape(job.model.init, jax.random.key(0), image)
 
 
@@ -179,9 +179,9 @@ def test_depths_that_do_not_end_at_three_are_refused_before_anything_is_read(tmp
         experiment.build(config(data__patch=(64, 64, 64)), tmp_path)
 
 
-def test_freezing_is_given_in_epochs():
+def test_freezing_is_given_in_epochs(tmp_path):
     frozen = config(optim__freeze=(PATTERN,), optim__freeze_epochs=0.5)
-    made = experiment.make_optimizer(frozen, steps_per_epoch=8)
+    made = experiment.build(frozen, tmp_path).optimizer(8)
     tree = {"net2d": {"encoder": {"kernel": np.ones(2, np.float32)}}}
     parameters, moves = made.wrap(tree), []
     state = made.init(parameters)

@@ -19,17 +19,19 @@ def config(**fields):
 
 
 @pytest.mark.parametrize("batch,accumulate,used", [(1, 1, 1), (4, 1, 4), (6, 1, 3), (8, 4, 2)])
-def test_as_many_devices_are_used_as_share_the_batch(batch, accumulate, used, capsys):
+def test_as_many_devices_are_used_as_share_the_batch(batch, accumulate, used, capsys, tmp_path):
     assert len(jax.devices()) == 4
-    mesh = experiment.make_mesh(config(train__batch_size=batch, train__accumulate=accumulate))
+    fields = config(train__batch_size=batch, train__accumulate=accumulate)
+    mesh = experiment.build(fields, tmp_path).mesh
     assert dict(mesh.shape) == {"data": used, "depth": 1}
     assert ("--config.train.batch_size" in capsys.readouterr().out) == (used < 4)
 
 
-def test_depth_takes_its_devices_first():
-    assert dict(experiment.make_mesh(config(mesh__depth=4)).shape) == {"data": 1, "depth": 4}
+def test_depth_takes_its_devices_first(tmp_path):
+    made = experiment.build(config(mesh__depth=4), tmp_path)
+    assert dict(made.mesh.shape) == {"data": 1, "depth": 4}
     with pytest.raises(ConfigError, match="depth=5"):
-        experiment.make_mesh(config(mesh__depth=5))
+        experiment.build(config(mesh__depth=5), tmp_path)
 
 
 def test_an_unknown_formulation_is_refused(tmp_path):

@@ -5,17 +5,11 @@ import numpy as np
 import pytest
 
 from configs import camus_omnianet
-from crossdim_jax import challenges
 from crossdim_jax.challenges.camus import phantom
 from crossdim_jax.errors import ConfigError, DataError
 from crossdim_jax.run import cases, ensemble, experiment, folds
 from crossdim_jax.storage import run_folder
-
-
-class Unbuilt:
-    """Stands for a network that is never run."""
-
-    ops = "lax"
+from tests import toy
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +23,10 @@ def job(root, tmp_path):
     with config.unlocked():
         config.data.root = str(root)
         config.fold = 3
-    challenge = challenges.get("camus", size=(32, 32))
-    return experiment.Experiment(config, tmp_path / "cv", challenge, Unbuilt(), None)
+        del config.phantoms, config.model
+        config.model = {"name": "toy"}
+    with toy.registered():
+        yield experiment.build(config, tmp_path / "cv")
 
 
 @pytest.fixture
@@ -51,7 +47,7 @@ def trained(monkeypatch):
                 fold.challenge.write(path, loaded.label, loaded.geometry)
         (fold.workdir / "checkpoints" / "1").mkdir(parents=True, exist_ok=True)
 
-    monkeypatch.setattr(folds.modes, "run_training", run_training)
+    monkeypatch.setattr(folds.train, "run", run_training)
     monkeypatch.setattr(folds.page, "write", lambda workdir, *_: workdir / "report.html")
     return order
 
@@ -84,7 +80,7 @@ def test_every_case_is_scored_once_by_the_fold_that_held_it_out(job, trained):
 def test_an_interrupted_cross_validation_goes_on_with_the_folds_that_are_left(
     job, trained, monkeypatch
 ):
-    run_training = folds.modes.run_training
+    run_training = folds.train.run
 
     def stops(fold):
         if fold.workdir.name == "fold_2":
@@ -93,12 +89,12 @@ def test_an_interrupted_cross_validation_goes_on_with_the_folds_that_are_left(
             raise KeyboardInterrupt
         run_training(fold)
 
-    monkeypatch.setattr(folds.modes, "run_training", stops)
+    monkeypatch.setattr(folds.train, "run", stops)
     with pytest.raises(KeyboardInterrupt):
         folds.run(job)
     with pytest.raises(DataError, match="fold_2, fold_3, fold_4 of 5 folds are not trained yet"):
         ensemble.members(job)
-    monkeypatch.setattr(folds.modes, "run_training", run_training)
+    monkeypatch.setattr(folds.train, "run", run_training)
     folds.run(job)
     assert trained == ["fold_0", "fold_1", "fold_2", "fold_3", "fold_4"]
     assert [m.workdir.name for m in ensemble.members(job)] == trained
@@ -124,7 +120,7 @@ def test_the_ensemble_is_the_mean_of_probabilities(job, trained, monkeypatch):
         experiment.Experiment, "trained", lambda self: (int(self.workdir.name[-1]), {"step": 7})
     )
     window = lambda variables, image: np.full((*image.shape[:-1], 4), float(variables))  # noqa: E731
-    monkeypatch.setattr(experiment.Experiment, "predictor", lambda self, flips: window)
+    monkeypatch.setattr(experiment.Experiment, "predictor", lambda self, flipped: window)
     predict, said = ensemble.predictor(job)
     np.testing.assert_array_equal(predict(image), np.full((1, 32, 32, 4), 2.0))
     assert said == "the mean of 5 folds, with the weights of steps 7, 7, 7, 7, 7"

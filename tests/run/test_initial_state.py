@@ -13,6 +13,7 @@ from crossdim_jax.run import cases, experiment, initial_state
 from crossdim_jax.training import optim
 from crossdim_jax.training.state import TrainState
 from crossdim_jax.weights import params
+from tests import toy
 from tests.weight_record import RECORD
 
 
@@ -40,8 +41,12 @@ def test_a_weight_file_must_be_what_the_config_says(tmp_path):
 class Measured(nn.Module):
     """Its first norm stands for a network's; it refuses what measuring must not ask of it."""
 
+    classes: int = 3
     norm: str = "frozen"
     drop_path_rate: float = 0.5
+
+    def check_size(self, spatial):
+        """Any size will do."""
 
     @nn.compact
     def __call__(self, x, *, train=False):
@@ -52,10 +57,11 @@ class Measured(nn.Module):
 def test_statistics_are_measured_on_the_patches_training_sees_first(monkeypatch, tmp_path, rng):
     """In its micro-batches, by the network with batch norms, at the fast parameters."""
     fields = {"train__batch_size": 4, "train__accumulate": 2, "weights__reestimate": 3}
-    settings = config(**fields, mesh__data=1)
-    model = Measured()
-    mesh = experiment.make_mesh(settings)
-    built = experiment.Experiment(settings, tmp_path, None, model, mesh)
+    settings = config(**fields, mesh__data=1).unlock()
+    del settings.model
+    settings.model = {"name": "toy"}
+    with toy.registered(Measured):
+        built = experiment.build(settings, tmp_path)
     images = rng.normal(2, 3, size=(3, 2, 4, 4, 4, 5)).astype(np.float32)
     asked = []
 
@@ -64,7 +70,7 @@ def test_statistics_are_measured_on_the_patches_training_sees_first(monkeypatch,
         return [{"image": image} for image in images]
 
     monkeypatch.setattr(cases, "train_data", data)
-    variables = model.init(jax.random.key(0), images[0])
+    variables = built.model.init(jax.random.key(0), images[0])
     optimizer = optim.make(learning_rate=1e-3)
     params = optimizer.wrap(variables["params"])
     state = TrainState(jnp.zeros((), jnp.int32), params, variables["batch_stats"], ())

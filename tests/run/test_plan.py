@@ -7,14 +7,12 @@ import numpy as np
 import pytest
 
 from configs import brats_dxnet
-from crossdim_jax import challenges
 from crossdim_jax.challenges.brats import phantom
 from crossdim_jax.errors import ConfigError
 from crossdim_jax.models.layers import require_multiple
 from crossdim_jax.run import cases as run_cases
-from crossdim_jax.run import experiment, modes, plan
-from crossdim_jax.runtime import sharding
-from crossdim_jax.training import step as train
+from crossdim_jax.run import experiment, plan
+from crossdim_jax.training import initialise
 from tests import toy
 
 
@@ -25,11 +23,13 @@ class Net(toy.ToyNet):
 
 @pytest.fixture
 def make(tmp_path):
-    def make(data=2, depth=1, **fields):
+    def make(data=2, depth=1, *, trains=True, **fields):
         root = tmp_path / "cases"
         if not root.exists():
             phantom.generate(root, 4, shape=(24, 40, 36))
-        read = brats_dxnet.get_config("debug").copy_and_resolve_references()
+        read = brats_dxnet.get_config("debug").copy_and_resolve_references().unlock()
+        del read.phantoms, read.model
+        read.model = {"name": "toy"}
         read.update_from_flattened_dict(
             {
                 "data.root": str(root),
@@ -37,14 +37,15 @@ def make(tmp_path):
                 "data.patch": (16, 32, 32),
                 "data.num_processes": 0,
                 "train.batch_size": 4,
+                "mesh.data": data,
+                "mesh.depth": depth,
             }
             | {name.replace("__", "."): value for name, value in fields.items()}
         )
-        mesh = sharding.make_mesh(data, depth)
-        challenge = challenges.get("phantom")
-        return experiment.Experiment(read, tmp_path / "run", challenge, Net(classes=3), mesh)
+        return experiment.build(read, tmp_path / "run", trains=trains)
 
-    return make
+    with toy.registered(Net):
+        yield make
 
 
 @pytest.mark.parametrize("budget", [float("nan"), float("inf"), 0.0, -1.0])
@@ -73,9 +74,9 @@ def test_the_account_has_all_that_was_asked_and_what_is_said_to_fit_does(make, t
 
 
 def step_and_state(job):
-    optimizer = experiment.make_optimizer(job.config, 1)
-    state = train.init_state(job.model, optimizer, job.image_shape(), job.mesh, seed=0, say=None)
-    return modes.make_step(job, optimizer, modes.loss_of(job)), state
+    optimizer = job.optimizer(1)
+    state = initialise.init_state(job.model, optimizer, job.image_shape, job.mesh, seed=0, say=None)
+    return job.train_step(optimizer), state
 
 
 def test_memory_counts_a_donated_state_once(make):
@@ -95,26 +96,26 @@ def test_without_cases_steps_are_timed_on_random_numbers(make):
 
 def test_a_batch_that_does_not_divide_is_refused(make):
     with pytest.raises(ConfigError, match="batch_size=3"):
-        plan.run(make(train__batch_size=3))
+        make(train__batch_size=3)
+    assert make(train__batch_size=3, trains=False).training.batch_size == 3
 
 
 def test_windows_are_spread_over_the_devices(make):
-    predict = make(data=2, inference__window_batch=3).predictor(flips=False)
+    predict = make(data=2, inference__window_batch=3).predictor(flipped=False)
     assert predict.window_batch == 6 and predict.sharding.spec[0] == "data"
-    uneven = make(data=1, depth=3).predictor(flips=False)  # 16 slices on three devices
+    uneven = make(data=1, depth=3, trains=False).predictor(flipped=False)  # of 16 slices
     assert uneven.sharding.is_fully_replicated
 
 
 @pytest.mark.parametrize(("data", "depth", "found"), [(-1, 1, 4), (-1, 3, 1), (2, 2, 2)])
 def test_prediction_takes_the_devices_that_a_training_batch_leaves(make, data, depth, found):
-    job = make(data=1, depth=1, mesh__data=data, mesh__depth=depth)
-    mesh = experiment.for_inference(job).mesh
+    mesh = make(data=data, depth=depth, trains=False).for_inference().mesh
     assert dict(mesh.shape) == {"data": found, "depth": depth}
 
 
 def test_an_unknown_way_of_predicting_is_refused(make):
     with pytest.raises(ConfigError, match="mode='slices' is unknown; known: window, whole"):
-        make(inference__mode="slices").predictor(flips=False)
+        make(inference__mode="slices")
 
 
 def test_whole_volumes_are_planned_for_the_largest_case(make):

@@ -1,6 +1,7 @@
 """Processes that train together, as on many hosts, are the training of one."""
 
 import json
+import re
 import signal
 import socket
 import time
@@ -65,16 +66,16 @@ def test_two_processes_then_four_have_the_curve_of_one(folder):
         ("validation", signal.SIGTERM, 75, ["4", "6"]),
     ):
         two = begin_all(folder, 2, deaf_at=place)
-        while (said := two[1].stdout.readline()) != "deaf\n":
-            assert said, end_all(two)
+        small_run.wait_for(two[1], "deaf")
         two[0].send_signal(number)
         codes, told = end_all(two)
         assert codes == [status] * 2 and "Traceback" not in told, told
         folders = (folder / "many" / "checkpoints").glob("[0-9]*")
         assert sorted(path.name for path in folders) == kept
 
-    # The scheduler takes one of them away: both save, after the same step.
-    two = begin_all(folder, 2, seconds=0.2)
+    # The scheduler takes one of them away: both save, after the same step. The devices of a mesh
+    # are in another order than the processes.
+    two = begin_all(folder, 2, seconds=0.2, reverse=True)
     metrics = folder / "many" / "metrics.jsonl"
     until = time.monotonic() + 120
     while not (metrics.exists() and metrics.read_text().count("\n") > 3):
@@ -86,7 +87,7 @@ def test_two_processes_then_four_have_the_curve_of_one(folder):
     stopped = max(int(path.name) for path in (folder / "many" / "checkpoints").glob("[0-9]*"))
     assert 6 <= stopped < STEPS
 
-    codes, told = end_all(begin_all(folder, 4))
+    codes, told = end_all(begin_all(folder, 4, reverse=True))
     assert codes == [0] * 4, told
     curve, expected = small_run.lines(folder / "many"), small_run.lines(folder / "one")
     assert [(r["kind"], r["step"]) for r in curve] == [(r["kind"], r["step"]) for r in expected]
@@ -105,5 +106,22 @@ def test_two_processes_then_four_have_the_curve_of_one(folder):
         parts = [[ids for _, ids in part] for part in seen(folder / "many", count)]
         for index, part in enumerate(parts):
             size = small_run.BATCH // count
-            mine = slice(index * size, (index + 1) * size)
+            place = count - 1 - index if first else index  # reversed after the first
+            mine = slice(place * size, (place + 1) * size)
             assert part[:6] == [ids[mine] for ids in whole[first : first + 6]]
+
+
+def test_a_process_told_to_terminate_saves_and_asks_to_be_run_again(folder):
+    first = small_run.begin(folder, "told", STEPS, seconds=0.1)
+    small_run.wait_for(first, "ready")
+    while not small_run.lines(folder / "told"):  # until it is in the middle of training
+        assert first.poll() is None, first.stderr.read()
+        time.sleep(0.02)
+    first.send_signal(signal.SIGTERM)
+    _, stderr = first.communicate(timeout=60)
+    assert first.returncode == 75, stderr
+    stopped = int(re.search(r"stopped and saved after step (\d+)", stderr)[1])
+    codes, told = end_all([small_run.begin(folder, "told", STEPS)])
+    assert codes == [0] and f"going on after step {stopped} of {STEPS}" in told
+    steps = [line["step"] for line in small_run.lines(folder / "told") if line["kind"] == "train"]
+    assert steps == list(range(3, STEPS + 1, 3))

@@ -48,6 +48,22 @@ def test_the_depth_is_not_cut_between_processes(monkeypatch, processes, fits):
         assert sharding.make_mesh(2, 2, devices=devices).devices.shape == (2, 2)
 
 
+@pytest.mark.parametrize("processes", [(0, 0, 1, 1), (1, 1, 0, 0), (0, 1, 1, 0)])
+def test_each_process_reads_what_lies_on_its_devices(monkeypatch, processes):
+    """Whatever the order of a mesh's rows: the parts, laid where jax lays them, are the batch."""
+    whole = np.arange(8)
+    devices = [types.SimpleNamespace(process_index=index) for index in processes]
+    mesh = types.SimpleNamespace(devices=np.reshape(np.array(devices, object), (4, 1)))
+    laid = np.full(8, -1)
+    for process in (0, 1):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        part = iter(whole[sharding.batch_positions(mesh, 8)].reshape(2, 2))
+        for row, owner in enumerate(processes):
+            if owner == process:  # as jax.make_array_from_process_local_data: ascending
+                laid[2 * row : 2 * row + 2] = next(part)
+    np.testing.assert_array_equal(laid, whole)
+
+
 def test_a_batch_is_cut_along_batch_and_depth():
     array = np.arange(4 * 8 * 3 * 3 * 1, dtype=np.float32).reshape(4, 8, 3, 3, 1)
     placed = sharding.shard_batch({"image": array}, sharding.make_mesh(2, 2))["image"]

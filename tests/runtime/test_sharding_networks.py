@@ -6,7 +6,7 @@ import pytest
 
 from crossdim_jax import losses, models, ops
 from crossdim_jax.runtime import sharding
-from crossdim_jax.training import optim
+from crossdim_jax.training import initialise, optim
 from crossdim_jax.training import step as train
 from tests import toy
 
@@ -30,7 +30,7 @@ def _first_update(name, data, depth):
     options = {"drop_path_rate": 0.2, "ops": mode, "dtype": DTYPES[name]}
     model = models.build(name, out_channels=2, **options)
     optimizer = optim.make(sync_period=None)
-    state = train.init_state(model, optimizer, (1, *shape[1:], 1), mesh, seed=0, say=None)
+    state = initialise.init_state(model, optimizer, (1, *shape[1:], 1), mesh, seed=0, say=None)
     step = train.jit_step(train.make_train_step(model, optimizer, losses.dice_bce, seed=0), mesh)
     image, target = toy.make_arrays(0, shape[0], shape[1:])
     state, metrics = step(state, sharding.shard_batch({"image": image, "target": target}, mesh))

@@ -168,7 +168,7 @@ def test_it_saves_though_nobody_reads_what_it_says(number, tmp_path):
     for kind, expected in (("saving", 75), ("failing", 1), ("breaking", 1)):
         path = tmp_path / kind
         process = start(f"""
-from crossdim_jax import progress
+from crossdim_jax.training import progress
 shown = progress.Progress(9)
 def saving():
     shown.say("stopped and saved")

@@ -9,8 +9,7 @@ import pytest
 from crossdim_jax.errors import DataError
 from crossdim_jax.runtime import sharding
 from crossdim_jax.storage import checksums
-from crossdim_jax.training import checkpoint, optim
-from crossdim_jax.training import step as train
+from crossdim_jax.training import checkpoint, initialise, optim, state
 from crossdim_jax.training.checkpoint import Checkpointer
 from tests import toy
 
@@ -22,7 +21,7 @@ def first():
     """A state with a batch norm, lookahead and a frozen part, on the host."""
     optimizer = optim.make(freeze=["encoder/.*"])
     mesh = sharding.make_mesh(1, 1)
-    state = train.init_state(toy.ToyNet(norm=True), optimizer, SHAPE, mesh, seed=0, say=None)
+    state = initialise.init_state(toy.ToyNet(norm=True), optimizer, SHAPE, mesh, seed=0, say=None)
     return jax.device_get(state)
 
 
@@ -55,7 +54,7 @@ def test_a_state_comes_back_whole_on_any_devices(tmp_path, first, written_on, re
 def test_a_state_without_lookahead_comes_back_too(tmp_path):
     optimizer = optim.make(sync_period=None)
     mesh = sharding.make_mesh(1, 1)
-    state = train.init_state(toy.ToyNet(), optimizer, SHAPE, mesh, seed=0, say=None)
+    state = initialise.init_state(toy.ToyNet(), optimizer, SHAPE, mesh, seed=0, say=None)
     with Checkpointer(tmp_path) as checkpoints:
         checkpoints.save(state, {})
         checkpoints.wait()
@@ -258,7 +257,7 @@ def test_a_best_that_was_copied_in_part_is_reported_and_not_evaluated(
     (folder / checksums.FILE).unlink()
     path = folder / gone
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    abstract = checkpoint.variables(first) if known else None
+    abstract = state.variables(first) if known else None
     assert checkpoint.load_variables(tmp_path, abstract=abstract)[1] == {"step": 1}
     assert "best/2: damaged, not used" in capsys.readouterr().err
 

@@ -1,12 +1,7 @@
 import math
-import os
-import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
+import types
 
 import jax
 import numpy as np
@@ -16,15 +11,15 @@ from crossdim_jax import losses
 from crossdim_jax.errors import ConfigError, DataError
 from crossdim_jax.runtime import sharding, stop
 from crossdim_jax.runtime.stop import Interrupted
-from crossdim_jax.training import checkpoint, loop, optim
+from crossdim_jax.training import checkpoint, initialise, journal, loop, optim
 from crossdim_jax.training import step as train
 from crossdim_jax.training.checkpoint import Checkpointer
-from crossdim_jax.training.loop import TrainingError, fit
+from crossdim_jax.training.journal import TrainingError
+from crossdim_jax.training.loop import fit
 from crossdim_jax.training.validation import Validation
 from tests import toy
 
 MODEL = toy.ToyNet(rate=0.2)
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +28,7 @@ def start():
     optimizer = optim.make(learning_rate=1e-2, sync_period=3)
     mesh = sharding.make_mesh(1, 1)
     host = jax.device_get(
-        train.init_state(MODEL, optimizer, (1, 8, 6, 4, 1), mesh, seed=0, say=None)
+        initialise.init_state(MODEL, optimizer, (1, 8, 6, 4, 1), mesh, seed=0, say=None)
     )
     pure = train.make_train_step(MODEL, optimizer, losses.dice_bce, seed=0)
     steps = {}
@@ -52,16 +47,11 @@ def cases():
     return toy.make_cases()
 
 
-def run(start, workdir, batches=None, mesh=(1, 1), **options):
+def run(start, workdir, batches=None, mesh=(1, 1), validation=None, **options):
     state, step, mesh = start(*mesh)
-    options = {
-        "total_steps": 6,
-        "steps_per_epoch": 2,
-        "log_every_steps": 4,
-        "progress": False,
-    } | options
     batches = batches if batches is not None else toy.Batches()
-    return fit(state, step, batches, workdir=workdir, mesh=mesh, regions=toy.REGIONS, **options)
+    settings = toy.settings(workdir, **({"log_every_steps": 4} | options))
+    return fit(state, step, batches, settings, mesh=mesh, validation=validation)
 
 
 def checking(cases, **options):
@@ -340,16 +330,21 @@ def test_the_best_validation_is_kept_with_its_slow_weights(start, cases, tmp_pat
 
 
 def test_checkpoints_are_no_part_of_the_rate(start, tmp_path, monkeypatch):
-    save = Checkpointer.save
+    """By a clock on which a batch takes a second, and a checkpoint an hour."""
+    save, clock = Checkpointer.save, [0.0]
+
+    def passes(seconds):
+        clock[0] += seconds
 
     def slow(*args):
-        time.sleep(1)
+        passes(3600)
         return save(*args)
 
+    monkeypatch.setattr(journal, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setattr(Checkpointer, "save", slow)
-    run(start, tmp_path, total_steps=8)
-    rate = lines(tmp_path, rates=True)[-1]["images_per_s"]
-    assert rate > 4 * 4 / 1  # two checkpoints lie between the logged steps 4 and 8
+    run(start, tmp_path, toy.Batches(batch=4, on_batch=lambda _: passes(1)), total_steps=8)
+    last = lines(tmp_path, rates=True)[-1]
+    assert last["images_per_s"] == 4 and last["seconds"] == 8 + 3 * 3600  # before the fourth
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_step_and_cases(start, tmp_path):
@@ -395,83 +390,10 @@ def test_the_loop_fetches_nothing_of_the_step_it_has_just_dispatched(start, tmp_
         total, count = metrics["loss"]
         return state, metrics | {"loss": (Watched(number, total), count)}
 
-    fit(
-        state, watching, toy.Batches(), workdir=tmp_path, mesh=mesh, regions=toy.REGIONS,
-        total_steps=3, steps_per_epoch=100, progress=False,
-    )  # fmt: skip
+    settings = toy.settings(tmp_path, total_steps=3, steps_per_epoch=100)
+    fit(state, watching, toy.Batches(), settings, mesh=mesh)
     order = [e for i, e in enumerate(events) if e not in events[:i]]
     assert order == ["dispatch 1", "dispatch 2", "read 1", "dispatch 3", "read 2", "read 3"]
-
-
-SCRIPT = """
-import resource, sys, time
-from pathlib import Path
-from crossdim_jax.runtime import stop
-stop.install()
-from tests import toy
-from crossdim_jax.errors import DataError
-from crossdim_jax.training.loop import fit
-state, step, mesh = toy.make_run(toy.ToyNet(rate=0.2), learning_rate=1e-2, sync_period=3)
-data = toy.Batches(on_batch=toy.slowly)
-if sys.argv[2] == "full":  # once step 2 is saved, files beyond this size cannot be written
-    def fill(position):
-        if position == 3:
-            while not (Path(sys.argv[1]) / "checkpoints" / "2").exists():
-                time.sleep(0.01)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
-    data = toy.Batches(on_batch=fill)
-print("ready", flush=True)
-try:
-    fit(state, step, data, workdir=Path(sys.argv[1]), mesh=mesh, regions=toy.REGIONS,
-        total_steps=1000, steps_per_epoch=2, log_every_steps=1)
-except DataError as error:
-    sys.exit(f"DataError: {error}")
-"""
-
-
-def process(workdir, kind):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(workdir), kind],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def go_on(workdir, total):
-    state, step, mesh = toy.make_run(MODEL, learning_rate=1e-2, sync_period=3)
-    fit(
-        state, step, toy.Batches(), workdir=workdir, mesh=mesh, regions=toy.REGIONS,
-        total_steps=total, steps_per_epoch=2, log_every_steps=1,
-    )  # fmt: skip
-
-
-def test_a_process_told_to_terminate_saves_and_asks_to_be_run_again(tmp_path, capsys):
-    first = process(tmp_path, "slow")
-    assert first.stdout.readline() == "ready\n"
-    while not toy.read_metrics(tmp_path):  # until it is in the middle of training
-        assert first.poll() is None, first.stderr.read()
-    first.send_signal(signal.SIGTERM)
-    _, stderr = first.communicate(timeout=60)
-    assert first.returncode == 75, stderr
-    stopped = int(re.search(r"stopped and saved after step (\d+)", stderr)[1])
-    go_on(tmp_path, stopped + 2)
-    assert f"going on after step {stopped} of {stopped + 2}" in capsys.readouterr().err
-    assert [record["step"] for record in toy.read_metrics(tmp_path)] == list(range(1, stopped + 3))
-
-
-def test_a_full_disk_is_named_and_the_last_checkpoint_intact(tmp_path, capsys):
-    full = process(tmp_path, "full")
-    _, stderr = full.communicate(timeout=60)
-    assert full.returncode == 1
-    message = next(line for line in stderr.splitlines() if line.startswith("DataError"))
-    assert f"{tmp_path / 'checkpoints'}: writing the checkpoint of step 4 failed" in message
-    assert "too large" in message and "The last complete checkpoint is step 2." in message
-    go_on(tmp_path, 6)
-    assert "going on after step 2 of 6" in capsys.readouterr().err
-    assert [record["step"] for record in toy.read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_run_folder_that_cannot_be_written_is_named(start, tmp_path):

@@ -9,7 +9,8 @@ import pytest
 
 from crossdim_jax.runtime import sharding
 from crossdim_jax.training import nonfinite
-from crossdim_jax.training.loop import TrainingError, fit
+from crossdim_jax.training.journal import TrainingError
+from crossdim_jax.training.loop import fit
 from tests import toy
 
 MODEL = toy.ToyNet(norm=True, rate=0.2)
@@ -23,13 +24,10 @@ def skipping():
     return jax.device_get(state), step, mesh
 
 
-def run(skipping, workdir, *spoil_at, total_steps=6, **options):
+def run(skipping, workdir, *spoil_at, **options):
     host, step, mesh = skipping
-    return fit(
-        jax.device_put(host, sharding.replicated(mesh)), step, toy.Batches(spoil_at=spoil_at),
-        workdir=workdir, mesh=mesh, regions=toy.REGIONS, total_steps=total_steps,
-        steps_per_epoch=2, progress=False, **options,
-    )  # fmt: skip
+    state, batches = jax.device_put(host, sharding.replicated(mesh)), toy.Batches(spoil_at=spoil_at)
+    return fit(state, step, batches, toy.settings(workdir, **options), mesh=mesh)
 
 
 def test_a_skipped_step_changes_nothing_but_the_step_number(skipping):

@@ -30,11 +30,9 @@ def test_the_loop_transfers_nothing_implicitly(tmp_path, guarded, explicit, monk
         monkeypatch.setattr(sharding, "shard_batch", lambda batch, mesh: batch)
 
     def run():
-        return fit(
-            state, step, toy.Batches(on_batch=on_batch), workdir=tmp_path, mesh=mesh,
-            regions=toy.REGIONS, total_steps=12, steps_per_epoch=12, log_every_steps=3,
-            progress=False,
-        )  # fmt: skip
+        lengths = {"total_steps": 12, "steps_per_epoch": 12, "log_every_steps": 3}
+        batches, settings = toy.Batches(on_batch=on_batch), toy.settings(tmp_path, **lengths)
+        return fit(state, step, batches, settings, mesh=mesh)
 
     if explicit:
         assert int(run().state.step) == 12 and guards.count("disallow") == 8

@@ -8,7 +8,7 @@ from crossdim_jax import losses
 from crossdim_jax.data import augment
 from crossdim_jax.errors import ConfigError, WeightsError
 from crossdim_jax.runtime import sharding
-from crossdim_jax.training import optim
+from crossdim_jax.training import initialise, optim
 from crossdim_jax.training import step as train
 from crossdim_jax.training.state import step_key
 from crossdim_jax.weights.params import Weights, flatten
@@ -37,7 +37,7 @@ def ported(scale=0.5):
 
 
 def test_ported_weights_are_in_before_the_optimiser_starts(mesh, capsys):
-    state = train.init_state(
+    state = initialise.init_state(
         toy.ToyNet(), optim.make(), SHAPE, mesh, seed=0, weights=ported(), skip=["encoder/bias"]
     )
     for params in (state.params.fast, state.params.slow):
@@ -50,18 +50,20 @@ def test_ported_weights_are_in_before_the_optimiser_starts(mesh, capsys):
 def test_weights_of_another_shape_are_refused(mesh):
     wrong = Weights({**ported().arrays, "params/encoder/bias": np.zeros(5, np.float32)})
     with pytest.raises(WeightsError, match="encoder/bias"):
-        train.init_state(toy.ToyNet(), optim.make(), SHAPE, mesh, seed=0, weights=wrong, say=None)
+        initialise.init_state(
+            toy.ToyNet(), optim.make(), SHAPE, mesh, seed=0, weights=wrong, say=None
+        )
 
 
 def test_a_misspelt_pattern_stops_the_start(mesh):
     optimizer = optim.make(freeze=["encodr/.*"])
     with pytest.raises(ConfigError, match="encodr"):
-        train.init_state(toy.ToyNet(), optimizer, SHAPE, mesh, seed=0, say=None)
+        initialise.init_state(toy.ToyNet(), optimizer, SHAPE, mesh, seed=0, say=None)
 
 
 def test_the_seed_decides_the_parameters(mesh):
     kernels = [
-        train.init_state(
+        initialise.init_state(
             toy.ToyNet(), optim.make(sync_period=None), SHAPE, mesh, seed=seed, say=None
         ).params["head"]["kernel"]
         for seed in (0, 0, 1)
@@ -125,7 +127,7 @@ def test_the_loss_falls_and_the_state_is_donated(mesh):
 def test_the_gradient_is_that_of_the_mean_loss_at_the_fast_weights(mesh):
     model = toy.ToyNet()
     optimizer = optim.make(learning_rate=0.0, sync_period=4)
-    state = train.init_state(model, optimizer, SHAPE, mesh, seed=0, say=None)
+    state = initialise.init_state(model, optimizer, SHAPE, mesh, seed=0, say=None)
     fast = jax.tree.map(lambda x: x + 0.1, state.params.fast)
     state = state._replace(params=state.params._replace(fast=fast))
     image, target = toy.make_arrays(0, 2)
@@ -155,7 +157,7 @@ def test_bfloat16_compute_keeps_float32_parameters(mesh):
 
 def test_a_batch_with_nothing_labelled_changes_nothing_but_the_clock(mesh):
     model, optimizer = toy.ToyNet(), optim.make(sync_period=None)
-    state = train.init_state(model, optimizer, SHAPE, mesh, seed=0, say=None)
+    state = initialise.init_state(model, optimizer, SHAPE, mesh, seed=0, say=None)
     before = jax.device_get(state.params)
     step = train.make_train_step(model, optimizer, losses.dice_bce, seed=0)
     image, target = toy.make_arrays(0, 2)
@@ -214,7 +216,7 @@ def test_augmentation_draws_from_seed_and_step_apart_from_dropout(mesh):
     model, optimizer = toy.ToyNet(rate=0.5), optim.make(sync_period=None)
     augmentation = augment.make(augment.Settings(probability=1.0, flip=(0,)))
     image, target = toy.make_arrays(0, 2, (8, 6))
-    state = train.init_state(model, optimizer, image[:1].shape, mesh, seed=0, say=None)
+    state = initialise.init_state(model, optimizer, image[:1].shape, mesh, seed=0, say=None)
     start = jax.device_get(state)
     steps = [
         train.jit_step(
@@ -239,14 +241,29 @@ def test_augmentation_draws_from_seed_and_step_apart_from_dropout(mesh):
     assert loss(steps[1], 3, image, target) != pytest.approx(third, rel=1e-3)
 
 
-def test_a_step_is_compiled_once_before_it_runs_and_gives_the_same(mesh, monkeypatch):
-    state, step, _ = toy.make_run(toy.ToyNet(), mesh=mesh)
-    expected, _ = step(jax.tree.map(jnp.copy, state), batch_of(mesh))
-    done = []
-    monkeypatch.setattr(train.memory, "give_back", lambda: done.append(True))
-    ready = train.compiled_first(step)
-    assert not done
-    found, metrics = ready(state, batch_of(mesh))
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), jax.device_get(expected))
-    ready(found, batch_of(mesh, 1))
-    assert done == [True] and np.isfinite(metrics["loss"][0])
+def test_a_step_is_one_pure_function_however_it_is_compiled(mesh, monkeypatch):
+    """Both programs are compiled before the first is run, once, and memory is given back."""
+    model, optimizer, events = toy.ToyNet(rate=0.2), optim.make(), []
+    monkeypatch.setattr(train.memory, "give_back", lambda: events.append("give back"))
+    state = initialise.init_state(model, optimizer, SHAPE, mesh, seed=0, say=None)
+    pure = train.make_train_step(model, optimizer, losses.dice_bce, seed=0)
+    jitted = train.jit_step(pure, mesh)
+    compile_both = jitted.compile
+
+    def compiling(*args):
+        events.append("compile")
+        compiled = compile_both(*args)
+        run = lambda name: lambda *args: (events.append(name), getattr(compiled, name)(*args))[1]  # noqa: E731
+        return train.TrainStep(run("gradient"), run("update"))
+
+    monkeypatch.setattr(jitted, "compile", compiling)
+    before = jax.device_get(state)
+    expected, metrics = pure(state, batch_of(mesh))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), before)
+    found, again = jitted(state, batch_of(mesh))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        jax.device_get((found, again)), jax.device_get((expected, metrics)),
+    )  # fmt: skip
+    jitted(found, batch_of(mesh, 1))
+    assert events == ["compile", "give back", *["gradient", "update"] * 2]

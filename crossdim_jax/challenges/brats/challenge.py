@@ -26,7 +26,7 @@ COLOURS = {
 
 @dataclasses.dataclass(frozen=True)
 class Convention:
-    """What the values of a label file mean.
+    """Meaning of the values of a label file.
 
     Attributes:
       values: all that may occur.
@@ -57,7 +57,7 @@ class BraTS(Challenge):
 
     Args:
       layout: "2020", "2021" (also 2017 to 2019, whose HGG and LGG together are one root), "2023"
-        (and later), "msd", "plain", or "auto": told from folder names by the first call of `cases`.
+        (and later), "msd", "plain", or "auto": from folder names, by the first call of `cases`.
       convention: "2015", "2021" (2017 to 2022), "2023", "2024", "msd", or "auto": follows from the
         layout, where it does. It must be given for "plain", and where "auto" finds the dashed
         names that 2023 and 2024 share.
@@ -106,14 +106,14 @@ class BraTS(Challenge):
 
     @property
     def layout(self) -> str:
-        """The layout given or found."""
+        """Layout of the files, given or detected."""
         if self._layout is None:
             raise ConfigError("the layout is 'auto' and not known before `cases` has seen a root")
         return self._layout
 
     @property
     def convention(self) -> str:
-        """The label convention given or following from the layout; a key of `CONVENTIONS`."""
+        """Label convention, given or following from the layout; a key of `CONVENTIONS`."""
         if self._convention is None:
             raise ConfigError(
                 "the label convention is 'auto' and not known before `cases` has seen a root; "
@@ -134,7 +134,7 @@ class BraTS(Challenge):
     def load(self, files: CaseFiles) -> Case:
         """See `Challenge.load`. An image with a channel of zeros only is an error.
 
-        All files of a case lie on one grid with axes at right angles, see `data.grid`.
+        All files of a case lie on one grid with axes at right angles, see `imaging.grid`.
         """
         if self.layout == "msd":
             image, geometry = self._load_4d(files.images[0])
@@ -186,7 +186,7 @@ class BraTS(Challenge):
         *,
         threshold: float = 0.5,
     ) -> np.ndarray:
-        """Probabilities (z, y, x, 3) -> label (z, y, x) uint8 in the convention of the files.
+        """Label (z, y, x) uint8, in the convention of the files, of probabilities (z, y, x, 3).
 
         In turn WT, TC, ET; an ET below `et_min_mm3` becomes core.
 
@@ -238,7 +238,7 @@ class BraTS(Challenge):
         self._layout = layout
 
     def _file_names(self) -> tuple[str, ...]:
-        """The modalities as the layout's files name them."""
+        """Modalities as the layout's files name them."""
         theirs = layouts.LAYOUTS[self.layout].modalities
         if not theirs:
             return self.modalities
@@ -303,7 +303,7 @@ def _modalities(layout: str, chosen: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def _fill(image: np.ndarray, channel: int, volume: np.ndarray, what: str) -> None:
-    """Copies one volume into its channel, refusing what no image of a brain holds."""
+    """Copies one volume into its channel; raises DataError for what no image of a brain holds."""
     with np.errstate(over="ignore"):
         image[..., channel] = volume
     nifti.check_finite(image[..., channel], what)

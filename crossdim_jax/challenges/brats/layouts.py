@@ -1,4 +1,4 @@
-"""Where BraTS releases keep their files: folders of cases, or the decathlon's 4-D files.
+"""File layouts of BraTS releases: folders of cases, or the decathlon's 4-D files.
 
 The folders of cases may lie one level down, as HGG and LGG in 2017 to 2019: the cases of all of
 them together are those of the root.
@@ -22,9 +22,9 @@ from crossdim_jax.challenges.nifti_folders import (
     listing,
     passed_over,
     preferred,
-    say_twice,
     stem_of,
     visible,
+    warn_of_duplicates,
     warn_once,
 )
 from crossdim_jax.errors import ConfigError, DataError
@@ -37,7 +37,7 @@ MODALITIES = ("flair", "t1", "t1ce", "t2")
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How one release names its files.
+    """File names of one release.
 
     Attributes:
       modalities: its names of `MODALITIES`, in that order; empty where the user names them.
@@ -82,7 +82,7 @@ Failures = list[tuple[str, str]]
 
 
 def detect(root: Path) -> str:
-    """The layout of `root`, from names alone.
+    """Detects the layout of `root`, from names alone.
 
     Raises:
       DataError: nothing in it is named as a known layout names its cases.
@@ -120,7 +120,7 @@ def detect(root: Path) -> str:
 def find(
     root: Path, layout: str, modalities: Sequence[str], *, labelled: bool
 ) -> tuple[list[CaseFiles], Failures]:
-    """All cases of `root`, sorted by id, and what is wrong with the faulty ones.
+    """Cases of `root`, sorted by id, and (id, message) of the faulty ones.
 
     Args:
       root: folder of cases, or one case's folder.
@@ -150,7 +150,7 @@ def find(
                 continue
             files = _case_files(places[0], case, LAYOUTS[layout], modalities, labelled, twice)
             bad.append((case, files)) if isinstance(files, str) else good.append(files)
-        say_twice(twice)
+        warn_of_duplicates(twice)
         wanted = f"CASE/CASE{separator}{modalities[0]}.nii.gz"
     if not good and not bad:
         raise DataError(
@@ -164,7 +164,7 @@ def find(
 def check_tasks(
     cases: Iterable[str], layout: str, convention: str, root: Path, *, labelled: bool
 ) -> None:
-    """Refuses cases whose names say that their labels are not those of the convention.
+    """Raises DataError for cases whose names say that their labels follow another convention.
 
     Without labels the network sees the same four modalities: that is only warned of. In layout
     "plain" the convention is what the user says, unless none here fits the task.
@@ -193,7 +193,7 @@ _PLAIN = "; in layout 'plain' the labels are what you say"
 
 
 def _release(case: str, layout: str) -> tuple[str | None, tuple[str, ...]]:
-    """The release that a case's name tells, None if none, and the conventions its labels fit."""
+    """Release in a case's name, None if none, and the conventions that fit its labels."""
     if found := _TASK.fullmatch(case):
         task = found[1].upper()
         return f"the BraTS task {task}", TASKS.get(task, ())
@@ -211,7 +211,7 @@ def _check_root(root: Path) -> None:
 
 
 def _deeper(root: Path) -> str:
-    """A hint when the cases lie further down than we look."""
+    """Hint for a message if the cases lie further down than is looked for."""
     above = folders_in(root)
     below = [folder for parent in above for folder in folders_in(parent)]
     holds = [folder for folder in below if any(_OFFICIAL.match(p.name) for p in folders_in(folder))]
@@ -220,7 +220,7 @@ def _deeper(root: Path) -> str:
 
 
 def _cases_of(folder: Path, separator: str, modalities: Sequence[str]) -> set[str]:
-    """The case names of the files in `folder` that end in a modality or `seg`."""
+    """Case names of the files in `folder` that end in a modality or `seg`."""
     stems = [stem_of(path) for path in files_in(folder)]
     endings = [(separator + name).lower() for name in (*modalities, "seg")]
     return {
@@ -233,7 +233,7 @@ def _cases_of(folder: Path, separator: str, modalities: Sequence[str]) -> set[st
 
 
 def _case_folders(root: Path, separator: str, modalities: Sequence[str]) -> list[tuple[Path, str]]:
-    """(folder, case id) of every case; a root that is itself a case counts as one.
+    """Folder and id of every case; a root that is itself a case counts as one.
 
     Looks one level further down if no folder in `root` holds files of a case but folders in these
     do.
@@ -273,7 +273,7 @@ def _case_files(
     labelled: bool,
     twice: list[Path],
 ) -> CaseFiles | str:
-    """The case's files, or what is missing; files that are not read are added to `twice`."""
+    """Files of a case, or what is missing; files that are not read are added to `twice`."""
     separator = layout.separator
     by_stem: dict[str, list[Path]] = {}
     for path in files_in(folder):
@@ -305,7 +305,7 @@ def _case_files(
 
 
 def _misnamed_label(folder: Path, images: set[str]) -> Path | None:
-    """The one file that is no image of the case, if its name ends in `_Segm`; else None.
+    """Label misnamed `_Segm`: the one file that is no image of the case; None if there is none.
 
     BraTS20_Training_355 was released with the label W39_1998.09.19_Segm.nii.
     """
@@ -321,7 +321,7 @@ def _is_msd(root: Path) -> bool:
 
 
 def _find_msd(root: Path, labelled: bool) -> tuple[list[CaseFiles], Failures]:
-    """imagesTr with labelsTr; without labels asked for, imagesTs or else the root's own files."""
+    """Cases of the decathlon: imagesTr with labelsTr, or imagesTs or the root's own files."""
     _check_msd_json(root / "dataset.json")
     folders = ["imagesTr"] if labelled else ["imagesTs", "imagesTr", "."]
     folder = next((root / name for name in folders if (root / name).is_dir()), None)
@@ -342,7 +342,7 @@ def _find_msd(root: Path, labelled: bool) -> tuple[list[CaseFiles], Failures]:
             bad.append((case, f"no label: expected {expected} (or .nii) beside {path}"))
         else:
             good.append(CaseFiles(case, patients.of_case(case), (path,), label))
-    say_twice(twice)
+    warn_of_duplicates(twice)
     if labelled and (alone := sorted(set(labels) - set(images))):
         warn_once(
             f"{root / 'labelsTr'}: {len(alone)} labels have no image and are passed over, such as "
@@ -352,7 +352,7 @@ def _find_msd(root: Path, labelled: bool) -> tuple[list[CaseFiles], Failures]:
 
 
 def _by_case(folder: Path) -> dict[str, list[Path]]:
-    """The NIfTI files of a folder by case; none if there is no such folder."""
+    """NIfTI files of a folder by case; none if there is no such folder."""
     found: dict[str, list[Path]] = {}
     for path in files_in(folder) if folder.is_dir() else ():
         if (case := stem_of(path)) is not None:
@@ -361,7 +361,7 @@ def _by_case(folder: Path) -> dict[str, list[Path]]:
 
 
 def _check_msd_json(path: Path) -> None:
-    """The channels are in the order we take them to be, if dataset.json is there to say so."""
+    """Raises DataError if dataset.json names the channels in another order than expected."""
     if not path.is_file():
         return
     try:

@@ -46,7 +46,7 @@ _TISSUES = {
 
 
 class Phantom(BraTS):
-    """The phantoms as a challenge: BraTS 2021 regions, labels and scores.
+    """Phantoms as a challenge: BraTS 2021 regions, labels and metrics.
 
     Takes the settings of `BraTS`, so that one config serves both. The smallest enhancing rims of
     phantoms of default size and spacing measure some 500 mm^3.
@@ -83,7 +83,7 @@ def ensure(
     seed: int = 0,
     spacing_mm: Sequence[float] = SPACING_MM,
 ) -> Path:
-    """Makes sure that `root` holds exactly these n phantoms; writes only what is absent.
+    """Ensures that `root` holds exactly these n phantoms; writes only what is absent.
 
     A record in the folder says what was made and how. Phantoms made otherwise are replaced; a
     folder with anything else in it is left alone. To be called by one process at a time: another
@@ -150,7 +150,7 @@ def generate(
 def make(
     index: int, *, shape: Sequence[int] = SHAPE, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One phantom: image (z, y, x, 4) int16, exactly 0 outside the brain; label (z, y, x) uint8."""
+    """Phantom: image (z, y, x, 4) int16, exactly 0 outside the brain; label (z, y, x) uint8."""
     rng = np.random.default_rng([seed, index])
     grid = _grid(shape)
     tissue = _anatomy(grid, rng)
@@ -229,7 +229,7 @@ def _write_case(root: Path, case: str, index: int, record: dict[str, object]) ->
 
 
 def _nifti(volume: np.ndarray, spacing_mm: Sequence[float], codes: str) -> nib.Nifti1Image:
-    """A (z, y, x) volume in LPS as an image whose axes on disk grow towards `codes`."""
+    """NIfTI image of a (z, y, x) volume in LPS, with axes on disk that grow towards `codes`."""
     z, y, x = spacing_mm
     affine = np.diag([-x, -y, z, 1.0])  # LPS voxel axes in nibabel's RAS+ millimetres
     centre = (np.array(volume.shape[::-1]) - 1) / 2
@@ -245,13 +245,13 @@ def _nifti(volume: np.ndarray, spacing_mm: Sequence[float], codes: str) -> nib.N
 
 
 def _grid(shape: Sequence[int]) -> np.ndarray:
-    """(3, z, y, x): each axis from -1 to 1 across the volume."""
+    """Coordinates (3, z, y, x): each axis from -1 to 1 across the volume."""
     axes = [np.linspace(-1, 1, length) for length in shape]
     return np.stack(np.meshgrid(*axes, indexing="ij"))
 
 
 def _smooth_noise(shape: Sequence[int], scale: float, rng: np.random.Generator) -> np.ndarray:
-    """A random field of mean 0 and sd 1 that varies over `scale` times half the volume."""
+    """Random field of mean 0 and sd 1 that varies over `scale` times half the volume."""
     sigma = [scale * length / 2 for length in shape]
     spectrum = ndimage.fourier_gaussian(np.fft.rfftn(rng.normal(size=shape)), sigma, shape[-1])
     field = np.fft.irfftn(spectrum, shape, axes=(0, 1, 2))
@@ -259,7 +259,7 @@ def _smooth_noise(shape: Sequence[int], scale: float, rng: np.random.Generator) 
 
 
 def _ellipsoid(grid: np.ndarray, centre: Sequence[float], radii: Sequence[float]) -> np.ndarray:
-    """The radius of each voxel in units of the ellipsoid's: below 1 inside."""
+    """Radius of each voxel in units of the ellipsoid's: below 1 inside."""
     offset = np.stack([(g - c) / r for g, c, r in zip(grid, centre, radii, strict=True)])
     return np.sqrt((offset**2).sum(axis=0))
 

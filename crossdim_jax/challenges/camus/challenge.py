@@ -29,9 +29,9 @@ class Camus(SliceChallenge):
 
     Args:
       size: (row, column) of what the network sees.
-      frames: which images train and are scored, a key of `camus_layouts.FRAMES`: "stills" (ED and
+      frames: which images train and are scored, a key of `layouts.FRAMES`: "stills" (ED and
         ES) or "half_sequence".
-      mad: "pooled" or "masd": what the mean absolute distance is a mean of, see `metrics.camus`.
+      mad: "pooled" or "masd": which mean the mean absolute distance is, see `metrics.camus.MAD`.
 
     Raises ConfigError if a setting is unknown.
     """
@@ -60,7 +60,7 @@ class Camus(SliceChallenge):
         return layouts.find(root, frames=self.frames, labelled=labelled)
 
     def load(self, files: CaseFiles) -> Case:
-        """See `Challenge.load`. A label lies on the grid of its image, see `data.grid`."""
+        """See `Challenge.load`. A label lies on the grid of its image, see `imaging.grid`."""
         (path,) = files.images
         image, geometry = _read(path)
         grid.check_orthogonal(geometry, self.grid_tolerance_mm)
@@ -90,7 +90,7 @@ class Camus(SliceChallenge):
         return (phase, *([f"Image quality {quality}"] if quality else []))
 
     def tables(self, evaluated: Sequence[Evaluated]) -> list[Table]:
-        """Table 2, contours by phase and quality; Table 3, volumes; and those of every patient."""
+        """See `Challenge.tables`: Table 2, contours; Table 3, volumes; all patients."""
         if not any(case.files.kind for case in evaluated):
             return []  # images without a view and a phase
         truth, prediction, clinical = self._volumes(evaluated)
@@ -102,7 +102,7 @@ class Camus(SliceChallenge):
         ]
 
     def figures(self, evaluated: Sequence[Evaluated]) -> list[tuple[str, Figure, str]]:
-        """Figure 3 for the median patient; EF, EDV and ESV as scatter and Bland-Altman plots."""
+        """See `Challenge.figures`: Figure 3 for the median patient; EF, EDV and ESV as plots."""
         truth, prediction, _ = self._volumes(evaluated)
         made = [figures.phases(self, evaluated), figures.volumes(truth, prediction)]
         return [figure for figure in made if figure is not None]
@@ -127,11 +127,11 @@ class Camus(SliceChallenge):
     def export(
         self, folder: Path, files: CaseFiles, label: np.ndarray, geometry: Geometry
     ) -> list[Path]:
-        """The same as MHD, `mhd/{case}.mhd`: what the challenge's platform takes."""
+        """See `Challenge.export`: `mhd/{case}.mhd`, as the challenge's platform takes it."""
         return [metaimage.write_mhd(folder / "mhd" / f"{files.id}.mhd", label, geometry, np.uint8)]
 
     def export_all(self, folder: Path, predicted: Sequence[tuple[CaseFiles, Path]]) -> list[Path]:
-        """`patients.csv`: volumes and EF of each patient; `films.csv`: areas in each frame."""
+        """See `Challenge.export_all`: `patients.csv`, volumes and EF; `films.csv`, areas."""
         paths = []
         if patients := volumes.by_patient(predicted):
             measured = {name: self._measure(name, items) for name, items in patients.items()}
@@ -147,7 +147,7 @@ class Camus(SliceChallenge):
 
     @classmethod
     def make_phantoms(cls, root: str | os.PathLike, n: int, **recipe: object) -> Path:
-        """See `camus_phantom.ensure`."""
+        """See `Challenge.make_phantoms` and `phantom.ensure`."""
         from crossdim_jax.challenges.camus import phantom  # only demos need it
 
         return phantom.ensure(root, n, **recipe)
@@ -162,7 +162,7 @@ class Camus(SliceChallenge):
         }
 
     def _volumes(self, evaluated: Sequence[Evaluated]) -> tuple[dict, dict, dict]:
-        """{patient: ...} from the truth, from predictions, and as the cfgs say."""
+        """Volumes by patient: from the truth, from predictions, and as the cfgs say."""
         usable = [case for case in evaluated if not case.note]
         truth = volumes.by_patient([(case.files, case.files.label) for case in evaluated])
         found = volumes.by_patient([(case.files, case.prediction) for case in usable])
@@ -173,7 +173,7 @@ class Camus(SliceChallenge):
         )
 
     def _measure(self, patient: str, items: Sequence[tuple[CaseFiles, Path]]) -> Measured:
-        """`camus_volumes.measure`, once for the same files: tables and figures both ask."""
+        """`volumes.measure`, once for the same files: tables and figures both ask."""
         key = tuple((files.kind, path, path.stat().st_mtime_ns) for files, path in items)
         if key not in self._measured:
             self._measured[key] = volumes.measure(patient, items, self.read_prediction)
@@ -186,7 +186,7 @@ def _size(array: np.ndarray) -> str:
 
 
 def _read(path: Path) -> tuple[np.ndarray, Geometry]:
-    """An image (frame, row, column)."""
+    """Reads an image (frame, row, column), MHD or NIfTI."""
     if path.name.endswith(".mhd"):
         return metaimage.read_mhd(path)
     return nifti.read_nifti(path, reorient=False)

@@ -1,4 +1,4 @@
-"""Where CAMUS keeps its files, in both of its releases, and what stands in `Info_*.cfg`.
+"""File layouts of both releases of CAMUS, and the content of `Info_*.cfg`.
 
 NIfTI release: `database_nifti/patient0001/patient0001_{2CH,4CH}_{ED,ES,half_sequence}[_gt].nii.gz`,
 `Info_{2CH,4CH}.cfg`, and `database_split/subgroup_{training,validation,testing}.txt`. Old release:
@@ -35,7 +35,7 @@ Failures = list[tuple[str, str]]
 
 @dataclasses.dataclass(frozen=True)
 class Info:
-    """What `Info_2CH.cfg` says of one view; None, "" or NaN where it says nothing.
+    """Content of an `Info_*.cfg`, for one view; None, "" or NaN where it says nothing.
 
     Attributes:
       ed, es: frames of the sequence, counted from 1 as in the file.
@@ -54,7 +54,7 @@ class Info:
 
     @property
     def backwards(self) -> bool:
-        """Whether the frames run from the end of systole to the end of diastole."""
+        """True if the frames run from the end of systole to the end of diastole."""
         return self.ed is not None and self.es is not None and self.ed > self.es
 
 
@@ -109,7 +109,7 @@ def read_info(path: Path) -> Info:
 
 
 def _value(kind: type, text: str) -> object:
-    """A field's value. Raises ValueError if it is no number, infinite, NaN or negative."""
+    """Value of a field. Raises ValueError if it is no number, infinite, NaN or negative."""
     if kind is str:
         return text
     number = float(text)
@@ -121,7 +121,7 @@ def _value(kind: type, text: str) -> object:
 
 
 def info_of(files: CaseFiles) -> Info:
-    """What the cfg beside a case's image says; nothing where a case has no view."""
+    """Content of the cfg beside a case's image; empty where a case has no view."""
     view = files.kind.partition("_")[0]
     if view not in VIEWS:
         return Info()
@@ -129,7 +129,7 @@ def info_of(files: CaseFiles) -> Info:
 
 
 def find(root: Path, *, frames: str, labelled: bool) -> tuple[list[CaseFiles], Failures]:
-    """All cases of `root`, sorted by id, and what is wrong with the faulty patients.
+    """Cases of `root`, sorted by id, and (patient, message) of the faulty patients.
 
     Args:
       root: a release, a folder of patients, one patient's folder, a folder of any other images, or
@@ -168,7 +168,7 @@ def find(root: Path, *, frames: str, labelled: bool) -> tuple[list[CaseFiles], F
 
 
 def subgroups(root: Path) -> dict[str, list[str]]:
-    """The official lists of patients, {"training": [...], "validation": ..., "testing": ...}.
+    """Official lists of patients, {"training": [...], "validation": ..., "testing": ...}.
 
     Looked for in `database_split` in the root, beside it, and one folder down.
 
@@ -250,24 +250,24 @@ def _camus(images: dict[str, list[Path]], frames: str | None) -> tuple[list[Case
         if wrong:
             bad.append((patient, "; ".join(wrong)))
             continue
-        wanted = FRAMES[frames] if frames else (*STILLS, *FILMS)
+        expected = FRAMES[frames] if frames else (*STILLS, *FILMS)
         for stem, paths in files.items():
             match = _NAME.fullmatch(stem)
-            if match and match[3] in wanted:
+            if match and match[3] in expected:
                 good.append(_case(stem, patient, f"{match[2]}_{match[3]}", paths, files))
     return good, bad
 
 
-def _missing(patient: str, files: dict[str, list[Path]], wanted: tuple[str, ...]) -> list[str]:
-    """What a labelled patient lacks, in words."""
+def _missing(patient: str, files: dict[str, list[Path]], expected: tuple[str, ...]) -> list[str]:
+    """Missing files of a labelled patient, in words."""
     wrong = []
     folder = next(iter(files.values()))[0].parent
     for view in VIEWS:
-        there = [what for what in wanted if f"{patient}_{view}_{what}" in files]
+        there = [what for what in expected if f"{patient}_{view}_{what}" in files]
         if not there:
             wrong.append(f"{folder}: the {view} view is missing; found {', '.join(sorted(files))}")
             continue
-        for what in wanted:
+        for what in expected:
             name = f"{patient}_{view}_{what}"
             if what not in there:
                 wrong.append(f"{folder}: {name} is missing, though {', '.join(there)} is there")
@@ -277,7 +277,7 @@ def _missing(patient: str, files: dict[str, list[Path]], wanted: tuple[str, ...]
 
 
 def _plain(others: dict[str, list[Path]], labelled: bool) -> tuple[list[CaseFiles], Failures]:
-    """Any images, each a patient of its own."""
+    """Cases of any images, each a patient of its own."""
     good: list[CaseFiles] = []
     bad: Failures = []
     for stem, paths in others.items():
@@ -301,5 +301,5 @@ def _case(
 
 
 def _best(paths: list[Path]) -> Path:
-    """Of one image in several formats."""
+    """Preferred one of several formats of one image."""
     return min(paths, key=lambda path: [path.name.endswith(s) for s in SUFFIXES].index(True))

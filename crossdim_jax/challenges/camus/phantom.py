@@ -7,7 +7,7 @@ place. Its volume is
     V = pi b2 b4 ((a + h) - (a^3 + h^3) / (3 a^2))
 
 and cross sections are ellipses, so Simpson's biplane method is exact but for the height of disks
-and pixels. Written in either of the challenge's layouts, see `camus_layouts`.
+and pixels. Written in either of the challenge's layouts, see `layouts`.
 """
 
 import dataclasses
@@ -25,8 +25,9 @@ from scipy import ndimage
 
 from crossdim_jax import ranges
 from crossdim_jax.challenges import phantoms
+from crossdim_jax.challenges.base import choose
 from crossdim_jax.challenges.camus.layouts import VIEWS
-from crossdim_jax.errors import ConfigError, DataError
+from crossdim_jax.errors import DataError
 from crossdim_jax.imaging import metaimage
 from crossdim_jax.imaging.nifti import Geometry
 from crossdim_jax.storage.files import write_text
@@ -47,7 +48,7 @@ _DROPOUT = {"Good": 0.15, "Medium": 0.35, "Poor": 0.55}  # of the gain, behind a
 
 @dataclasses.dataclass(frozen=True)
 class Heart:
-    """Lengths in mm of one ventricle at one time, and what surrounds it.
+    """Ventricle at one time and what surrounds it; lengths in mm.
 
     Attributes:
       a, h: half of the ellipsoid's long axis, and how far below its widest place it is cut.
@@ -64,7 +65,7 @@ class Heart:
 
     @property
     def volume_ml(self) -> float:
-        """Of the cavity, exactly."""
+        """Exact volume of the cavity."""
         a, h = self.a, self.h
         long = (a + h) - (a**3 + h**3) / (3 * a**2)
         return math.pi * self.b["2CH"] * self.b["4CH"] * long / 1000
@@ -72,7 +73,7 @@ class Heart:
 
 @dataclasses.dataclass(frozen=True)
 class Patient:
-    """One phantom. hearts: from the end of diastole to the end of systole, one for each frame."""
+    """Phantom. hearts: from the end of diastole to the end of systole, one for each frame."""
 
     name: str
     hearts: tuple[Heart, ...]
@@ -96,7 +97,7 @@ class Patient:
 
 
 def patient(index: int, *, seed: int = 0, n_frames: int = 8) -> Patient:
-    """The phantom of that index; depends on index, seed and n_frames only."""
+    """Makes the phantom of an index; depends on index, seed and n_frames only."""
     rng = np.random.default_rng([seed, index])
     a = rng.uniform(52, 60)
     h, wall = a * rng.uniform(0.40, 0.50), rng.uniform(8, 10.5)
@@ -179,7 +180,7 @@ def _along(
 
 
 def _label(heart: Heart, view: str, z: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """0 background, 1 cavity, 2 myocardium, 3 left atrium."""
+    """Label of each pixel: 0 background, 1 cavity, 2 myocardium, 3 left atrium."""
     above = z <= heart.h
     b, wall = heart.b[view], heart.wall
     label = np.zeros(z.shape, np.uint8)
@@ -234,7 +235,7 @@ def _scan(
 
 
 def _noise(shape: tuple[int, int], sigma: Sequence[float], rng: np.random.Generator) -> np.ndarray:
-    """Gaussian noise of sd 1 that is smooth over sigma samples."""
+    """Gaussian noise of sd 1, smoothed over sigma samples."""
     field = ndimage.gaussian_filter(rng.normal(size=shape), sigma)
     return field / field.std()
 
@@ -248,7 +249,7 @@ def ensure(
     pixel_mm: float = 0.6,
     n_frames: int = 8,
 ) -> Path:
-    """Makes sure that `root` holds exactly these n phantoms; writes only what is absent.
+    """Ensures that `root` holds exactly these n phantoms; writes only what is absent.
 
     A record in the folder holds what was made and how, and every patient's true volumes. Phantoms
     made otherwise are replaced; a folder with anything else in it is left alone.
@@ -293,8 +294,7 @@ def ensure(
 
 
 def _record(n: int, layout: str, seed: int, pixel_mm: float, n_frames: int) -> dict:
-    if layout not in LAYOUTS:
-        raise ConfigError(f"phantoms.layout is {layout!r}; known: {', '.join(LAYOUTS)}")
+    choose("phantoms.layout", layout, LAYOUTS)
     ranges.check("phantoms", n=n, seed=seed, n_frames=n_frames, pixel_mm=pixel_mm)
     patients = {}
     for index in range(n):
@@ -324,7 +324,7 @@ def _read(path: Path) -> object:
 
 
 def _write(folder: Path, who: Patient, layout: str, seed: int, pixel_mm: float) -> None:
-    """All files of one patient, or none."""
+    """Writes all files of one patient, or none."""
     wide = 1 if layout == "nifti" else 2
     spacing_mm = (pixel_mm, wide * pixel_mm)
     temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.tmp"
@@ -361,7 +361,7 @@ def _cfg(who: Patient, layout: str) -> str:
 
 
 def _save_nifti(stem: Path, array: np.ndarray, spacing_mm: Sequence[float]) -> None:
-    """(frame, row, column) as (width, height) or, a film, (width, height, frame)."""
+    """Writes (frame, row, column) as (width, height) or, a film, (width, height, frame)."""
     disk = array.transpose(2, 1, 0)
     image = nib.Nifti1Image(
         disk[..., 0] if len(array) == 1 else disk, np.diag([spacing_mm[1], spacing_mm[0], 1, 1])
@@ -378,7 +378,7 @@ def _save_mhd(stem: Path, array: np.ndarray, spacing_mm: Sequence[float]) -> Non
 
 
 def _write_lists(folder: Path, patients: list[str]) -> None:
-    """Eight in ten patients train, one in ten validates, one in ten tests; one at least."""
+    """Writes the official lists: 8 of 10 patients train, 1 validates, 1 tests; one at least."""
     folder.mkdir(exist_ok=True)
     n = max(1, len(patients) // 10)
     parts = {"testing": patients[-n:], "validation": patients[-2 * n : -n]}

@@ -115,7 +115,7 @@ def patients(
     prediction: Mapping[str, Measured],
     clinical: Mapping[str, Volumes],
 ) -> Table:
-    """Every patient's volumes, as a file only."""
+    """Volumes of every patient, as a file only."""
     columns = ["patient"]
     for method in volume.METHODS:
         for quantity in QUANTITIES.values():
@@ -159,7 +159,7 @@ def _reference(
 
 
 def _unknown(what: str, measured: Mapping[str, Measured | None]) -> list[str]:
-    """A line that names the patients without volumes, and why; none if all have them."""
+    """Line that names the patients without volumes, and why; none if all have them."""
     lost = [
         f"{patient} ({(found or _NONE).why})"
         for patient, found in measured.items()

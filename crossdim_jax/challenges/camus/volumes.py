@@ -1,4 +1,4 @@
-"""From label files of CAMUS to each patient's volumes and ejection fraction."""
+"""Volumes and ejection fraction of each patient from label files of CAMUS."""
 
 import dataclasses
 import logging
@@ -28,7 +28,7 @@ Read = Callable[[Path], tuple[np.ndarray, Geometry]]
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """One patient's volumes from label files.
+    """Volumes of one patient from label files.
 
     Attributes:
       volumes: {method: volumes}, see `metrics.volume.METHODS`.
@@ -116,21 +116,21 @@ def _frames(files: CaseFiles, cavity: np.ndarray) -> tuple[int, int, str]:
 
 
 def clinical(files: Sequence[CaseFiles]) -> Volumes:
-    """What the cfgs of a patient say, NaN where they say nothing.
+    """Volumes in the cfgs of a patient, NaN where they say nothing.
 
     The releases write one value into both views' files; where they differ it is the mean.
     """
     infos: list[Info] = [info_of(case) for case in files]
 
-    def said(field: str) -> float:
+    def stated(field: str) -> float:
         values = {value for info in infos if not math.isnan(value := getattr(info, field))}
         return float(np.mean(sorted(values))) if values else math.nan
 
-    return Volumes(said("edv_ml"), said("esv_ml"), said("ef_percent"))
+    return Volumes(stated("edv_ml"), stated("esv_ml"), stated("ef_percent"))
 
 
 def write_patients(path: Path, measured: Mapping[str, Measured]) -> Path:
-    """One row for each patient: EDV, ESV and EF by both methods, from what, and why not."""
+    """Writes a row for each patient: EDV, ESV and EF by both methods, from what, and why not."""
     columns = [
         f"{quantity}_{method}" for method in volume.METHODS for quantity in QUANTITIES.values()
     ]
@@ -151,7 +151,7 @@ def write_patients(path: Path, measured: Mapping[str, Measured]) -> Path:
 
 
 def write_films(path: Path, films: Sequence[tuple[CaseFiles, Path]], read: Read) -> Path:
-    """One row for each frame: areas in mm^2 of cavity, myocardium and atrium.
+    """Writes a row for each frame: areas in mm^2 of cavity, myocardium and atrium.
 
     `from_ed` counts the frames in the order of time from 1, also where a film runs backwards.
     """

@@ -34,7 +34,7 @@ _SEGMENTS = (
 
 
 class Chaos(SliceChallenge):
-    """CHAOS from its own folders, see `chaos_layouts`.
+    """CHAOS from its own folders, see `layouts`.
 
     A case is one series: "CT_1", "MR_1_T1DUAL_InPhase", "MR_1_T1DUAL_OutPhase", "MR_1_T2SPIR". Both
     phases of T1DUAL are cases of one patient with the same masks, and a network trains on both; one
@@ -52,7 +52,7 @@ class Chaos(SliceChallenge):
       keep_largest: of each predicted organ only the largest connected piece is kept.
       formats: what a new case's prediction is written as besides NIfTI: "png", the submission's
         folders; "seg", a DICOM segmentation (needs highdicom).
-      kind: of series and volumes outside the layout, see `chaos_layouts.find`.
+      kind: of series and volumes outside the layout, see `layouts.find`.
       aggregate: see `metrics.aggregate`.
       deidentify: DICOM segmentations are written without what the series says of patient and study,
         see `dicom_seg.write`.
@@ -191,7 +191,7 @@ class Chaos(SliceChallenge):
 
     @classmethod
     def make_phantoms(cls, root: str | os.PathLike, n: int, **recipe: object) -> Path:
-        """See `chaos_phantom.ensure`."""
+        """See `Challenge.make_phantoms` and `phantom.ensure`."""
         from crossdim_jax.challenges.chaos import phantom  # only demos need it
 
         return phantom.ensure(root, n, **recipe)
@@ -208,7 +208,7 @@ class Chaos(SliceChallenge):
 
 
 def largest_pieces(label: np.ndarray) -> np.ndarray:
-    """Of each value of a label (z, y, x), only the largest 26-connected piece; the rest is 0."""
+    """Label (z, y, x) with only the largest 26-connected piece of each value; the rest is 0."""
     result = np.zeros_like(label)
     everywhere = ndimage.generate_binary_structure(3, 3)
     for value in np.unique(label[label > 0]):

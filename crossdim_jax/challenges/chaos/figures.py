@@ -26,7 +26,7 @@ Layers = Mapping[str, tuple[np.ndarray, str]]
 
 
 def figures(challenge: Challenge, evaluated: Sequence[Evaluated]) -> list[tuple[str, Figure, str]]:
-    """One figure for CT (Figure 9) and one for MR (Figure 10), as far as there are cases."""
+    """Figures for CT (Figure 9) and MR (Figure 10), as far as there are cases."""
     found = []
     for name, kinds in GROUPS.items():
         cases = [case for case in evaluated if case.files.kind in kinds]
@@ -43,7 +43,7 @@ def figures(challenge: Challenge, evaluated: Sequence[Evaluated]) -> list[tuple[
 
 
 def pick(cases: Sequence[Evaluated], organ: str) -> dict[str, Evaluated]:
-    """{rank: case} of `RANKS` by the organ's Dice, of the cases that are on their image's grid."""
+    """Case of each of `RANKS` by the organ's Dice, of the cases on their image's grid."""
     scored = [c for c in cases if not c.note and not math.isnan(c.row[f"dice_{organ}"])]
     ranked = sorted(scored, key=lambda case: (case.row[f"dice_{organ}"], case.files.id))
     if not ranked:
@@ -52,7 +52,7 @@ def pick(cases: Sequence[Evaluated], organ: str) -> dict[str, Evaluated]:
 
 
 def draw(challenge: Challenge, rows: Sequence[tuple[str, Mapping[str, Evaluated]]]) -> Figure:
-    """Organs downwards, ranks across, truth and prediction of each side by side."""
+    """Figure of organs downwards, ranks across, truth and prediction of each side by side."""
     columns, left, head, foot = 2 * len(RANKS), 0.4, 0.3, 0.5
     size = (left + columns * _IMAGE, head + len(rows) * (_IMAGE + 0.2) + foot)
     figure = Figure(figsize=size, facecolor="white")

@@ -1,4 +1,4 @@
-"""Where CHAOS keeps its files, and which mask belongs to which slice.
+"""File layout of CHAOS, and the mask of each slice.
 
     Train_Sets/CT/<id>/DICOM_anon/*.dcm                         Ground/*.png
     Train_Sets/MR/<id>/T1DUAL/DICOM_anon/{InPhase,OutPhase}/*.dcm   T1DUAL/Ground/*.png
@@ -34,7 +34,7 @@ Failures = list[tuple[str, str]]
 
 
 def find(root: Path, *, labelled: bool, kind: str = "auto") -> tuple[list[CaseFiles], Failures]:
-    """All cases of `root`, sorted by id, and what is wrong with the faulty ones.
+    """Cases of `root`, sorted by id, and (id, message) of the faulty ones.
 
     Args:
       root: see above. With both sets in it, labelled cases are those of Train_Sets and others those
@@ -52,8 +52,8 @@ def find(root: Path, *, labelled: bool, kind: str = "auto") -> tuple[list[CaseFi
     series = _series_folders(root)
     sets = {"Train_Sets", "Test_Sets"} & {part for folder in series for part in folder.parts}
     if len(sets) == 2:
-        wanted = "Train_Sets" if labelled else "Test_Sets"
-        series = [folder for folder in series if wanted in folder.parts]
+        chosen = "Train_Sets" if labelled else "Test_Sets"
+        series = [folder for folder in series if chosen in folder.parts]
     if not series:
         if labelled:
             raise DataError(
@@ -76,12 +76,12 @@ def find(root: Path, *, labelled: bool, kind: str = "auto") -> tuple[list[CaseFi
 
 
 def phase(case_id: str) -> str:
-    """ "InPhase" or "OutPhase" of a T1DUAL case, else ""."""
+    """Phase of a T1DUAL case, "InPhase" or "OutPhase"; "" for any other."""
     return next((name for name in PHASES if case_id.endswith(f"_{name}")), "")
 
 
 def pair(images: Sequence[Path], ground: Path) -> tuple[Path, ...]:
-    """The mask of each slice.
+    """Mask of each slice.
 
     Both are taken in the natural order of their names, never by position: in CT z falls while the
     numbers rise. Where the two phases of T1DUAL differ in number, the masks belong to the phase
@@ -104,7 +104,7 @@ def pair(images: Sequence[Path], ground: Path) -> tuple[Path, ...]:
 
 
 def _series_folders(root: Path) -> list[Path]:
-    """Every folder below `root`, or itself, that holds a series of the layout."""
+    """Folders below `root`, or itself, that hold a series of the layout."""
     if root.is_file():
         return []
     if DICOM in root.parts:
@@ -120,7 +120,7 @@ def _series_folders(root: Path) -> list[Path]:
 
 
 def _folders(root: Path) -> list[tuple[str, set[str]]]:
-    """Each folder below `root` and itself, with the names in it; links are followed once."""
+    """Folders below `root` and itself, with the names in it; links are followed once."""
     found, seen = [], set()
     for folder, below, files in os.walk(root, followlinks=True):
         place = os.stat(folder)
@@ -138,7 +138,7 @@ def _folders(root: Path) -> list[tuple[str, set[str]]]:
 
 
 def _name(folder: Path) -> tuple[str, str, str] | None:
-    """(case id, patient, kind) of a series folder of the layout; None if it is elsewhere."""
+    """Case id, patient and kind of a series folder of the layout; None if it is elsewhere."""
     parts = list(folder.parts)
     end = f"_{parts.pop()}" if parts[-1] in PHASES else ""
     if parts[-1] != DICOM or len(parts) < 3:
@@ -173,7 +173,7 @@ def _case(folder: Path, case: str, patient: str, kind: str, labelled: bool) -> C
 
 
 def _partner(images: Sequence[Path], masks: Sequence[Path]) -> tuple[Path, ...] | None:
-    """The slices of the other phase, if there are as many as masks."""
+    """Slices of the other phase, if there are as many as masks."""
     here = images[0].parent
     others = [here.parent / name for name in PHASES if name != here.name]
     if here.name not in PHASES or not others[0].is_dir():
@@ -183,7 +183,7 @@ def _partner(images: Sequence[Path], masks: Sequence[Path]) -> tuple[Path, ...] 
 
 
 def _same_place(images: Sequence[Path], partner: Sequence[Path]) -> list[int | None]:
-    """For each slice, the index of that of the other phase at the same place; None: none is."""
+    """Index of the slice of the other phase at the same place, for each slice; None: none is."""
 
     mine, theirs = (
         np.array([one.position for one in dicom.read_slices(paths)]) for paths in (images, partner)
@@ -196,7 +196,7 @@ def _same_place(images: Sequence[Path], partner: Sequence[Path]) -> list[int | N
 
 
 def _loose(root: Path, kind: str) -> list[CaseFiles]:
-    """What is not in the layout: a NIfTI file, a folder of them, or one series."""
+    """Cases outside the layout: a NIfTI file, a folder of them, or one series."""
     if root.is_file() and is_nifti(root):
         return [_volume(root, kind)]
     if not root.is_dir():
@@ -226,7 +226,7 @@ def _loose(root: Path, kind: str) -> list[CaseFiles]:
 
 
 def is_nifti(path: Path) -> bool:
-    """Whether a file's name is that of a NIfTI volume, in small or capital letters."""
+    """True if a file's name is that of a NIfTI volume, in small or capital letters."""
     return path.name.lower().endswith(NIFTI)
 
 
@@ -237,7 +237,7 @@ def _volume(path: Path, kind: str) -> CaseFiles:
 
 
 def _kind(path: Path) -> str:
-    """From the headers of a series; "" if they do not say."""
+    """Kind of a series from its headers; "" if they do not say."""
     try:
         [header] = dicom.read_slices([path])
     except DataError:  # reading the case will say what is wrong with it

@@ -20,7 +20,7 @@ RANGES = ((55, 70), (110, 135), (175, 200), (240, 255))  # as accepted: low < va
 
 
 def _table() -> np.ndarray:
-    """Grey value -> organ; 255 where no range holds it."""
+    """Organ of each grey value; 255 where no range holds it."""
     table = np.full(256, 255, np.uint8)
     table[0] = 0
     for organ, (low, high) in enumerate(RANGES, 1):
@@ -32,7 +32,7 @@ _ORGAN_OF_GREY = _table()
 
 
 def files_of(folder: Path) -> tuple[Path, ...]:
-    """The PNG files of a folder in natural order of their names."""
+    """PNG files of a folder in natural order of their names."""
     try:
         found = [p for p in folder.iterdir() if p.suffix.lower() == ".png" and p.name[0] != "."]
     except OSError as error:
@@ -41,7 +41,7 @@ def files_of(folder: Path) -> tuple[Path, ...]:
 
 
 def read(paths: Sequence[Path], *, size: tuple[int, int], any_is_liver: bool) -> np.ndarray:
-    """Masks of one series, (file, row, column) uint8 organ numbers.
+    """Reads the masks of one series, (file, row, column) uint8 organ numbers.
 
     Args:
       paths: one for each slice.

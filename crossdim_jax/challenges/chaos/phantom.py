@@ -51,7 +51,7 @@ _COLUMN = {"CT": 0, "InPhase": 1, "OutPhase": 2, "T2SPIR": 3}
 
 
 def ensure(root: str | os.PathLike, n: int, *, size: int = 128, seed: int = 0) -> Path:
-    """Makes sure that `root` holds exactly n CT and n MR patients; writes only if it does not.
+    """Ensures that `root` holds exactly n CT and n MR patients; writes only if it does not.
 
     A record in the folder says what was made and how. Phantoms made otherwise are replaced; a
     folder with anything else in it is left alone. To be called by one process at a time.
@@ -92,9 +92,9 @@ def ensure(root: str | os.PathLike, n: int, *, size: int = 128, seed: int = 0) -
 def make(
     kind: str, shape: Sequence[int], rng: np.random.Generator
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """One abdomen: its images by name, each (z, y, x) float, and organ numbers (z, y, x).
+    """Abdomen: its images by name, each (z, y, x) float, and organ numbers (z, y, x).
 
-    kind: a key of `chaos_layouts.KINDS`; T1DUAL has an image for each phase. LPS, z upwards.
+    kind: a key of `layouts.KINDS`; T1DUAL has an image for each phase. LPS, z upwards.
     """
     names = list(_TISSUES)
     tissue = _anatomy(shape, rng)
@@ -163,7 +163,7 @@ def _anatomy(shape: Sequence[int], rng: np.random.Generator) -> np.ndarray:
 
 
 def _smooth(shape: Sequence[int], sigma: float, rng: np.random.Generator) -> np.ndarray:
-    """A random field of mean 0 and sd 1 that varies over `sigma` pixels, and less along z."""
+    """Random field of mean 0 and sd 1 that varies over `sigma` pixels, and less along z."""
     sigmas = [sigma * n / shape[-1] for n in shape]
     field = ndimage.gaussian_filter(rng.normal(size=shape), sigmas)
     return (field - field.mean()) / field.std()
@@ -209,7 +209,7 @@ def _matrix(kind: str, size: int) -> int:
 
 
 def _write_masks(folder: Path, names: Sequence[str], masks: np.ndarray) -> None:
-    """1-bit where the masks are boolean, else grey."""
+    """Writes PNG masks: 1-bit where the masks are boolean, else grey."""
     (folder / "Ground").mkdir(parents=True)
     grey = np.array([0, *mask_files.GREY], np.uint8)
     for name, mask in zip(names, masks, strict=True):
@@ -227,7 +227,7 @@ def _write_series(
     *,
     down: bool = False,
 ) -> None:
-    """Slices in file order. uids: of the series, one for all or one for each file."""
+    """Writes slices in file order. uids: of the series, one for all or one for each file."""
     folder.mkdir(parents=True)
     step_mm = _HEIGHT_MM / _SLICES[kind]
     intercept = -1000 if kind == "CT" else 0
@@ -244,7 +244,7 @@ def _write_series(
 def _slice(
     pixels: np.ndarray, kind: str, index: int, z_mm: float, step_mm: float, uid: str
 ) -> FileDataset:
-    """One file, with no more in it than a reader and a segmentation need."""
+    """Dataset of one slice, with no more in it than a reader and a segmentation need."""
     modality = layouts.KINDS[kind]
     patient = uid.split(".")[1]
     meta = FileMetaDataset()

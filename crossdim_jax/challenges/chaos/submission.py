@@ -1,4 +1,4 @@
-"""A CHAOS submission's folders, written and scored; and DICOM segmentations for viewers.
+"""Folders of a CHAOS submission, written and scored; and DICOM segmentations for viewers.
 
     Task<k>/CT/<id>/Results/img000.png
     Task<k>/MR/<id>/{T1DUAL,T2SPIR}/Results/img000.png
@@ -21,14 +21,14 @@ from crossdim_jax.imaging.dicom_seg import Segment
 
 
 def folder_of(submission: Path, files: CaseFiles, task: int) -> Path:
-    """Where a task's masks of a case lie."""
+    """Folder of a task's masks of a case."""
     modality = layouts.KINDS[files.kind]
     folder = submission / f"Task{task}" / modality / files.patient.removeprefix(f"{modality}_")
     return (folder / files.kind if modality == "MR" else folder) / "Results"
 
 
 def tasks_of(files: CaseFiles, t1dual: str) -> dict[int, int]:
-    """{task: number of its organs} for which a case is asked; none for the other phase."""
+    """Tasks for which a case is asked, {task: number of its organs}; none for the other phase."""
     if layouts.phase(files.id) not in ("", t1dual):
         return {}
     modality = layouts.KINDS.get(files.kind, "")
@@ -36,7 +36,7 @@ def tasks_of(files: CaseFiles, t1dual: str) -> dict[int, int]:
 
 
 def _series(files: CaseFiles) -> dicom.Series:
-    """The slices of a case whose grid was judged when it was loaded."""
+    """Header of a case's series, whose grid was judged when it was loaded."""
     return dicom.read_header(files.images, tolerance_mm=math.inf)
 
 
@@ -60,7 +60,7 @@ def write(submission: Path, files: CaseFiles, label: np.ndarray, t1dual: str) ->
 
 
 def read(submission: Path, files: CaseFiles, task: int) -> np.ndarray:
-    """A task's masks of one DICOM case as a label (z, y, x).
+    """Reads a task's masks of one DICOM case as a label (z, y, x).
 
     Any PNG names will do; their natural order is that of the files.
 
@@ -79,7 +79,7 @@ def read(submission: Path, files: CaseFiles, task: int) -> np.ndarray:
 
 
 def evaluate(challenge: Challenge, files: Sequence[CaseFiles], submission: Path) -> list[Table]:
-    """The tables of a submission, each task by its own masks, as the platform scores it.
+    """Tables of a submission, each task by its own masks, as the platform scores it.
 
     files: labelled cases of `challenge`, a `Chaos`. Tasks of which nothing is there are left out.
     """

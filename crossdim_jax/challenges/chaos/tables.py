@@ -1,4 +1,4 @@
-"""The tables of a CHAOS evaluation: the five tasks as in Table 4 of the paper, and each organ."""
+"""Tables of a CHAOS evaluation: the five tasks as in Table 4 of the paper, and each organ."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -76,7 +76,7 @@ def of_tasks(
 
 
 def results_of(evaluated: Sequence[Evaluated], t1dual: str) -> list[Evaluated]:
-    """The cases that are results: of T1DUAL one phase, the other only where a patient lacks it."""
+    """Cases that are results: of T1DUAL one phase, the other only where a patient lacks it."""
     there = {case.files.patient for case in evaluated if layouts.phase(case.files.id) == t1dual}
     return [
         case
@@ -86,7 +86,7 @@ def results_of(evaluated: Sequence[Evaluated], t1dual: str) -> list[Evaluated]:
 
 
 def case_row(case: Evaluated, task: int, organs: Sequence[str]) -> dict[str, float] | None:
-    """A case's metrics as means over the organs of a task; None if it is none of its cases."""
+    """Metrics of a case as means over the organs of a task; None if it is none of its cases."""
     wanted = organs[: TASKS[task].get(layouts.KINDS.get(case.files.kind, ""), 0)]
     row = {}
     for metric in COLUMNS.values():
@@ -137,7 +137,7 @@ def _shown(name, title, first, lines, notes) -> Table:
 
 
 def _values(name: str, lines) -> Table:
-    """The same as numbers, for programs; not shown."""
+    """Table of the same as numbers, for programs; not shown."""
     columns = [f"{metric}_{what}" for metric in COLUMNS.values() for what in ("mean", "sd")]
     rows = [(line, n, *(value for pair in pairs for value in pair)) for line, n, pairs in lines]
     return Table(name, "The tasks as numbers", ("task", "n", *columns), tuple(rows), shown=False)

@@ -1,4 +1,4 @@
-"""The figure of docs/weights.md: `python docs/weights_figure.py [FILE.png]`.
+"""The figure of docs/weights.md: `python docs/images/weights_modes.py [FILE.png]`.
 
 Kernels and responses come from the functions that port weights, not from a drawing.
 """

@@ -1,0 +1,192 @@
+"""A config's fields -> plain values and the parts of an experiment.
+
+The only module that reads them, each in one place. Configs come from `config.complete`: every field
+is there.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from crossdim_jax import challenges, losses, models, ops
+from crossdim_jax.challenges.base import Challenge
+from crossdim_jax.data import augment
+from crossdim_jax.errors import ConfigError
+from crossdim_jax.run.settings import Data, Inference, Training, Weights
+from crossdim_jax.runtime import distributed, sharding
+from crossdim_jax.training import optim
+from crossdim_jax.weights import params
+
+
+def seed(config: ConfigDict) -> int:
+    """Seed of parameters, order of the cases, crops and dropout."""
+    return config.seed
+
+
+def patch(config: ConfigDict) -> tuple[int, ...]:
+    """Size of a training patch: (z, y, x), or (y, x) of slices."""
+    return tuple(config.data.patch)
+
+
+def data(config: ConfigDict, patch: tuple[int, ...]) -> Data:
+    """The section `data`, without what the challenge takes."""
+    split = config.data.split.to_dict()
+    return Data(
+        root=config.data.root,
+        patch=patch,
+        foreground=config.data.foreground,
+        cache=config.data.cache,
+        cache_dtype=config.data.cache_dtype,
+        num_threads=config.data.num_threads,
+        num_processes=config.data.num_processes,
+        changed_cases=config.data.changed_cases,
+        split={name: value for name, value in split.items() if value is not None},
+    )
+
+
+def weights(config: ConfigDict) -> Weights:
+    """The section `weights`."""
+    fields = config.weights.to_dict()
+    return Weights(
+        file=fields["file"],
+        claims=params.claims(fields),
+        ignore=fields["ignore"],
+        skip=fields["skip"],
+        reestimate=fields["reestimate"] or 0,
+    )
+
+
+def training(config: ConfigDict, epochs: int) -> Training:
+    """The section `train`, without its loss; `epochs` as `optimizer` gives them."""
+    return Training(
+        epochs=epochs,
+        batch_size=config.train.batch_size,
+        accumulate=config.train.accumulate,
+        validate_from_dice=config.train.validate_from_dice,
+        validate_every_epochs=config.train.validate_every_epochs,
+        log_every_steps=config.train.log_every_steps,
+        checkpoint_every_steps=config.train.checkpoint_every_steps,
+        keep=config.train.keep,
+        early_stop_epochs=config.train.early_stop_epochs,
+        skip_nonfinite=config.train.skip_nonfinite,
+        tensorboard=config.train.tensorboard,
+    )
+
+
+def inference(config: ConfigDict) -> Inference:
+    """The section `inference`."""
+    return Inference(
+        mode=config.inference.mode,
+        overlap=config.inference.overlap,
+        flips=config.inference.flips,
+        window_batch=config.inference.window_batch,
+    )
+
+
+def challenge(config: ConfigDict, patch: tuple[int, ...]) -> Challenge:
+    """The challenge; every slice of it is brought to a patch (y, x).
+
+    Raises ConfigError: a setting is unknown or has a wrong value.
+    """
+    settings = config.challenge.to_dict()
+    if len(patch) == 2:
+        settings["size"] = patch
+    result = challenges.get(settings.pop("name"), **settings)
+    result.grid_tolerance_mm = config.data.grid_tolerance_mm
+    return result
+
+
+def phantoms(config: ConfigDict, challenge: Challenge, root: str) -> None:
+    """Generates the phantoms of a demo's config in `root`; other configs have none.
+
+    Raises ConfigError: a setting is unknown.
+    """
+    if "phantoms" not in config:
+        return
+    if jax.process_index() == 0:
+        try:
+            challenge.make_phantoms(root, **config.phantoms.to_dict())
+        except TypeError as error:
+            raise ConfigError(f"config.phantoms: {error}") from error
+    distributed.wait_for_all("phantoms")
+
+
+def model(config: ConfigDict, out_channels: int, depth_shards: int) -> Any:
+    """The network, for images whose depth is shared by so many devices.
+
+    Raises ConfigError: an attribute is unknown or has a wrong value.
+    """
+    attributes = config.model.to_dict()
+    if "ops" in attributes:
+        attributes["ops"] = ops.choose(attributes["ops"], depth_shards=depth_shards)
+    return models.build(attributes.pop("name"), out_channels=out_channels, **attributes)
+
+
+def loss(config: ConfigDict, challenge: Challenge) -> losses.Loss:
+    """The loss. Raises ConfigError if it is not for the challenge's outputs."""
+    name = config.train.loss
+    result = losses.get(name)
+    if result.activation != challenge.activation:
+        raise ConfigError(
+            f"config.train.loss={name!r} is for {result.activation} outputs, but those of "
+            f"{challenge.name} are {challenge.activation}"
+        )
+    return result
+
+
+def augmentation(config: ConfigDict, patch: tuple[int, ...]) -> augment.Settings:
+    """Settings of augmentation. Raises ConfigError: a setting is unknown."""
+    return augment.Settings.of(config.augment.to_dict(), len(patch))
+
+
+def optimizer(config: ConfigDict) -> tuple[int, Callable[[int], optim.Optimizer]]:
+    """The epochs of the training; and its optimiser, from the number of steps per epoch.
+
+    Without a number of epochs an exponential schedule trains until its end.
+    """
+    settings, epochs = config.optim.to_dict(), config.train.epochs
+    name, schedule = settings.pop("name"), settings.pop("schedule")
+    rates = settings.pop("learning_rate"), settings.pop("learning_rate_end")
+    constant_epochs, decay = settings.pop("constant_epochs"), settings.pop("decay_per_epoch")
+    freeze_epochs = settings.pop("freeze_epochs")
+    if epochs is None:
+        epochs = optim.epochs_until(*rates, decay)
+
+    def make(steps_per_epoch: int) -> optim.Optimizer:
+        if schedule == "exponential":
+            rate = optim.exponential(*rates, decay_per_epoch=decay, steps_per_epoch=steps_per_epoch)
+        else:
+            rate = optim.constant_then_cosine(
+                *rates,
+                constant_epochs=constant_epochs,
+                epochs=epochs,
+                steps_per_epoch=steps_per_epoch,
+            )
+        freeze_steps = None if freeze_epochs is None else round(freeze_epochs * steps_per_epoch)
+        return optim.make(name, rate, freeze_steps=freeze_steps, **settings)
+
+    return epochs, make
+
+
+def mesh_shape(config: ConfigDict) -> tuple[int, int]:
+    """Devices along `data` and `depth`; -1 along `data` for all that there are."""
+    return config.mesh.data, config.mesh.depth
+
+
+def mesh(shape: tuple[int, int], training: Training) -> jax.sharding.Mesh:
+    """The mesh for training; `data=-1` takes as many devices as share a micro-batch evenly.
+
+    Raises ConfigError if there are not enough devices.
+    """
+    data, depth = shape
+    if data == -1 and jax.process_count() == 1:
+        devices, size = len(jax.devices()) // depth, training.micro_batch_size
+        data = max((n for n in range(1, devices + 1) if size % n == 0), default=1)
+        if data < devices:
+            distributed.say(
+                f"using {data * depth} of {len(jax.devices())} devices: {size} samples at a "
+                "time do not share more evenly; --config.train.batch_size raises that"
+            )
+    return sharding.make_mesh(data, depth)

@@ -1,0 +1,88 @@
+"""The command line: its flags, and which mode they ask for."""
+
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from crossdim_jax.errors import ConfigError, CrossdimError
+from crossdim_jax.report import compare
+from crossdim_jax.run import config, evaluate, experiment, folds, plan, predict, train
+from crossdim_jax.runtime import compile_cache, distributed, memory
+from crossdim_jax.storage import files
+from crossdim_jax.text import for_stream, make_visible
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: FILE[:argument].")
+WORKDIR = flags.DEFINE_string("workdir", "", "The run folder; report: several, with commas.")
+MODE = flags.DEFINE_enum(
+    "mode",
+    "train",
+    ["train", "folds", "evaluate", "predict", "report", "plan"],
+    "train ends with evaluation and the report; folds trains all folds and scores them together; "
+    "plan says what training would take.",
+)
+INPUT = flags.DEFINE_string("input", "", "predict: a folder of cases, with or without labels.")
+OUTPUT = flags.DEFINE_string("output", "", "predict, report of several: where to write.")
+BUDGET = flags.DEFINE_float("budget_gib", None, "plan: memory of a device; default what it has.")
+OVERWRITE = flags.DEFINE_bool("overwrite", False, "predict: also cases that are already there.")
+COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, for several hosts.")
+PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes, with --coordinator.")
+PROCESS = flags.DEFINE_integer("process", None, "Index of this process, with --coordinator.")
+
+
+def main(argv: list[str]) -> None:
+    """One call into the library."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    if MODE.value == "report" and "," in WORKDIR.value:  # which says all that is needed
+        path = compare.write(WORKDIR.value.split(","), OUTPUT.value)
+        return print(for_stream(str(path), sys.stdout))
+    if CONFIG.value is None:
+        raise app.UsageError("--config=FILE is needed, such as --config=configs/brats_dxnet.py")
+    logging.set_verbosity(logging.WARNING)  # all libraries': absl's handler serves the root logger
+    make_visible(logging.get_absl_handler())
+    compile_cache.cache_compiled_programs()
+    memory.give_back_after_compiling()
+    distributed.start(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+    file = config_flags.get_config_filename(flags.FLAGS["config"])
+    job = experiment.build(
+        CONFIG.value,
+        WORKDIR.value,
+        defaults=config.read(file).to_dict(),
+        trains=MODE.value in ("train", "folds", "plan"),
+    )
+    if MODE.value == "predict":
+        told = predict.run(job, INPUT.value, OUTPUT.value, overwrite=OVERWRITE.value)
+    elif MODE.value == "plan":
+        told = plan.run(job, budget_gib=BUDGET.value)
+    else:
+        run = {
+            "train": train.run,
+            "folds": folds.run,
+            "evaluate": evaluate.run,
+            "report": evaluate.report,
+        }[MODE.value]
+        told = run(job)
+    distributed.say(str(told))
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Flags and config from the command line; raises ConfigError, one line for what is wrong."""
+    try:
+        rest = flags.FLAGS(config.located(argv))
+        if CONFIG.value is not None:
+            CONFIG.value.to_dict()  # a file that is not there is only noticed when it is used
+        return rest
+    except Exception as error:  # a config is a program: it may raise anything
+        raise ConfigError(f"{config.problem(error)} (--helpfull lists the flags)") from error
+
+
+def command() -> None:
+    """Runs the command line of this process; an error of the user's ends it in one message."""
+    for flag in flags.FLAGS.get_key_flags_for_module(__name__):  # what --help shows
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+    with files.output():
+        try:
+            app.run(main, flags_parser=parse)
+        except CrossdimError as error:
+            distributed.give_up(f"error: {error}")
