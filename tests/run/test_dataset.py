@@ -10,7 +10,7 @@ import pytest
 from configs import dataset_dsnet, dataset_dxnet, dataset_omnianet
 from crossdim_jax.challenges.dataset import phantom
 from crossdim_jax.errors import ConfigError
-from crossdim_jax.run import experiment, modes
+from crossdim_jax.run import experiment, predict, train
 from tests import dataset_folders as folders
 from tests.weight_port import tiny
 
@@ -57,7 +57,7 @@ def job(root, tmp_path_factory):
         config.train.batch_size = 2
     with tiny.registered():
         made = experiment.build(config, folder / "run")
-        modes.run_training(made)
+        train.run(made)
         yield made
 
 
@@ -80,7 +80,7 @@ def test_scores_of_any_labels_reach_table_and_report(job):
 
 
 def test_predictions_hold_the_files_own_values_on_their_own_grid(job, root, tmp_path):
-    out = modes.run_prediction(job, str(root / "imagesTr"), str(tmp_path / "out"))
+    out = predict.run(job, str(root / "imagesTr"), str(tmp_path / "out"))
     assert sorted(path.name for path in out.iterdir()) == [
         f"phantom_{i:03d}.nii.gz" for i in range(5)
     ]
@@ -98,11 +98,11 @@ def test_volumes_slice_by_slice_with_regions(root, tmp_path):
     config = small(dataset_omnianet.get_config("debug"), tmp_path, other)
     with tiny.registered():
         with pytest.raises(ConfigError, match="'dice_ce' is for softmax outputs"):
-            modes.loss_of(experiment.build(config, tmp_path / "run"))
+            experiment.build(config, tmp_path / "run")
         with config.unlocked():
             config.train.loss = "dice_bce"
         made = experiment.build(config, tmp_path / "run")
-        modes.run_training(made)
+        train.run(made)
     rows = list(csv.DictReader((made.workdir / "evaluation/cases.csv").read_text().splitlines()))
     assert len(rows) == 2 and {"dice_ball", "dice_core"} <= set(rows[0])
     label = np.asarray(nib.load(made.workdir / "predictions" / f"{rows[0]['id']}.nii.gz").dataobj)
