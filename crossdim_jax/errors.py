@@ -4,7 +4,8 @@ Each message is complete on its own: it names the file or field, what was found,
 and what to do. `launch.py` and `weight_port` print it without a traceback and exit with status 1.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 from crossdim_jax.text import shown
 
@@ -37,3 +38,30 @@ class ManyErrors(DataError):
         self.failures = list(failures)
         lines = [f"  {n}. {shown(case)}: {why}" for n, (case, why) in enumerate(self.failures, 1)]
         super().__init__("\n".join([f"{title} ({len(lines)} faulty):", *lines]))
+
+
+def unknown_name(what: str, name: Any, known: Collection[Any]) -> str:
+    """Message of an unknown name in a closed set; None among the known ones is not listed."""
+    listed = ", ".join(str(entry) for entry in known if entry is not None)
+    return f"{what}={name!r} is unknown; known: {listed}"
+
+
+def check_name(
+    what: str, name: Any, known: Collection[Any], *, error: type[CrossdimError] = ConfigError
+) -> None:
+    """Raises ConfigError, or `error`, that lists the known names unless `name` is one of them.
+
+    Args:
+      what: the setting whose value it is, "encoder".
+      name: of any type.
+      known: the closed set, in the order of the message.
+      error: class of the error.
+    """
+    if name not in list(known):  # a list also takes what cannot be a key
+        raise error(unknown_name(what, name, known))
+
+
+def lookup(what: str, name: str, table: Mapping[str, Any]) -> Any:
+    """Entry of a closed table. Raises ConfigError that lists its names if it has no such one."""
+    check_name(what, name, table)
+    return table[name]

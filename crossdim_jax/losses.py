@@ -14,6 +14,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from crossdim_jax.errors import lookup
+
 Sums = dict[str, tuple[jax.Array, jax.Array]]
 
 # Logits to probabilities, classes on the last axis.
@@ -248,7 +250,5 @@ LOSSES = {"dice_bce": Loss(dice_bce, "sigmoid"), "dice_ce": Loss(dice_ce, "softm
 
 
 def get(name: str) -> Loss:
-    """Looks up a loss by its name. Raises ValueError listing the known ones."""
-    if name not in LOSSES:
-        raise ValueError(f"loss {name!r} is unknown; known: {', '.join(sorted(LOSSES))}")
-    return LOSSES[name]
+    """Looks up a loss by its name. Raises ConfigError listing the known ones."""
+    return lookup("loss", name, LOSSES)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from crossdim_jax.errors import WeightsError
+from crossdim_jax.errors import WeightsError, check_name
 
 SOURCE_CHANNELS = 3
 
@@ -56,10 +56,7 @@ POLICIES = (*ADAPT, *DRAW)
 
 def check(policy: str, channels: int) -> None:
     """Raises WeightsError if the policy is unknown or not for that number of channels."""
-    if policy not in POLICIES:
-        raise WeightsError(
-            f"Unknown stem policy {policy!r}; the known ones: {', '.join(POLICIES)}."
-        )
+    check_name("stem", policy, POLICIES, error=WeightsError)
     if channels < 1:
         raise WeightsError(f"Input channels: found {channels}, expected 1 or more.")
     if policy == "sum" and channels not in (1, SOURCE_CHANNELS):

@@ -109,11 +109,6 @@ def write(out: Path, tensors: dict[str, np.ndarray], name: str, licence: str) ->
         {key: np.ascontiguousarray(value).reshape(value.shape) for key, value in tensors.items()},
         {"format": "pt", "from": f"crossdim_jax: {name}", "licence": licence},
     )
-    try:
+    with files.writing(out, kind=WeightsError):
         out.parent.mkdir(parents=True, exist_ok=True)
         files.write_bytes(out, content)
-    except OSError as error:
-        raise WeightsError(
-            f"{out}: cannot be written ({error.strerror or error}). Choose a folder that can be "
-            "written and has room."
-        ) from error

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from crossdim_jax.errors import WeightsError
+from crossdim_jax.errors import WeightsError, check_name
 
 
 def repeat(depth: int) -> np.ndarray:
@@ -113,10 +113,7 @@ INFLATE: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
 
 def check_mode(mode: str) -> None:
     """Raises WeightsError, listing the known modes, if `mode` is none of them."""
-    if mode not in INFLATE:
-        raise WeightsError(
-            f"Unknown inflation mode {mode!r}; the known ones: {', '.join(INFLATE)}."
-        )
+    check_name("inflate", mode, INFLATE, error=WeightsError)
 
 
 def inflate(kernel: np.ndarray, depth: int, mode: str) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from crossdim_jax.errors import WeightsError
+from crossdim_jax.errors import WeightsError, check_name
 from crossdim_jax.models import encoders
 from crossdim_jax.models.layers import NORMS
 
@@ -19,12 +19,8 @@ def check(norm: str, modes: Collection[str], statistics: str) -> None:
       modes: the inflation modes in use, none in 2D.
       statistics: a key of `STATISTICS`.
     """
-    if norm not in NORMS:
-        raise WeightsError(f"Unknown norm {norm!r}; the known ones: {', '.join(NORMS)}.")
-    if statistics not in STATISTICS:
-        raise WeightsError(
-            f"Statistics {statistics!r}: unknown; the known choices: {', '.join(STATISTICS)}."
-        )
+    check_name("norm", norm, NORMS, error=WeightsError)
+    check_name("statistics", statistics, STATISTICS, error=WeightsError)
     if statistics == "reestimate" and norm not in KEEPING:
         raise WeightsError(
             f"Norm {norm!r} keeps no running statistics, so there are none to re-estimate; leave "

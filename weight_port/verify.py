@@ -62,13 +62,8 @@ def certify(
     made = measure(weights, source, absent=absent)
     text = json.dumps(made, indent=1, sort_keys=True, allow_nan=False)
     params.save_weights(path, weights.arrays, {**weights.metadata, "certificate": made})
-    try:
+    with files.writing(certificate_path(path), "the certificate", kind=WeightsError):
         files.write_text(certificate_path(path), text + "\n")
-    except OSError as error:
-        raise WeightsError(
-            f"{certificate_path(path)}: cannot write the certificate ({error.strerror or error}). "
-            "Choose a folder that can be written and has room."
-        ) from error
     if made["problems"]:
         raise WeightsError(
             f"{path} was written, but it does not do what its recipe promises:\n  "

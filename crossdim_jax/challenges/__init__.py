@@ -11,7 +11,7 @@ import importlib
 import inspect
 
 from crossdim_jax.challenges.base import Challenge
-from crossdim_jax.errors import ConfigError
+from crossdim_jax.errors import ConfigError, lookup
 
 # name -> module, class. Imported on demand: one challenge must not need another's libraries.
 CHALLENGES = {
@@ -26,9 +26,7 @@ CHALLENGES = {
 
 def find(name: str) -> type[Challenge]:
     """Class of a challenge by its name. Raises ConfigError listing the known ones."""
-    if name not in CHALLENGES:
-        raise ConfigError(f"unknown challenge {name!r}; known: {', '.join(sorted(CHALLENGES))}")
-    module, attribute = CHALLENGES[name]
+    module, attribute = lookup("challenge", name, CHALLENGES)
     return getattr(importlib.import_module(module), attribute)
 
 

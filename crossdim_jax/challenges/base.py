@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,12 +55,6 @@ class Table:
     rows: tuple[tuple[str | float | None, ...], ...]
     notes: tuple[str, ...] = ()
     shown: bool = True
-
-
-def choose(field: str, value: str, known: Collection[str]) -> None:
-    """Raises ConfigError, listing the known values, if a setting has another."""
-    if value not in known:
-        raise ConfigError(f"{field} is {value!r}; known: {', '.join(known)}")
 
 
 class Challenge(abc.ABC):

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from crossdim_jax.errors import DataError
+from crossdim_jax.storage.reading import naming
 
 logger = logging.getLogger(__name__)
 
@@ -24,10 +24,8 @@ SUFFIXES = (".nii.gz", ".nii")  # in order of preference where both are there
 
 def visible(folder: Path) -> list[Path]:
     """Entries that are not hidden (.DS_Store, ._x), sorted."""
-    try:
+    with naming(folder, "a folder"):
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be listed ({error})") from error
 
 
 def folders_in(folder: Path) -> list[Path]:

@@ -24,10 +24,11 @@ from tqdm import tqdm
 from crossdim_jax.challenges.base import Challenge
 from crossdim_jax.data import cache_entry, digests, workers
 from crossdim_jax.data.cache_entry import CachedCase
-from crossdim_jax.errors import ConfigError, DataError, ManyErrors
+from crossdim_jax.errors import ConfigError, DataError, ManyErrors, check_name
 from crossdim_jax.imaging import preprocess
 from crossdim_jax.imaging.case import CaseFiles
 from crossdim_jax.runtime.progress import bar
+from crossdim_jax.storage.files import ANOTHER_FOLDER, writing
 
 CACHE_VERSION = 3  # raise it when the meaning of the cached files changes
 DTYPES = ("float32", "float16")
@@ -80,13 +81,12 @@ def build(
       DataError: the cache folder cannot be written to, or a process was killed.
       ConfigError: dtype is unknown or a number negative.
     """
-    if dtype not in DTYPES:
-        raise ConfigError(f"the cache's dtype is {dtype!r}; known: {', '.join(DTYPES)}")
+    check_name("dtype", dtype, DTYPES)
     for name, number in (("num_threads", num_threads), ("num_processes", num_processes)):
         if number < 0:
             raise ConfigError(f"{name} is {number}; expected 0 (none extra) or more")
     root = Path(cache_root)
-    with _writing(root):
+    with writing(root, "the cache", remedy=ANOTHER_FOLDER, kind=CacheWriteError):
         root.mkdir(parents=True, exist_ok=True)
         _remove_stale(root)
     cache = _Cache(challenge, root, dtype)
@@ -172,7 +172,7 @@ class _Cache:
             kind=prepared.kind,
             note=prepared.note,
         )
-        with _writing(self.root):
+        with writing(self.root, "the cache", remedy=ANOTHER_FOLDER, kind=CacheWriteError):
             cache_entry.write(case, arrays, digest)
         return case
 
@@ -261,17 +261,6 @@ def _foreground(masks: np.ndarray, digest: str) -> np.ndarray:
         rows.append(np.stack([np.full(flat.size, region), *places], axis=-1))
     small = max(masks.shape) <= np.iinfo(np.uint16).max
     return np.concatenate(rows).astype(np.uint16 if small else np.uint32)
-
-
-@contextlib.contextmanager
-def _writing(root: Path):
-    try:
-        yield
-    except OSError as error:
-        raise CacheWriteError(
-            f"{root}: the cache cannot be written there ({error}); free some space or choose "
-            "another cache folder"
-        ) from error
 
 
 def _remove_stale(root: Path) -> None:

@@ -123,7 +123,7 @@ def _digest(entries: list[list[str]]) -> str:
 
 
 def _with_voxels(paths: Iterable[Path]) -> list[Path]:
-    """Paths, and after each what else its image is read from, such as a file of voxels."""
+    """The paths, and after each what else its image is read from, such as a file of voxels."""
     result = []
     for path in paths:
         try:

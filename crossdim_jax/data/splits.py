@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from crossdim_jax.errors import ConfigError, DataError
-from crossdim_jax.storage.files import write_text
+from crossdim_jax.errors import ConfigError, DataError, check_name
+from crossdim_jax.storage.files import write_text, writing
 from crossdim_jax.storage.records import NAMES, TEXT, Form, objects_of, read_record
 
 # Of one case; the label is null where there is none.
@@ -71,11 +71,9 @@ class Split:
     def write(self, path: str | os.PathLike) -> Path:
         """Writes JSON, all or nothing. Raises DataError if the folder cannot be written to."""
         path = Path(path)
-        try:
+        with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, json.dumps(dataclasses.asdict(self), indent=1))
-        except OSError as error:
-            raise DataError(f"{path}: cannot be written ({error}); check the folder") from error
         return path
 
     @classmethod
@@ -166,10 +164,7 @@ def make(
         "kfold": lambda: kfold(patients, folds, fold, seed),
         "all": lambda: (patients, []),
     }
-    if kind not in kinds:
-        raise ConfigError(
-            f"split.kind is {kind!r}; known: {', '.join(sorted([*kinds, 'fixed', 'official']))}"
-        )
+    check_name("split.kind", kind, [*kinds, "fixed", "official"])
     train, held_out = (set(side) for side in kinds[kind]())
     return Split(
         sorted(case.id for case in cases if case.patient in train),

@@ -18,6 +18,7 @@ from crossdim_jax.challenges.base import Challenge
 from crossdim_jax.errors import CrossdimError, DataError, ManyErrors
 from crossdim_jax.imaging.case import CaseFiles
 from crossdim_jax.runtime.progress import bar
+from crossdim_jax.storage.files import ANOTHER_FOLDER, writing
 from crossdim_jax.text import shown
 
 logger = logging.getLogger(__name__)
@@ -164,32 +165,22 @@ def predict_folder(
 
 def check_writable(folder: Path) -> None:
     """Makes the folder and writes a probe there; raises DataError naming it if that fails."""
-    try:
+    with writing(folder, "results", remedy=ANOTHER_FOLDER):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(bytes(65536))
             probe.flush()
             os.fsync(probe.fileno())
-    except OSError as error:
-        raise DataError(folder_message(folder, error)) from error
-
-
-def folder_message(folder: Path, error: OSError) -> str:
-    """Message for a folder that cannot be written."""
-    reason = error.strerror or str(error)
-    return (
-        f"{folder}: cannot write results there: {reason}. "
-        "Expected a writable folder with free space; free some, or choose another folder"
-    )
 
 
 def _raise_if_folder_is_the_fault(error: BaseException, folder: Path) -> None:
     cause: BaseException | None = error
-    while cause is not None:
-        full = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-        if isinstance(cause, OSError) and cause.errno in full:
-            raise DataError(folder_message(folder, cause)) from error
-        cause = cause.__cause__ or cause.__context__
+    with writing(folder, "results", remedy=ANOTHER_FOLDER):
+        while cause is not None:
+            full = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+            if isinstance(cause, OSError) and cause.errno in full:
+                raise cause
+            cause = cause.__cause__ or cause.__context__
     check_writable(folder)
 
 

@@ -19,13 +19,13 @@ import numpy as np
 from crossdim_jax import metrics
 from crossdim_jax.challenges.base import Challenge, Evaluated, Table
 from crossdim_jax.errors import DataError, ManyErrors
-from crossdim_jax.evaluation.predict import check_writable, describe_error, folder_message
+from crossdim_jax.evaluation.predict import check_writable, describe_error
 from crossdim_jax.imaging import grid
 from crossdim_jax.imaging.case import CaseFiles
 from crossdim_jax.report import tables
 from crossdim_jax.runtime.progress import bar
 from crossdim_jax.storage import plain
-from crossdim_jax.storage.files import write_text
+from crossdim_jax.storage.files import ANOTHER_FOLDER, write_text, writing
 from crossdim_jax.text import shown, without_folders, without_paths
 
 logger = logging.getLogger(__name__)
@@ -176,15 +176,13 @@ def _write(
 ) -> None:
     columns = list(evaluated[0].row)
     rows = [[case.files.id, *(case.row[c] for c in columns), case.note] for case in evaluated]
-    try:
+    with writing(folder, "results", remedy=ANOTHER_FOLDER):
         write_text(folder / "cases.csv", plain.csv_text([["id", *columns, "note"], *rows]))
         for table in further:
             write_text(folder / f"{table.name}.csv", plain.csv_text([table.columns, *table.rows]))
         text = json.dumps(summary, indent=2, allow_nan=False)
         write_text(folder / "summary.json", text + "\n")
         write_text(folder / "table.md", tables.markdown(summary))
-    except OSError as error:
-        raise DataError(folder_message(folder, error)) from error
 
 
 def _score_all(

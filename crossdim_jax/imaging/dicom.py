@@ -20,7 +20,7 @@ from crossdim_jax.errors import DataError
 from crossdim_jax.imaging import dicom_pixels, dicom_slice, grid
 from crossdim_jax.imaging.dicom_slice import Slice
 from crossdim_jax.imaging.nifti import Geometry
-from crossdim_jax.storage.reading import open_regular
+from crossdim_jax.storage.reading import naming, open_regular
 
 logger = logging.getLogger(__name__)
 
@@ -72,10 +72,8 @@ def files_of(folder: str | os.PathLike) -> tuple[Path, ...]:
     Raises DataError if the folder is missing or empty, or one of them is no regular file.
     """
     folder = Path(folder)
-    try:
+    with naming(folder, "a folder of DICOM files"):
         visible = [p for p in folder.iterdir() if not p.name.startswith(".") and not p.is_dir()]
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be listed ({error}); expected DICOM files") from error
     named = [path for path in visible if path.suffix.lower() in (".dcm", ".ima")]
     if not visible:
         raise DataError(f"{folder}: holds no file; expected one DICOM file for each slice")

@@ -17,7 +17,7 @@ from pydicom.uid import generate_uid
 from crossdim_jax.errors import DataError
 from crossdim_jax.imaging import dicom
 from crossdim_jax.imaging.dicom import Series
-from crossdim_jax.storage.files import replacing
+from crossdim_jax.storage.files import replacing, writing
 
 # Attributes of the source in a segmentation without patient: what it refers to, and its place.
 _REFERENCES = (
@@ -95,12 +95,10 @@ def write(
         ]
     referenced = segmentation.ReferencedSeriesSequence[0]
     segmentation.ReferencedSeriesSequence = _references(referenced, sources, own_uids)
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             segmentation.save_as(temporary)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error}); check the folder") from error
     return path
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from crossdim_jax.errors import DataError
 from crossdim_jax.imaging import grid, notes
 from crossdim_jax.imaging.geometry import Geometry
-from crossdim_jax.storage.files import write_bytes, write_text
+from crossdim_jax.storage.files import write_bytes, write_text, writing
 from crossdim_jax.storage.reading import AGAIN, Inflater, naming, open_regular
 
 # MetaIO fixes these sizes; its MET_LONG has four bytes on every platform.
@@ -152,7 +152,7 @@ def write_mhd(
     local = path.suffix == ".mha"
     source = "LOCAL" if local else raw.name
     text = _format(geometry, name, source, len(voxels) if compressed else None)
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if local:
             write_bytes(path, text.encode() + voxels)
@@ -160,8 +160,6 @@ def write_mhd(
         path.unlink(missing_ok=True)  # an older header must not name newer voxels
         write_bytes(raw, voxels)
         write_text(path, text)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error}); check the folder") from error
     return path
 
 

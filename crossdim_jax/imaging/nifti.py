@@ -18,7 +18,7 @@ from crossdim_jax.errors import DataError
 from crossdim_jax.imaging import grid, nifti_header, notes
 from crossdim_jax.imaging.geometry import PLACE, Geometry
 from crossdim_jax.imaging.nifti_header import Header
-from crossdim_jax.storage.files import replacing
+from crossdim_jax.storage.files import replacing, writing
 from crossdim_jax.storage.reading import AGAIN, Inflater, naming, open_regular
 
 __all__ = ["Geometry", "check_finite", "read_label", "read_nifti", "write_nifti"]
@@ -57,8 +57,8 @@ def read_nifti(
         header, content = _open(path)
         shape = _shape(path, header.shape, ndim)
         geometry = _geometry(path, header, (*shape, 1)[:3], reorient)
-        for doubt in (*header.doubts, *grid.contradictions(geometry)):
-            notes.once(f"{path}: {doubt}")
+        for said in (*header.doubts, *grid.contradictions(geometry)):
+            notes.once(f"{path}: {said}")
         spec = (header.shape, header.dtype, header.offset, *header.scaling)
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is infinite
             voxels = np.asanyarray(ArrayProxy(io.BytesIO(content), spec))
@@ -100,12 +100,10 @@ def write_nifti(
             header[name][:4] = value[:4]
     # The best affine of this very header: nibabel then leaves both forms as they are.
     image = nib.Nifti1Image(disk, header.get_best_affine(), header)
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             nib.save(image, temporary)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error}); check the folder") from error
     return path
 
 
@@ -184,7 +182,7 @@ def _open(path: Path) -> tuple[Header, bytes]:
 
 
 def _shape(path: Path, shape: tuple[int, ...], ndim: int | None) -> tuple[int, ...]:
-    """Shape with `ndim` axes. Raises DataError if there are more or fewer."""
+    """The shape with `ndim` axes. Raises DataError if there are more or fewer."""
     found = shape
     if ndim is None:
         if len(shape) == 5 and shape[3] == 1:

@@ -21,7 +21,7 @@ from crossdim_jax.errors import DataError
 from crossdim_jax.imaging import notes, nrrd_header
 from crossdim_jax.imaging.geometry import Geometry
 from crossdim_jax.imaging.nrrd_header import Header
-from crossdim_jax.storage.files import write_bytes, write_text
+from crossdim_jax.storage.files import write_bytes, write_text, writing
 from crossdim_jax.storage.reading import AGAIN, Inflater, naming, open_regular
 
 _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0])
@@ -109,7 +109,7 @@ def write_nrrd(
     voxels = zlib.compress(disk.astype(dtype.newbyteorder("<")).tobytes(order="F"), wbits=31)
     raw = path.with_suffix(".raw.gz")
     text = _format(geometry, names[dtype.str[1:]])
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".nrrd":
             write_bytes(path, f"{text}\n".encode() + voxels)
@@ -117,8 +117,6 @@ def write_nrrd(
             path.unlink(missing_ok=True)  # an older header must not name newer voxels
             write_bytes(raw, voxels)
             write_text(path, f"{text}data file: {raw.name}\n")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error}); check the folder") from error
     return path
 
 

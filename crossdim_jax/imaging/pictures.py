@@ -23,7 +23,7 @@ from crossdim_jax.errors import DataError
 from crossdim_jax.imaging import grid, notes, png
 from crossdim_jax.imaging.geometry import Geometry
 from crossdim_jax.storage import reading
-from crossdim_jax.storage.files import replacing, write_text
+from crossdim_jax.storage.files import replacing, write_text, writing
 
 FORMATS = {
     ".png": "PNG",
@@ -110,14 +110,12 @@ def write(
     sizes = np.linalg.norm(geometry.affine[:3, :3], axis=0)[::-1]
     spacing = [round(float(size), 6) for size in sizes]
     options = {"compression": "tiff_adobe_deflate", "save_all": True, "append_images": pages[1:]}
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if spacing != [1.0, 1.0, 1.0]:
             write_text(path.with_suffix(".json"), json.dumps({"spacing": spacing}) + "\n")
         with replacing(path) as temporary:
             pages[0].save(temporary, kind, **(options if kind == "TIFF" else {}))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error}); check the folder") from error
     return path
 
 

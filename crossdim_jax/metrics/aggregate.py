@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from crossdim_jax.errors import check_name
+
 STATISTICS = {  # in the order in which the BraTS platform appended them
     "mean": np.mean,
     "sd": lambda x: np.std(x, ddof=1) if x.size > 1 else float("nan"),
@@ -30,8 +32,7 @@ def aggregate(
     Returns {column: {"mean", "sd", "median", "q25", "q75", "n", "n_nan"}}: NaN values are left
     out and counted in `n_nan`; a statistic without enough values is NaN.
     """
-    if mode not in MODES:
-        raise ValueError(f"unknown aggregation {mode!r}; known: {', '.join(sorted(MODES))}")
+    check_name("aggregate", mode, MODES)
     if not rows:
         raise ValueError("no rows to aggregate")
     columns = list(rows[0])

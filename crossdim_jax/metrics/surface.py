@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import ndimage
 
+from crossdim_jax.errors import lookup
+
 OUTSIDE = {"background": 0, "foreground": 1}
 
 
@@ -20,10 +22,9 @@ def border(mask: np.ndarray, outside: str = "background") -> np.ndarray:
     mask: boolean, any rank. outside: what lies beyond the volume's edge, "background" or
     "foreground". Equals mask ^ erosion(mask) by the face-connected cross.
     """
-    if outside not in OUTSIDE:
-        raise ValueError(f"unknown outside {outside!r}; known: {', '.join(sorted(OUTSIDE))}")
+    beyond = lookup("outside", outside, OUTSIDE)
     cross = ndimage.generate_binary_structure(mask.ndim, 1)
-    return mask & ~ndimage.binary_erosion(mask, cross, border_value=OUTSIDE[outside])
+    return mask & ~ndimage.binary_erosion(mask, cross, border_value=beyond)
 
 
 def union_box(a: np.ndarray, b: np.ndarray, margin: int = 1) -> tuple[slice, ...]:

@@ -4,7 +4,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from crossdim_jax.errors import ConfigError
+from crossdim_jax.errors import ConfigError, lookup
 from crossdim_jax.models import dsnet, dxnet, initial, omnianet
 
 init = initial.variables
@@ -22,9 +22,8 @@ def build(name: str, **kwargs: Any) -> nn.Module:
     Raises:
       ConfigError: the name, an attribute or its value is unknown; the known ones are listed.
     """
-    if name not in NETWORKS:
-        raise ConfigError(f"model.name={name!r} is unknown; known: {', '.join(NETWORKS)}")
+    make = lookup("model.name", name, NETWORKS)
     try:
-        return NETWORKS[name](**kwargs)
+        return make(**kwargs)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"model {name}: {error}") from error

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from crossdim_jax import ops
+from crossdim_jax.errors import check_name
 from crossdim_jax.models.initial import scaled_normal, zeros
 
 # jnp.pad's word for each way of padding the depth axis.
@@ -58,10 +59,7 @@ IN_PLANE = Depth()  # depth is an axis like the others
 
 def check_depth_padding(padding: str) -> None:
     """Raises ValueError, listing the known paddings, unless this is one."""
-    if padding not in DEPTH_PADDINGS:
-        raise ValueError(
-            f"depth_padding={padding!r} is unknown; known: {', '.join(DEPTH_PADDINGS)}"
-        )
+    check_name("depth_padding", padding, DEPTH_PADDINGS)
 
 
 def pad_depth(

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from crossdim_jax.errors import check_name
 from crossdim_jax.models.conv import UpConv, Upsampled
 from crossdim_jax.models.layers import ConvNormAct
 
@@ -87,8 +88,7 @@ class SkipDecoder(nn.Module):
 
 def check_upsample(upsample: str) -> None:
     """Raises ValueError, listing the known ways of upsampling, unless this is one."""
-    if upsample not in UPSAMPLES:
-        raise ValueError(f"upsample={upsample!r} is unknown; known: {', '.join(UPSAMPLES)}")
+    check_name("upsample", upsample, UPSAMPLES)
 
 
 def upsampling(coarse: Sequence[int], fine: Sequence[int]) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from crossdim_jax.errors import lookup
 from crossdim_jax.models import omnianet
 from crossdim_jax.models.conv import Conv, Depth, DepthUpConv
 from crossdim_jax.models.decoder import SkipDecoder
@@ -163,9 +164,7 @@ def build(*, variant: str = "paper", **kwargs: Any) -> DSNet:
       ValueError: the variant, the encoder, the norm, a padding, the upsampling or the activation is
         unknown.
     """
-    if variant not in VARIANTS:
-        raise ValueError(f"DS-Net variant {variant!r} is unknown; known: {', '.join(VARIANTS)}")
     given = {k: v for k, v in kwargs.items() if v is not None}
-    model = DSNet(**(VARIANTS[variant] | given))
+    model = DSNet(**(lookup("variant", variant, VARIANTS) | given))
     omnianet.check(model)
     return model

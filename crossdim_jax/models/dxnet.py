@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from crossdim_jax.errors import lookup
 from crossdim_jax.models import encoders
 from crossdim_jax.models.conv import Conv
 from crossdim_jax.models.decoder import SkipDecoder
@@ -120,13 +121,11 @@ def build(*, variant: str = "paper", **kwargs: Any) -> DXNet:
       ValueError: the variant, the encoder, the norm or a padding is unknown, or the depth options
         do not fit the encoder.
     """
-    if variant not in VARIANTS:
-        raise ValueError(f"DX-Net variant {variant!r} is unknown; known: {', '.join(VARIANTS)}")
     given = {k: v for k, v in kwargs.items() if v is not None}
     for name in ("depth_kernels", "depth_strides"):
         if not isinstance(given.get(name, 1), int):
             given[name] = tuple(given[name])  # a list could not be an attribute
-    model = DXNet(**(VARIANTS[variant] | given))
+    model = DXNet(**(lookup("variant", variant, VARIANTS) | given))
     # Here rather than when it is traced: the message should come before any data is read.
     encoders.check(model.encoder)
     check_norm(model.norm)

@@ -10,6 +10,7 @@ import functools
 import math
 from typing import NamedTuple
 
+from crossdim_jax.errors import check_name
 from crossdim_jax.models.efficientnet_pruned import PRUNED
 
 
@@ -270,8 +271,7 @@ VARIANTS = {f"efficientnet{'' if v.startswith('v2_') else '_'}{v}": v for v in R
 
 def check(variant: str) -> None:
     """Raises ValueError, listing the known variants, unless this is one."""
-    if variant not in ROWS:
-        raise ValueError(f"EfficientNet {variant!r} is unknown; known: {', '.join(ROWS)}")
+    check_name("variant", variant, ROWS)
 
 
 def round_channels(channels: float, *, divisor: int = 8, floor: float = 0.9) -> int:

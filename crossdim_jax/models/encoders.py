@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 
+from crossdim_jax.errors import check_name
 from crossdim_jax.models import efficientnet, efficientnet_table
 
 
@@ -47,8 +48,7 @@ ENCODERS: dict[str, Encoder] = {
 
 def check(encoder: str) -> None:
     """Raises ValueError, listing the known encoders, unless this is one."""
-    if encoder not in ENCODERS:
-        raise ValueError(f"encoder {encoder!r} is unknown; known: {', '.join(ENCODERS)}")
+    check_name("encoder", encoder, ENCODERS)
 
 
 def build(encoder: str, /, **kwargs: Any) -> nn.Module:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from crossdim_jax import ops
+from crossdim_jax.errors import check_name
 from crossdim_jax.models.conv import IN_PLANE, Conv, Depth, Upsampled
 from crossdim_jax.models.initial import ones, zeros
 
@@ -107,8 +108,7 @@ class Norm(nn.Module):
 
 def check_norm(kind: str) -> None:
     """Raises ValueError, listing the known norms, unless this is one."""
-    if kind not in NORMS:
-        raise ValueError(f"norm={kind!r} is unknown; known: {', '.join(NORMS)}")
+    check_name("norm", kind, NORMS)
 
 
 class ConvNormAct(nn.Module):

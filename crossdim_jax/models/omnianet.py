@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from crossdim_jax.errors import check_name, lookup
 from crossdim_jax.models import encoders
 from crossdim_jax.models.conv import Conv
 from crossdim_jax.models.decoder import SkipDecoder, check_upsample
@@ -101,10 +102,8 @@ def build(*, variant: str = "paper", **kwargs: Any) -> OmniaNet:
       ValueError: the variant, the encoder, the norm, a padding, the upsampling or the activation is
         unknown.
     """
-    if variant not in VARIANTS:
-        raise ValueError(f"Omnia-Net variant {variant!r} is unknown; known: {', '.join(VARIANTS)}")
     given = {k: v for k, v in kwargs.items() if v is not None}
-    model = OmniaNet(**(VARIANTS[variant] | given))
+    model = OmniaNet(**(lookup("variant", variant, VARIANTS) | given))
     check(model)
     return model
 
@@ -118,8 +117,6 @@ def check(model: Any) -> None:
     check_norm(model.norm)
     explicit_padding((), (), (), model.padding)
     check_upsample(model.upsample)
-    if model.activation not in ACTIVATIONS:
-        known = ", ".join(map(str, ACTIVATIONS))
-        raise ValueError(f"activation={model.activation!r} is unknown; known: {known}")
+    check_name("activation", model.activation, ACTIVATIONS)
     choose(model.ops)
     jnp.dtype(model.dtype)

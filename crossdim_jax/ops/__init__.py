@@ -7,6 +7,7 @@ gradient.
 
 from crossdim_jax.ops.conv import (
     MODES,
+    PADDINGS,
     channel_multiple,
     choose,
     conv,
@@ -35,6 +36,7 @@ from crossdim_jax.ops.norm import (
 __all__ = [
     "ACTIVATIONS",
     "MODES",
+    "PADDINGS",
     "batch_norm",
     "batch_norm_reference",
     "channel_multiple",

@@ -14,12 +14,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from crossdim_jax.errors import ConfigError, check_name, unknown_name
 from crossdim_jax.ops import blocks
 from crossdim_jax.ops.dense import conv3d_folded
 from crossdim_jax.ops.depthwise import depthwise_shifted
 from crossdim_jax.ops.strided import conv_depth_strided
 from crossdim_jax.ops.windows import Padding
 
+PADDINGS = ("same", "symmetric")
 MODES = ("auto", "lax", "fast", "unfolded")
 
 
@@ -41,8 +43,7 @@ def choose(mode: str = "auto", *, backend: str | None = None, depth_shards: int 
     Raises:
       ValueError: `mode` is unknown.
     """
-    if mode not in MODES:
-        raise ValueError(f"ops={mode!r} is unknown; known: {', '.join(MODES)}")
+    check_name("ops", mode, MODES)
     if mode != "auto":
         return mode
     if (backend or jax.default_backend()) != "cpu":
@@ -74,7 +75,7 @@ def explicit_padding(
         return tuple((t // 2, t - t // 2) for t in totals)
     if convention == "symmetric":
         return tuple(((k - 1) // 2, k // 2) for k in window)
-    raise ValueError(f"padding={convention!r} is unknown; known: same, symmetric")
+    raise ConfigError(unknown_name("padding", convention, PADDINGS))
 
 
 def _dimension_numbers(ndim: int) -> lax.ConvDimensionNumbers:

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from crossdim_jax.errors import ConfigError, DataError
+from crossdim_jax.errors import ConfigError
 from crossdim_jax.report import elements, tables
 from crossdim_jax.report.reading import SUMMARY
 from crossdim_jax.report.run_summary import CONDITIONS, FACTS, Run
-from crossdim_jax.storage.files import write_text
+from crossdim_jax.storage.files import write_text, writing
 from crossdim_jax.storage.plain import csv_text
 
 PAGE, TABLE, CSV = "comparison.html", "comparison.md", "comparison.csv"
@@ -43,13 +43,11 @@ def write(workdirs: Sequence[str | os.PathLike], output: str | os.PathLike = "")
     metrics = list(dict.fromkeys(m for run in runs for m in run.definitions))
     scores = [(metric, _scores(runs, names, metric)) for metric in metrics]
     folder = Path(output) if str(output) else folders[0].resolve().parent
-    try:
+    with writing(folder, "the comparison"):
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / CSV, csv_text(_csv(runs, names, metrics)))
         write_text(folder / TABLE, _markdown(facts, scores, _notes(runs, names)))
         write_text(folder / PAGE, _html(names, facts, scores, _notes(runs, names)))
-    except OSError as error:
-        raise DataError(f"{folder}: cannot write the comparison: {error.strerror}") from error
     return folder / PAGE
 
 

@@ -21,8 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
-from crossdim_jax.errors import DataError
-from crossdim_jax.storage.files import replacing
+from crossdim_jax.storage.files import ROOM, replacing, writing
 from crossdim_jax.text import shown
 
 ALPHA = 0.45
@@ -342,15 +341,10 @@ def save(figure: Figure, path: Path) -> Path:
 
     Returns the PNG's path. Raises DataError, naming the file, if it cannot be written.
     """
-    try:
+    with writing(path, "the figure", remedy=f"{ROOM}, then --mode=report"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with matplotlib.rc_context(STYLE):
             for target in (path, path.with_suffix(".pdf")):
                 with replacing(target) as temporary:
                     figure.savefig(temporary, dpi=DPI)
-    except OSError as error:
-        raise DataError(
-            f"{path}: the figure cannot be written ({error.strerror or error}); make room, or see "
-            "that the folder can be written, then --mode=report"
-        ) from error
     return path

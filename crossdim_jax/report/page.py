@@ -30,7 +30,7 @@ from crossdim_jax.report.reading import (
     read_summary,
     select,
 )
-from crossdim_jax.storage.files import duration, write_text
+from crossdim_jax.storage.files import duration, write_text, writing
 from crossdim_jax.storage.run_folder import CONFIG, METRICS, PREDICTIONS, read_config
 from crossdim_jax.text import shown, without_folders, without_paths
 
@@ -67,10 +67,8 @@ def write(
     ]
     text = elements.document(f"{challenge.name}: {workdir.resolve().name}", sections)
     path = workdir / "report.html"
-    try:
+    with writing(path, "the report"):
         write_text(path, text)
-    except OSError as error:
-        raise DataError(f"{path}: cannot write the report: {error.strerror or error}") from error
     return path
 
 

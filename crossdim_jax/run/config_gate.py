@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict
 
 from crossdim_jax import challenges, losses, models, ops
 from crossdim_jax.data import augment, cache
-from crossdim_jax.errors import ConfigError
+from crossdim_jax.errors import ConfigError, unknown_name
 from crossdim_jax.models import encoders, layers
 from crossdim_jax.models.conv import DEPTH_PADDINGS
 from crossdim_jax.ranges import problems, refuse
@@ -36,7 +36,7 @@ CHOICES: dict[str, Collection[str | None]] = {
     "model.name": models.NETWORKS,
     "model.encoder": encoders.ENCODERS,
     "model.norm": (*layers.NORMS, None),
-    "model.padding": ("same", "symmetric", None),
+    "model.padding": (*ops.PADDINGS, None),
     "model.depth_padding": (*DEPTH_PADDINGS, None),
     "model.dtype": ("float32", "bfloat16", "float16"),
     "model.ops": ops.MODES,
@@ -108,8 +108,7 @@ def _names(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for field, known in CHOICES.items():
         value = values.get(field, next(iter(known)))
         if value not in list(known):  # as a list, also of what cannot be a key
-            listed = ", ".join(name for name in known if name is not None)
-            yield field, f"config.{field}={value!r} is unknown; known: {listed}"
+            yield field, unknown_name(f"config.{field}", value, known)
 
 
 def _paths(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

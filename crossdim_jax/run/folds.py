@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 
 from crossdim_jax.data import splits
-from crossdim_jax.errors import ConfigError, DataError
+from crossdim_jax.errors import ConfigError
 from crossdim_jax.evaluation import predict as predict_lib
 from crossdim_jax.evaluation import score
 from crossdim_jax.report import page
@@ -22,7 +22,7 @@ from crossdim_jax.run.experiment import Experiment
 from crossdim_jax.runtime import stop
 from crossdim_jax.runtime.distributed import say, wait_for_all
 from crossdim_jax.storage import run_folder
-from crossdim_jax.storage.files import write_text
+from crossdim_jax.storage.files import write_text, writing
 from crossdim_jax.storage.reading import read_bytes
 
 
@@ -72,10 +72,8 @@ def _is_done(fold: Experiment) -> bool:
 
 
 def _mark_done(path: Path) -> None:
-    try:
+    with writing(path):
         write_text(path, "")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error}); check the folder") from error
 
 
 def _combine(experiment: Experiment, folds: list[Experiment]) -> Path:
@@ -121,7 +119,7 @@ def _combine(experiment: Experiment, folds: list[Experiment]) -> Path:
 
 def _link(source: Path, target: Path) -> None:
     """Makes `target` the same file or folder as `source`; a copy where a disk has no links."""
-    try:
+    with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
             shutil.rmtree(target, ignore_errors=True)
@@ -132,5 +130,3 @@ def _link(source: Path, target: Path) -> None:
             os.link(source, target)
         except OSError:
             shutil.copyfile(source, target)
-    except OSError as error:
-        raise DataError(f"{target}: cannot be written ({error}); check the folder") from error

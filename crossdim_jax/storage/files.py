@@ -8,8 +8,13 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from crossdim_jax.errors import CrossdimError, DataError
 from crossdim_jax.runtime import stop
 from crossdim_jax.text import encoded
+
+# Remedies of a file that cannot be written.
+ROOM = "see that the folder can be written and its disk has room"
+ANOTHER_FOLDER = f"{ROOM}, or choose another folder"
 
 
 @contextlib.contextmanager
@@ -37,7 +42,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Replaces a text file so that a reader, or a crash, sees the old text or the new.
 
-    UTF-8; see `storage.text.encoded`. The folder must exist. Raises OSError.
+    UTF-8; see `text.encoded`. The folder must exist. Raises OSError.
     """
     write_bytes(path, encoded(text))
 
@@ -46,6 +51,29 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
     """`write_text` for bytes."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+@contextlib.contextmanager
+def writing(
+    path: str | os.PathLike,
+    what: str = "",
+    *,
+    remedy: str = ROOM,
+    kind: type[CrossdimError] = DataError,
+) -> Iterator[None]:
+    """Context manager around writing: raises an OSError as one that a user can act on.
+
+    Args:
+      path: the file or folder that is written.
+      what: what it is, such as "the report".
+      remedy: what to do about it.
+      kind: of the error.
+    """
+    try:
+        yield
+    except OSError as error:
+        subject = f"{what} cannot be written" if what else "cannot be written"
+        raise kind(f"{path}: {subject} ({error.strerror or error}); {remedy}") from error
 
 
 @contextlib.contextmanager

@@ -39,7 +39,7 @@ def csv_text(rows: Iterable[Sequence[object]]) -> str:
     """Numbers with nine digits; empty where there is none; text that is no formula.
 
     Text that a spreadsheet would take for a formula gets an apostrophe in front, and what is not
-    visible is escaped as in `storage.text.shown`; `csv_rows` undoes both.
+    visible is escaped as in `text.shown`; `csv_rows` undoes both.
     """
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([_cell(cell) for cell in row] for row in rows)

@@ -14,7 +14,7 @@ from typing import Any
 
 from crossdim_jax.errors import ConfigError, DataError
 from crossdim_jax.runtime import stop
-from crossdim_jax.storage.files import write_text
+from crossdim_jax.storage.files import write_text, writing
 from crossdim_jax.storage.records import COUNT, FIELDS, NUMBER, TEXT, read_record
 from crossdim_jax.text import without_paths
 
@@ -40,7 +40,7 @@ HARMLESS = (
     r"(.*\.)?keep",
     r"(.*\.)?num_(threads|processes)",
     r"(.*\.)?workdir",
-    r"data\.(root|cache|changed_cases)",  # `run_content` knows what the cases hold
+    r"data\.(root|cache|changed_cases)",  # `run.content` knows what the cases hold
     r"challenge\.root",  # the same as data.root
     r"weights\.file",  # read at the first start only
     r"(.*\.)?skip_nonfinite",  # up to now all were finite, or few enough
@@ -80,11 +80,9 @@ def claim(
     workdir = Path(workdir)
     path = workdir / CONFIG
     config = json.loads(json.dumps(config))  # tuples become lists, as they will be when read
-    try:
+    with _writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         resumed = has_checkpoint(workdir)
-    except OSError as error:
-        raise _unwritable(workdir, error) from error
     if resumed:
         recorded, source = _recorded(workdir)
         _refuse_other(workdir, recorded, config, harmless, defaults or {})
@@ -105,7 +103,7 @@ def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
 
 
 def read_cost(workdir: str | os.PathLike) -> dict[str, Any]:
-    """What the training cost, see `run_cost`; empty if that is not recorded.
+    """What the training cost, see `run.cost`; empty if that is not recorded.
 
     Raises DataError, naming the file, if it is damaged.
     """
@@ -151,17 +149,13 @@ def _in_checkpoints(workdir: str | os.PathLike) -> tuple[dict[str, Any], Path]:
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
     """Writes a record of the run folder. Raises DataError, naming the folder, if it cannot."""
-    try:
+    with _writing(path.parent):
         write_text(path, json.dumps(record, indent=2, sort_keys=True) + "\n")
-    except OSError as error:
-        raise _unwritable(path.parent, error) from error
 
 
-def _unwritable(workdir: Path, error: OSError) -> DataError:
-    return DataError(
-        f"{workdir}: the run folder cannot be written ({error.strerror or error}); choose "
-        "another --workdir or make room"
-    )
+def _writing(workdir: Path) -> contextlib.AbstractContextManager[None]:
+    remedy = "choose another --workdir or make room"
+    return writing(workdir, "the run folder", remedy=remedy)
 
 
 def has_checkpoint(workdir: str | os.PathLike) -> bool:
@@ -209,11 +203,9 @@ def only_process(workdir: str | os.PathLike, doing: str) -> Iterator[None]:
     Raises DataError, naming the process that holds it, if there is one.
     """
     path = Path(workdir) / f".{doing}.lock"
-    try:
+    with _writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+", encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise _unwritable(path.parent, error) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -9,8 +9,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from crossdim_jax.errors import DataError
-from crossdim_jax.storage.files import write_bytes
+from crossdim_jax.storage.files import ROOM, write_bytes, writing
 from crossdim_jax.storage.metrics_file import lines, record
 from crossdim_jax.storage.run_folder import METRICS, TENSORBOARD, UNREADABLE_METRICS
 from crossdim_jax.training.tensorboard import TensorBoardWriter
@@ -47,13 +46,16 @@ class MetricWriter:
         self._file, self._tensorboard = None, None
         if not enabled:
             return
-        with _naming(self.path):
+        with self._writing():
             if os.path.lexists(self.path):
                 self._keep_until(step, redo)
             if tensorboard:
                 kept = filter(None, map(record, lines(self.path)))
                 self._tensorboard = TensorBoardWriter(self.path.parent / TENSORBOARD, kept)
             self._file = self.path.open("a", encoding="utf-8")
+
+    def _writing(self) -> contextlib.AbstractContextManager[None]:
+        return writing(self.path, remedy=f"{ROOM}, then run the same command to go on")
 
     def _keep_until(self, step: int, redo: Collection[str]) -> None:
         kept, unreadable = [], []
@@ -82,7 +84,7 @@ class MetricWriter:
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in record.items()
         }
-        with _naming(self.path):
+        with self._writing():
             self._file.write(json.dumps(clean, allow_nan=False) + "\n")
             self._file.flush()
             if self._tensorboard is not None:
@@ -91,7 +93,7 @@ class MetricWriter:
     def sync(self) -> None:
         """Returns once all lines are on disk: before a checkpoint that counts on them."""
         if self._file is not None:
-            with _naming(self.path):
+            with self._writing():
                 os.fsync(self._file.fileno())
                 if self._tensorboard is not None:
                     self._tensorboard.flush()
@@ -105,14 +107,3 @@ class MetricWriter:
             # Each line has been flushed: what is left is one that could not be, and was told of.
             with contextlib.suppress(OSError):
                 file.close()
-
-
-@contextlib.contextmanager
-def _naming(path: Path):
-    try:
-        yield
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be written ({error.strerror or error}); see that the folder can be "
-            "written and its disk has room, then run the same command to go on"
-        ) from error

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from crossdim_jax import ranges
-from crossdim_jax.errors import ConfigError, WeightsError
+from crossdim_jax.errors import ConfigError, WeightsError, check_name
 from crossdim_jax.weights import params as params_lib
 
 
@@ -296,8 +296,7 @@ def make(
 
     Raises ConfigError for a number outside its range, see `ranges.RANGES`.
     """
-    if name not in RULES:
-        raise ConfigError(f"optimiser {name!r} is unknown; known: {', '.join(sorted(RULES))}")
+    check_name("optimiser", name, RULES)
     numbers = {
         **{"b1": b1, "b2": b2, "eps": eps, "schedule_decay": schedule_decay},
         **{"sync_period": sync_period, "slow_step_size": slow_step_size, "clip_norm": clip_norm},

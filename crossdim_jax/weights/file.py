@@ -19,7 +19,7 @@ import numpy as np
 from safetensors.numpy import save as to_safetensors
 
 from crossdim_jax.errors import DataError, WeightsError
-from crossdim_jax.storage.files import write_bytes
+from crossdim_jax.storage.files import write_bytes, writing
 from crossdim_jax.storage.records import is_number
 from crossdim_jax.weights.gate import check_numbers, check_record
 from crossdim_jax.weights.tensors import read_safetensors
@@ -173,14 +173,9 @@ def save_weights(
     record = json.dumps(metadata, sort_keys=True)
     hashes = {"content_sha256": content_sha256(arrays), "record_sha256": _text_sha256(record)}
     content = to_safetensors(arrays, {"format": FORMAT, "record": record, **hashes})
-    try:
+    with writing(path, "the weight file", kind=WeightsError):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, content)
-    except OSError as error:
-        raise WeightsError(
-            f"{path}: cannot write the weight file ({error.strerror or error}). Choose a folder "
-            "that can be written and has room."
-        ) from error
     return path
 
 

@@ -347,9 +347,12 @@ def test_nothing_is_known_of_an_automatic_layout_before_a_root_is_seen():
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"layout": "2022"}, "layout is '2022'; known: auto, 2020, 2021, 2023, msd, plain"),
-        ({"convention": "2022"}, "convention is '2022'; known: auto, 2015, 2021, 2023, 2024, msd"),
-        ({"aggregate": "mean"}, "aggregate is 'mean'; known: clean, synapse2022"),
+        ({"layout": "2022"}, "layout='2022' is unknown; known: auto, 2020, 2021, 2023, msd, plain"),
+        (
+            {"convention": "2022"},
+            "convention='2022' is unknown; known: auto, 2015, 2021, 2023",
+        ),
+        ({"aggregate": "mean"}, "aggregate='mean' is unknown; known: clean, synapse2022"),
         ({"et_min_mm3": -1}, "et_min_mm3=-1"),
         ({"et_min_mm": 3}, "no setting et_min_mm; known: layout, convention, modalities, et_min"),
     ],
@@ -364,7 +367,7 @@ def test_challenges_by_name():
     for name in challenges.CHALLENGES:
         assert challenges.get(name).name == name
     with pytest.raises(
-        ConfigError, match="unknown challenge 'camsu'; known: brats, camus, chaos, phantom"
+        ConfigError, match="challenge='camsu' is unknown; known: brats, camus, chaos, phantom"
     ):
         challenges.get("camsu")
 

@@ -347,7 +347,7 @@ def test_incomplete_patients_are_all_named(tmp_path, challenge):
 
 def test_settings_that_are_unknown():
     for field in ("frames", "mad"):
-        with pytest.raises(ConfigError, match=f"{field} is 'x'; known: "):
+        with pytest.raises(ConfigError, match=f"{field}='x' is unknown; known: "):
             challenges.get("camus", **{field: "x"})
     masd = challenges.get("camus", mad="masd")
     assert masd.profile == "camus_masd" and challenges.get("camus").profile == "camus"

@@ -157,7 +157,7 @@ def test_ensure_leaves_foreign_files_alone(tmp_path):
     [
         ({"n": 0}, "n=0"),
         ({"seed": -1}, "seed=-1"),
-        ({"layout": "dicom"}, "'dicom'; known: nifti, mhd"),
+        ({"layout": "dicom"}, "'dicom' is unknown; known: nifti, mhd"),
         ({"pixel_mm": 0}, "pixel_mm=0"),
         ({"n_frames": 1}, "n_frames=1"),
     ],

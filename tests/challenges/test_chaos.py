@@ -301,10 +301,10 @@ def test_figures_show_each_organs_best_median_and_worst(chaos, files, tmp_path):
 
 def test_settings_that_mean_nothing_are_refused(root):
     for wrong, text in (
-        ({"t1dual": "Phase"}, "t1dual is 'Phase'; known: InPhase, OutPhase"),
-        ({"statistics": "image"}, "statistics is 'image'; known: slice, volume"),
-        ({"formats": ("jpg",)}, "formats is 'jpg'; known: png, seg"),
-        ({"kind": "PET"}, "kind is 'PET'; known: auto, CT"),
+        ({"t1dual": "Phase"}, "t1dual='Phase' is unknown; known: InPhase, OutPhase"),
+        ({"statistics": "image"}, "statistics='image' is unknown; known: slice, volume"),
+        ({"formats": ("jpg",)}, "formats='jpg' is unknown; known: png, seg"),
+        ({"kind": "PET"}, "kind='PET' is unknown; known: auto, CT"),
         ({"aggregate": "mean"}, "aggregate is 'mean'"),
         ({"deidentify": "False"}, "deidentify is 'False'; expected True or False"),
         ({"deidentify": 1}, "deidentify is 1; expected True or False"),
@@ -357,30 +357,33 @@ def test_flips_that_exchange_the_kidneys_are_refused(field, value, instead, tmp_
         experiment.build(config, tmp_path)
     assert f"config.{name} flips along axis" in str(error.value)
     assert f'Use "--config.{name}={instead}"' in str(error.value)
-    experiment.check_flips(flipped(chaos_omnianet.get_config, **{field: instead}), Chaos())
+    experiment.build(flipped(chaos_omnianet.get_config, **{field: instead}), tmp_path)
 
 
-def test_flips_that_exchange_no_sides_are_as_before():
+def test_flips_that_exchange_no_sides_are_as_before(tmp_path):
     for name, module in (("brats", brats_dxnet), ("camus", camus_omnianet)):
         challenge = challenges.get(name)
         axes = tuple(range(len(module.get_config().data.patch)))
         config = flipped(module.get_config, inference__flips=True, augment__flip=axes)
-        experiment.check_flips(config, challenge)
+        experiment.build(config, tmp_path)
         assert challenge.sides == ()
 
 
 @pytest.mark.parametrize("value", [2, 1, "yes", (3,), (-1,), ("x",)])
-def test_flips_of_no_axis_are_refused(value):
-    with pytest.raises(ConfigError, match=r"config.inference.flips=.* must be True, False or the"):
-        experiment.check_flips(flipped(brats_dxnet.get_config, inference__flips=value), Chaos())
+def test_flips_of_no_axis_are_refused(value, tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"config.inference.flips=.*: expected a sequence, or True"
+    ):
+        experiment.build(flipped(brats_dxnet.get_config, inference__flips=value), tmp_path)
 
 
-def test_a_patch_of_volumes_has_x_last():
-    config = flipped(chaos_omnianet.get_config, data__patch=(8, 32, 32), augment__flip=(0, 1))
-    experiment.check_flips(config, Chaos())
-    config = flipped(chaos_omnianet.get_config, data__patch=(8, 32, 32), inference__flips=True)
+def test_a_patch_of_volumes_has_x_last(tmp_path):
+    volumes = {"data__patch": (32, 32, 32)}
+    config = flipped(chaos_omnianet.get_config, augment__flip=(0, 1), **volumes)
+    experiment.build(config, tmp_path)
+    config = flipped(chaos_omnianet.get_config, inference__flips=True, **volumes)
     with pytest.raises(ConfigError, match=r"flips along axis 2 .*Use .*flips=\(0, 1\)"):
-        experiment.check_flips(config, Chaos())
+        experiment.build(config, tmp_path)
 
 
 def test_classes_that_are_sides_are_classes():

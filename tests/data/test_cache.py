@@ -194,7 +194,7 @@ def test_half_precision_is_the_same_rounded(challenge, phantom_folder, cached, t
     half = build(challenge, phantom_folder, tmp_path, dtype="float16")
     assert half[0].image.dtype == np.float16
     np.testing.assert_array_equal(half[0].image, cached[0].image.astype(np.float16))
-    with pytest.raises(ConfigError, match="dtype is 'int8'; known: float32, float16"):
+    with pytest.raises(ConfigError, match="dtype='int8' is unknown; known: float32, float16"):
         build(challenge, phantom_folder, tmp_path, dtype="int8")
 
 

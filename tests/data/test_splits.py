@@ -72,7 +72,7 @@ def test_an_explicit_validation_set():
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"kind": "nosuch"}, "split.kind is 'nosuch'; known: all, fixed, holdout, kfold"),
+        ({"kind": "nosuch"}, "split.kind='nosuch' is unknown; known: holdout, kfold, all, fixed"),
         ({"fraction": 1.0}, "split.fraction is 1.0"),
         ({"fraction": 0.99}, "none of 11 patients to train on"),
         ({"kind": "kfold", "folds": 12}, "split.folds is 12; expected 2 to 11"),

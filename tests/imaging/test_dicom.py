@@ -189,7 +189,7 @@ def test_what_is_not_dicom_is_named(tmp_path, volume):
     (tmp_path / "slice2.dcm").write_text("a text")
     with pytest.raises(DataError, match="slice2.dcm: is not a DICOM file"):
         read(tmp_path)
-    with pytest.raises(DataError, match="cannot be listed"):
+    with pytest.raises(DataError, match="cannot be read|is no regular file|no such file"):
         dicom.files_of(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="empty: holds no file"):

@@ -186,7 +186,7 @@ def test_a_pattern_that_matches_nothing_is_an_error(field):
 
 
 def test_unknown_names_list_the_known():
-    with pytest.raises(ConfigError, match="known: adam, nadam"):
+    with pytest.raises(ConfigError, match="known: nadam, adam"):
         optim.make("sgdd")
     with pytest.raises(ConfigError, match="belongs to nadam"):
         optim.make("adam", schedule_decay=0.004)

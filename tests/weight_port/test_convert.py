@@ -284,7 +284,7 @@ def test_repeat_with_running_statistics_is_refused():
         ({"stem": "grey"}, "tile, gray"),
         ({"in_channels": 0}, "found 0"),
         ({"inflate_at": ("center",)}, "expected PATTERN=MODE"),
-        ({"inflate_at": ("a=b=cubic",)}, "'cubic'; the known ones"),
+        ({"inflate_at": ("a=b=cubic",)}, "'cubic' is unknown; known"),
         ({"inflate": "acs", "factorised": True}, "'acs' is no product"),
         ({"ndim": 2, "inflate": None, "factorised": True}, "3D weights only: factorised"),
         ({"ndim": 2, "inflate": None, "depth_kernels": 3}, "3D weights only: depth kernels"),

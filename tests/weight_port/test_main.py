@@ -79,7 +79,7 @@ def test_weights_made_for_group_norm_need_it_or_new_statistics(port, tmp_path, c
         ("--config.model.padding=symmetric", "padding: found 'same', expected 'symmetric'"),
         ("--config.model.encoder_eps=1e-5", "eps: found 0.001, expected 1e-05"),
         ("--config.model.norm=batch", "'repeat' cannot keep BatchNorm"),
-        ("--config.weights.inflate=cubic", "'cubic'; the known ones"),
+        ("--config.weights.inflate=cubic", "'cubic' is unknown; known"),
         ("--config.weights.source=resnet50", "not a supported timm name"),
         ("--config.weights.source=", "nothing to port"),
         ("--config.weights.inflatte=mean", "inflatte"),
@@ -162,7 +162,7 @@ def test_an_existing_file_of_another_recipe_is_described(
 def test_a_folder_that_cannot_be_written_is_named(port, tmp_path, capsys):
     (tmp_path / "file").write_text("in the way")
     assert port([NAME, "--random", f"--out={tmp_path}/file/x.safetensors"]) == 1
-    assert "cannot write the weight file" in capsys.readouterr().err
+    assert "the weight file cannot be written" in capsys.readouterr().err
 
 
 def run(*arguments, **environment):

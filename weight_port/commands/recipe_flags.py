@@ -17,7 +17,7 @@ BY_HAND = (
 
 
 def whole(interval: str) -> Callable[[str], int]:
-    """The `type` of a flag: a whole number in an interval, as in `config_ranges.Number`."""
+    """The `type` of a flag: a whole number in an interval, as in `ranges.Number`."""
     row = ranges.whole(interval)
 
     def number(text: str) -> int:

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from crossdim_jax import metrics, ranges
-from crossdim_jax.challenges.base import Challenge, choose
+from crossdim_jax.challenges.base import Challenge
 from crossdim_jax.challenges.brats import layouts
-from crossdim_jax.errors import ConfigError, DataError
+from crossdim_jax.errors import ConfigError, DataError, check_name
 from crossdim_jax.imaging import grid, nifti, preprocess
 from crossdim_jax.imaging.case import Case, CaseFiles, Prepared
 from crossdim_jax.imaging.nifti import Geometry
@@ -87,9 +87,9 @@ class BraTS(Challenge):
         et_min_mm3: float = 200.0,
         aggregate: str = "clean",
     ):
-        choose("layout", layout, ("auto", *layouts.LAYOUTS))
-        choose("convention", convention, ("auto", *CONVENTIONS))
-        choose("aggregate", aggregate, metrics.MODES)
+        check_name("layout", layout, ("auto", *layouts.LAYOUTS))
+        check_name("convention", convention, ("auto", *CONVENTIONS))
+        check_name("aggregate", aggregate, metrics.MODES)
         ranges.check("challenge", et_min_mm3=et_min_mm3)
         if layout == "plain" and (convention == "auto" or not modalities):
             raise ConfigError(

@@ -20,7 +20,7 @@ from crossdim_jax.challenges import phantoms
 from crossdim_jax.challenges.brats import layouts
 from crossdim_jax.challenges.brats.challenge import BraTS
 from crossdim_jax.errors import ConfigError, DataError
-from crossdim_jax.storage.files import write_text
+from crossdim_jax.storage.files import write_text, writing
 
 SHAPE = (64, 72, 64)  # (z, y, x)
 SPACING_MM = (1.2, 1.0, 1.1)  # (z, y, x), all different
@@ -135,15 +135,13 @@ def generate(
       DataError: the folder cannot be written to.
     """
     root, record = Path(root), _record(n, shape, seed, spacing_mm)
-    try:
+    with writing(root, "phantoms"):
         root.mkdir(parents=True, exist_ok=True)
         # First of all: an interrupted run leaves a folder that `ensure` knows to be its own.
         write_text(root / _RECORD, json.dumps(record, indent=1))
         for index, case in enumerate(record["cases"]):
             if len(list((root / case).glob(f"{case}_*.nii.gz"))) < 5:
                 _write_case(root, case, index, record)
-    except OSError as error:
-        raise DataError(f"{root}: phantoms cannot be written ({error})") from error
     return [root / case for case in record["cases"]]
 
 

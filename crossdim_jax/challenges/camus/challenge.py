@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from crossdim_jax.challenges.base import Evaluated, Table, choose
+from crossdim_jax.challenges.base import Evaluated, Table
 from crossdim_jax.challenges.camus import figures, layouts, tables, volumes
 from crossdim_jax.challenges.camus.volumes import Measured
 from crossdim_jax.challenges.slices import SliceChallenge
-from crossdim_jax.errors import DataError
+from crossdim_jax.errors import DataError, check_name
 from crossdim_jax.imaging import grid, metaimage, nifti
 from crossdim_jax.imaging.case import Case, CaseFiles
 from crossdim_jax.imaging.nifti import Geometry
@@ -49,8 +49,8 @@ class Camus(SliceChallenge):
         self, size: Sequence[int] = (256, 256), frames: str = "stills", mad: str = "pooled"
     ):
         super().__init__(size)
-        choose("frames", frames, layouts.FRAMES)
-        choose("mad", mad, PROFILES)
+        check_name("frames", frames, layouts.FRAMES)
+        check_name("mad", mad, PROFILES)
         self.frames = frames
         self.profile = PROFILES[mad]
         self._measured: dict[object, Measured] = {}

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from crossdim_jax.errors import DataError
 from crossdim_jax.imaging.case import CaseFiles
-from crossdim_jax.storage.reading import read_bytes
+from crossdim_jax.storage.reading import naming, read_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -148,13 +148,11 @@ def find(root: Path, *, frames: str, labelled: bool) -> tuple[list[CaseFiles], F
         raise DataError(f"{root}: there is no such folder or file")
     images: dict[str, list[Path]] = {}
     others: dict[str, list[Path]] = {}
-    try:
+    with naming(root, "a folder of cases"):
         for path in _images(root, labelled):
             stem = _stem(path)
             group = images if _NAME.fullmatch(stem.removesuffix("_gt")) else others
             group.setdefault(stem, []).append(path)
-    except OSError as error:
-        raise DataError(f"{root}: cannot be read ({error})") from error
     if images:
         good, bad = _camus(images, frames if labelled else None)
     else:

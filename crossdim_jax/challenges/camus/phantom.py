@@ -25,12 +25,11 @@ from scipy import ndimage
 
 from crossdim_jax import ranges
 from crossdim_jax.challenges import phantoms
-from crossdim_jax.challenges.base import choose
 from crossdim_jax.challenges.camus.layouts import VIEWS
-from crossdim_jax.errors import DataError
+from crossdim_jax.errors import check_name
 from crossdim_jax.imaging import metaimage
 from crossdim_jax.imaging.nifti import Geometry
-from crossdim_jax.storage.files import write_text
+from crossdim_jax.storage.files import write_text, writing
 
 LAYOUTS = ("nifti", "mhd")
 QUALITIES = ("Good", "Medium", "Poor")  # by turns
@@ -274,7 +273,7 @@ def ensure(
     record = _record(n, layout, seed, pixel_mm, n_frames)
     path = root / _RECORD
     phantoms.refuse_foreign(root, _RECORD)
-    try:
+    with writing(root, "phantoms"):
         if path.is_file() and _read(path) != record:
             for folder in ("database_nifti", "training", "database_split"):
                 shutil.rmtree(root / folder, ignore_errors=True)
@@ -288,13 +287,11 @@ def ensure(
                 _write(folder / who.name, who, layout, seed, pixel_mm)
         if layout == "nifti":
             _write_lists(root / "database_split", list(record["patients"]))
-    except OSError as error:
-        raise DataError(f"{root}: phantoms cannot be written ({error})") from error
     return root
 
 
 def _record(n: int, layout: str, seed: int, pixel_mm: float, n_frames: int) -> dict:
-    choose("phantoms.layout", layout, LAYOUTS)
+    check_name("phantoms.layout", layout, LAYOUTS)
     ranges.check("phantoms", n=n, seed=seed, n_frames=n_frames, pixel_mm=pixel_mm)
     patients = {}
     for index in range(n):

@@ -14,7 +14,7 @@ from crossdim_jax.imaging.case import CaseFiles
 from crossdim_jax.imaging.nifti import Geometry
 from crossdim_jax.metrics import volume
 from crossdim_jax.metrics.volume import Volumes
-from crossdim_jax.storage.files import write_text
+from crossdim_jax.storage.files import write_text, writing
 from crossdim_jax.storage.plain import csv_text
 
 logger = logging.getLogger(__name__)
@@ -173,9 +173,7 @@ def _cell(value: float) -> str:
 
 
 def _write_csv(path: Path, rows: Sequence[Sequence[object]]) -> Path:
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, csv_text(rows))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error}); check the folder") from error
     return path

@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from scipy import ndimage
 
 from crossdim_jax import metrics
-from crossdim_jax.challenges.base import Evaluated, Table, choose
+from crossdim_jax.challenges.base import Evaluated, Table
 from crossdim_jax.challenges.chaos import figures, layouts, mask_files, submission, tables
 from crossdim_jax.challenges.slices import SliceChallenge
-from crossdim_jax.errors import ConfigError
+from crossdim_jax.errors import ConfigError, check_name
 from crossdim_jax.imaging import dicom, grid, nifti, preprocess
 from crossdim_jax.imaging.case import Case, CaseFiles, Prepared
 from crossdim_jax.imaging.dicom_seg import Segment
@@ -80,12 +80,12 @@ class Chaos(SliceChallenge):
     ):
         super().__init__(size)
         formats = (formats,) if isinstance(formats, str) else tuple(formats)
-        choose("t1dual", t1dual, layouts.PHASES)
-        choose("statistics", statistics, preprocess.STATISTICS)
-        choose("kind", kind, ("auto", *layouts.KINDS))
-        choose("aggregate", aggregate, metrics.MODES)
+        check_name("t1dual", t1dual, layouts.PHASES)
+        check_name("statistics", statistics, preprocess.STATISTICS)
+        check_name("kind", kind, ("auto", *layouts.KINDS))
+        check_name("aggregate", aggregate, metrics.MODES)
         for name in formats:
-            choose("formats", name, FORMATS)
+            check_name("formats", name, FORMATS)
         for name, flag in (("keep_largest", keep_largest), ("deidentify", deidentify)):
             if not isinstance(flag, bool):  # of "False", bool() makes True
                 raise ConfigError(f"{name} is {flag!r}; expected True or False")

@@ -12,7 +12,8 @@ from PIL import Image
 
 from crossdim_jax.errors import DataError
 from crossdim_jax.imaging import dicom, png
-from crossdim_jax.storage.files import write_bytes
+from crossdim_jax.storage.files import write_bytes, writing
+from crossdim_jax.storage.reading import naming
 
 ORGANS = ("liver", "right_kidney", "left_kidney", "spleen")
 GREY = (63, 126, 189, 252)  # as written
@@ -33,10 +34,8 @@ _ORGAN_OF_GREY = _table()
 
 def files_of(folder: Path) -> tuple[Path, ...]:
     """PNG files of a folder in natural order of their names."""
-    try:
+    with naming(folder, "a folder of PNG masks"):
         found = [p for p in folder.iterdir() if p.suffix.lower() == ".png" and p.name[0] != "."]
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be listed ({error}); expected PNG masks") from error
     return tuple(sorted(found, key=dicom.natural))
 
 
@@ -67,7 +66,7 @@ def write(folder: Path, masks: np.ndarray) -> list[Path]:
     """
     values = np.array([0, *GREY], np.uint8)
     paths = []
-    try:
+    with writing(folder, "masks"):
         folder.mkdir(parents=True, exist_ok=True)
         for index, mask in enumerate(masks):
             buffer = io.BytesIO()
@@ -76,8 +75,6 @@ def write(folder: Path, masks: np.ndarray) -> list[Path]:
             write_bytes(paths[-1], buffer.getvalue())
         for stale in set(folder.glob("img*.png")) - set(paths):
             stale.unlink()
-    except OSError as error:
-        raise DataError(f"{folder}: masks cannot be written ({error}); check the folder") from error
     return paths
 
 
