@@ -5,14 +5,14 @@ NEW_ENOUGH := import sys, venv; sys.exit(sys.version_info < (3, 12))
 PYTHON ?= $(shell for p in python3.12 python3.13 python3.14 python3 python; do \
 	$$p -c '$(NEW_ENOUGH)' >/dev/null 2>&1 && { echo $$p; break; }; done)
 BIN := .venv/bin
-PYTEST := $(BIN)/pytest -n auto --maxprocesses=4
+PYTEST := $(BIN)/pytest -n auto --maxprocesses=4 --dist=worksteal
 
 .PHONY: help env demo test test-all bench lint format clean
 
 help:
 	@echo "make demo      environment, then DX-Net on generated phantoms, ending in a report"
 	@echo "make test      environment with torch and timm, then every test"
-	@echo "make test-all  and the tests that take long"
+	@echo "make test-all  and the tests that take long, all on programs as optimised as users' own"
 	@echo "make bench     side by side with the same network in PyTorch (SIZE=64; on a GPU 128, its input 64)"
 	@echo "make lint      ruff"
 	@echo "make format    ruff, changing files"
@@ -43,7 +43,7 @@ test: .venv/dev
 	$(PYTEST) -m "not slow"
 
 test-all: .venv/dev
-	$(PYTEST)
+	XLA_FLAGS=--xla_backend_optimization_level=3 $(PYTEST)
 
 bench: .venv/dev
 	$(BIN)/python -m benchmarks $(if $(SIZE),--size=$(SIZE))

@@ -33,8 +33,9 @@ def contents(workdir: Path) -> Iterator[tuple[str, object]]:
             yield name, np.asarray(array)
     for path in sorted(workdir.glob("predictions/**/*.nii.gz")):
         image = nib.load(path)
-        yield f"{path.name} grid", image.affine
-        yield path.name, np.asarray(image.dataobj)
+        name = str(path.relative_to(workdir))  # folders of predictions hold equal names
+        yield name, np.asarray(image.dataobj)
+        yield f"{name} grid", image.affine
     yield "cases.csv", (workdir / "evaluation" / "cases.csv").read_text(encoding="utf-8")
 
 

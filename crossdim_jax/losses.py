@@ -3,6 +3,9 @@
 Every function returns a dict of name -> `(sum, count)`. A mean is `sum / count` taken at the very
 end, so adding up micro-batches, steps or devices gives exactly the mean over all of them, whatever
 their sizes or weights. All arithmetic is float32, whatever the dtype of the logits.
+
+Targets are 0 or 1. Those of type int8 may be -1, in all classes of a voxel: it is not annotated,
+and counts neither in a loss nor in a metric. The type decides, so that others cost nothing.
 """
 
 from collections.abc import Callable
@@ -40,8 +43,21 @@ def sample_weights(weights: jax.Array | None, target: jax.Array) -> jax.Array:
     return jnp.broadcast_to(weights[None, :] if weights.ndim == 1 else weights, shape)
 
 
+def annotated(target: jax.Array) -> jax.Array | None:
+    """Mask of the voxels that are annotated, `(b, *spatial, k)` bool; None if all are."""
+    return target >= 0 if target.dtype == jnp.int8 else None
+
+
+def _mean(values: jax.Array, axes: tuple[int, ...], mask: jax.Array | None) -> jax.Array:
+    """Mean over annotated voxels; 0 where there is none."""
+    if mask is None:
+        return values.mean(axes)
+    count = mask.sum(axes, dtype=jnp.float32)
+    return jnp.where(mask, values, 0).sum(axes) / jnp.maximum(count, 1)
+
+
 def soft_dice(probabilities: jax.Array, target: jax.Array) -> jax.Array:
-    """Soft Dice loss per sample and region, over all voxels.
+    """Soft Dice loss per sample and region, over all annotated voxels.
 
     `1 - 2 sum(p t) / (sum(p) + sum(t) + epsilon)`. Where the region is empty that expression is
     1 with gradient 0 for any prediction, so there the loss is the mean of `p` instead: also
@@ -54,16 +70,24 @@ def soft_dice(probabilities: jax.Array, target: jax.Array) -> jax.Array:
     Returns:
       `(b, k)` float32.
     """
-    probabilities, target = probabilities.astype(jnp.float32), target.astype(jnp.float32)
+    return _soft_dice(
+        probabilities.astype(jnp.float32), target.astype(jnp.float32), annotated(target)
+    )
+
+
+def _soft_dice(probabilities: jax.Array, target: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """`soft_dice` of float32 arrays over the voxels of a mask."""
+    if mask is not None:
+        probabilities, target = jnp.where(mask, probabilities, 0), jnp.where(mask, target, 0)
     axes = tuple(range(1, probabilities.ndim - 1))
     true_sum = target.sum(axes)
     overlap = (probabilities * target).sum(axes)
     dice = 2 * overlap / (probabilities.sum(axes) + true_sum + EPSILON)
-    return jnp.where(true_sum > 0, 1 - dice, probabilities.mean(axes))
+    return jnp.where(true_sum > 0, 1 - dice, _mean(probabilities, axes, mask))
 
 
 def binary_cross_entropy(logits: jax.Array, target: jax.Array) -> jax.Array:
-    """Binary cross-entropy per sample and region, mean over voxels, from logits.
+    """Binary cross-entropy per sample and region, mean over annotated voxels, from logits.
 
     `max(x, 0) - x t + log(1 + exp(-|x|))`, which neither overflows nor loses small terms.
 
@@ -74,9 +98,10 @@ def binary_cross_entropy(logits: jax.Array, target: jax.Array) -> jax.Array:
     Returns:
       `(b, k)` float32.
     """
+    mask = annotated(target)
     logits, target = logits.astype(jnp.float32), target.astype(jnp.float32)
     axes = tuple(range(1, logits.ndim - 1))
-    return (jax.nn.softplus(logits) - logits * target).mean(axes)
+    return _mean(jax.nn.softplus(logits) - logits * target, axes, mask)
 
 
 def dice_bce(logits: jax.Array, target: jax.Array, weights: jax.Array | None = None) -> Sums:
@@ -146,14 +171,19 @@ def dice_ce(logits: jax.Array, target: jax.Array, weights: jax.Array | None = No
     known = (sample_weights(weights, target) > 0).at[:, 0].set(True)
     unknown = ~known.reshape(spread)
     logs = jax.nn.log_softmax(logits.astype(jnp.float32))
+    mask = annotated(target)
     target = target.astype(jnp.float32)
+    if mask is not None:
+        target = jnp.where(mask, target, 0)
     target = _merged(target, unknown, lambda x, where: jnp.sum(x, -1, where=where))
     logs = _merged(logs, unknown, lambda x, where: jax.nn.logsumexp(x, -1, where=where))
     probabilities = jnp.where(unknown, 0, jnp.exp(logs))
-    dice = jnp.sum(jnp.where(known, soft_dice(probabilities, target), 0), -1) / known.sum(-1)
+    dice = _soft_dice(probabilities, target, mask)
+    dice = jnp.sum(jnp.where(known, dice, 0), -1) / known.sum(-1)
     # Where the truth is 0 the logarithm does not count, and a product with it could be NaN.
     entropy = -jnp.sum(jnp.where(target > 0, target * logs, 0), -1)
-    entropy = entropy.mean(tuple(range(1, entropy.ndim)))
+    voxels = None if mask is None else mask[..., 0]
+    entropy = _mean(entropy, tuple(range(1, entropy.ndim)), voxels)
     count = jnp.asarray(logits.shape[0], jnp.float32)
     dice, entropy = dice.sum(), entropy.sum()
     return {
@@ -188,6 +218,8 @@ def hard_dice(
     """
     axes = tuple(range(1, logits.ndim - 1))
     predicted, true = hard(logits, activation, threshold), target > 0
+    if (mask := annotated(target)) is not None:
+        predicted = predicted & mask
     overlap = (predicted & true).sum(axes, dtype=jnp.float32)
     total = predicted.sum(axes, dtype=jnp.float32) + true.sum(axes, dtype=jnp.float32)
     dice = jnp.where(total > 0, 2 * overlap / jnp.maximum(total, 1), 1.0)

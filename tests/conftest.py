@@ -1,15 +1,31 @@
-"""Four CPU devices, strict rank promotion, no compilation cache, and the optional real images."""
+"""Four CPU devices, strict rank promotion, quick compiling, and the optional real images."""
 
+import atexit
+import contextlib
 import os
+import shutil
+import tempfile
 
-# Before jax is imported anywhere: four host devices, so that sharding is tested on any machine.
+# Before jax is imported anywhere: four host devices, so that sharding is tested on any machine, and
+# programs that are hardly optimised, as compiling takes longer than running. `make test-all` and
+# `tests.ops.agreement.OPTIMISED` ask for what users run.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
-).strip()
+    "--xla_backend_optimization_level=0 "
+    + os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=4"
+)
 
-# Programs that tests start leave nothing in the user's cache.
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+# Compiled programs are kept for what a worker and the programs it starts compile again, and end
+# with the tests. A folder for each worker, as jax does not write its entries at once.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] += "/" + os.environ["PYTEST_XDIST_WORKER"]
+else:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled = tempfile.mkdtemp(prefix="compiled-")
+    atexit.register(shutil.rmtree, _compiled, ignore_errors=True)
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "true"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 from pathlib import Path  # noqa: E402
 
@@ -26,6 +42,15 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 def rng() -> np.random.Generator:
     """A fixed source of random numbers."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def b0_length(request):
+    """The length of EfficientNet-B0, "short" or "whole"; see `tests.models.b0`."""
+    from tests.models import b0
+
+    with b0.cut() if request.param == "short" else contextlib.nullcontext():
+        yield request.param
 
 
 @pytest.fixture

@@ -180,3 +180,55 @@ def test_the_most_probable_class_is_predicted_and_the_background_not_scored(clas
         ]
         np.testing.assert_allclose(total[i], sum(expected), rtol=1e-6)
     assert total.shape == count.shape == (3,)
+
+
+def _with_unknown(rng, softmax):
+    """Logits, full targets, int8 targets with -1 where a third of the voxels is not annotated."""
+    logits = rng.normal(size=(2, 4, 6, 3)).astype(np.float32) * 2
+    if softmax:
+        target = np.eye(3, dtype=np.uint8)[rng.integers(0, 3, (2, 4, 6))]
+    else:
+        target = (rng.random((2, 4, 6, 3)) < 0.4).astype(np.uint8)
+    known = np.ones((2, 4, 6), bool)
+    known[:, :, ::3] = False
+    return logits, target, np.where(known[..., None], target.astype(np.int8), -1), known
+
+
+@pytest.mark.parametrize(
+    ("loss", "softmax"), [(losses.dice_ce, True), (losses.dice_bce, False)], ids=["ce", "bce"]
+)
+def test_voxels_that_nobody_annotated_count_as_if_they_were_not_there(rng, loss, softmax):
+    logits, target, partial, known = _with_unknown(rng, softmax)
+    activation = "softmax" if softmax else "sigmoid"
+
+    def terms(logits, target):
+        metrics = losses.hard_dice(logits, target, activation=activation)
+        return jax.tree.map(np.asarray, loss(jnp.asarray(logits), jnp.asarray(target)) | metrics)
+
+    # The same voxels are known in each sample: what is left is an image without the others.
+    left = (
+        np.stack([array[known[0]] for array in logits]),
+        np.stack([array[known[0]] for array in target]),
+    )
+    masked = terms(logits, partial)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), masked, terms(*left))
+    # Where all is known, the type of the target makes no difference.
+    whole = terms(logits, target.astype(np.int8))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), whole, terms(logits, target)
+    )
+
+    slope = jax.grad(lambda x: loss(x, jnp.asarray(partial))["loss"][0])(jnp.asarray(logits))
+    assert (np.asarray(slope)[~known] == 0).all() and (np.asarray(slope)[known] != 0).any()
+    nothing = jnp.full(partial.shape, -1, jnp.int8)
+    value, slope = jax.value_and_grad(lambda x: loss(x, nothing)["loss"][0])(jnp.asarray(logits))
+    assert value == 0 and (slope == 0).all()
+
+
+def test_a_class_that_is_not_annotated_and_voxels_that_are_not_go_together(rng):
+    logits, target, partial, known = _with_unknown(rng, softmax=True)
+    weights = jnp.asarray([1.0, 0.0, 1.0])
+    left = (np.stack([array[known[0]] for array in part]) for part in (logits, target))
+    expected = losses.dice_ce(*map(jnp.asarray, left), weights)
+    masked = losses.dice_ce(jnp.asarray(logits), jnp.asarray(partial), weights)
+    np.testing.assert_allclose(mean(masked), mean(expected), rtol=1e-5)

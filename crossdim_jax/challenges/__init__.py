@@ -18,6 +18,8 @@ CHALLENGES = {
     "brats": ("crossdim_jax.challenges.brats.challenge", "BraTS"),
     "camus": ("crossdim_jax.challenges.camus.challenge", "Camus"),
     "chaos": ("crossdim_jax.challenges.chaos.challenge", "Chaos"),
+    "dataset": ("crossdim_jax.challenges.dataset.challenge", "Dataset"),
+    "dataset_phantom": ("crossdim_jax.challenges.dataset.phantom", "Phantom"),
     "phantom": ("crossdim_jax.challenges.brats.phantom", "Phantom"),
 }
 

@@ -72,6 +72,8 @@ class Challenge(abc.ABC):
       outline: True if figures draw contours rather than filled areas.
       sides: pairs of classes that are the right and the left one of an organ. Mirrored along the
         last axis (x) one looks like the other, so such flips are refused, see `check_flips`.
+      absent_scores: whether a class that is absent in truth and prediction of a case scores Dice 1
+        when the best weights are chosen; False: it is left out there.
       grid_tolerance_mm: how far a voxel of one file may lie from the same voxel of another file of
         the case, see `imaging.grid`; None for a twentieth of a voxel. Set by `experiment.build`.
     """
@@ -84,6 +86,7 @@ class Challenge(abc.ABC):
     profile: str
     aggregate: str
     outline: bool = False
+    absent_scores: bool = True
     grid_tolerance_mm: float | None = None
     sides: tuple[tuple[str, str], ...] = ()
 
@@ -165,6 +168,8 @@ class Challenge(abc.ABC):
     @abc.abstractmethod
     def encode(self, label: np.ndarray, kind: str = "") -> tuple[np.ndarray, np.ndarray]:
         """Targets (..., k) uint8 and class weights (k,) float32 of label values (...).
+
+        Targets of int8 are -1 in all classes of a voxel that nobody annotated, see `losses`.
 
         A weight of 0: that class is not annotated in images of this kind. Its voxels are then
         neither there nor absent but unknown.

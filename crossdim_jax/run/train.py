@@ -83,6 +83,7 @@ def _validation(experiment: Experiment, held_out: list) -> Validation:
         from_dice=experiment.training.validate_from_dice,
         every_epochs=experiment.training.validate_every_epochs,
         activation=experiment.loss.activation,
+        absent_scores=experiment.challenge.absent_scores,
     )
 
 

@@ -44,6 +44,8 @@ class Validation:
       activation: of the probabilities, see `losses.hard_dice`; under a softmax the first class is
         the background and not scored.
       threshold: on the probabilities.
+      absent_scores: True if a class that is empty in truth and prediction of a case scores 1 there,
+        as in the BraTS evaluation; False if the case says nothing of it.
     """
 
     cases: Sequence[ValidationCase]
@@ -53,12 +55,13 @@ class Validation:
     every_epochs: int = 1
     activation: str = "sigmoid"
     threshold: float = 0.5
+    absent_scores: bool = True
 
 
 def validate(variables: Any, validation: Validation) -> np.ndarray:
     """Mean Dice per class over whole cases, as `losses.hard_dice`.
 
-    A class empty in both truth and prediction scores 1, as in the BraTS evaluation. A class that is
+    A class empty in both truth and prediction scores as `absent_scores` says. A class that is
     empty in the truth of every case is NaN: such scores say nothing of how well it is found, and
     would count in the mean over classes. If all are, there is nothing but these scores.
     """
@@ -80,10 +83,12 @@ def validate(variables: Any, validation: Validation) -> np.ndarray:
             raise
         axes = tuple(range(targets.ndim - 1))
         truth = targets > 0
+        predicted = predicted & (targets >= 0)  # -1: nobody annotated the voxel
         overlap, size = (predicted & truth).sum(axes), predicted.sum(axes) + truth.sum(axes)
         dice = np.where(size > 0, 2 * overlap / np.maximum(size, 1), 1.0)
         counted = np.asarray(weights) > 0
-        totals.add({"dice": ((dice * counted)[first:], counted[first:])})
+        scored = counted if validation.absent_scores else counted & (size > 0)
+        totals.add({"dice": ((dice * scored)[first:], scored[first:])})
         present = present | (truth.any(axes) & counted)[first:]
     dice = totals.mean("dice")
     if absent := _absent(present, ~np.isnan(dice)):

@@ -9,40 +9,51 @@ import pytest
 
 from benchmarks import flops, inputs, ours, timing
 from crossdim_jax.weights.paths import unflatten
+from tests.models import b0
 
 SIZE = 32
 SHAPE = (1, SIZE, SIZE, SIZE, inputs.MODALITIES)
 
 
-def our_values():
-    """Logits, loss and gradients; unoptimised, as compiling takes longer than running."""
+@pytest.fixture
+def weights(b0_length):
+    """Those of both sides, for a network of that length."""
+    return ours.weights.__wrapped__()
+
+
+def our_values(weights):
+    """Logits, loss and gradients."""
     net = ours.model("lax")
-    tree = jax.tree.map(jnp.asarray, unflatten(ours.weights()))
+    tree = jax.tree.map(jnp.asarray, unflatten(weights))
     function = jax.value_and_grad(functools.partial(ours.mean_loss, net), has_aux=True)
-    options = {"xla_backend_optimization_level": 0}
-    (loss, logits), gradients = jax.jit(function, compiler_options=options)(
-        tree, *inputs.sample(SIZE)
-    )
+    (loss, logits), gradients = jax.jit(function)(tree, *inputs.sample(SIZE))
     found = {"loss": np.asarray(loss), "logits": np.asarray(logits)}
     return found | ours.flat_params(gradients, "gradient")
 
 
-def test_peer_is_our_network_in_value_and_gradient():
+@b0.SHORT_AND_WHOLE
+def test_peer_is_our_network_in_value_and_gradient(weights):
     """Both of its norms, at a size where the deepest ones see a single voxel."""
     torch = pytest.importorskip("torch", reason="the peer is written in PyTorch (extra port)")
     from benchmarks import peer, theirs
 
-    expected, threads = our_values(), torch.get_num_threads()
+    expected, threads = our_values(weights), torch.get_num_threads()
     torch.set_num_threads(1)  # its threads spin, which costs all tests that run beside this one
     try:
         for norm in peer.NORMS:
-            made = theirs.Peer(SIZE, theirs.Variant(norm=norm), ours.weights())
-            assert sum(p.numel() for p in made.net.parameters()) == 12_542_831
+            made = theirs.Peer(SIZE, theirs.Variant(norm=norm), weights)
             found = made.loss_and_gradient().arrays() | made.forward().arrays()
             error, tensor = timing.compare(expected, found, "float32")
             assert error < 1e-4, (norm, tensor)
     finally:
         torch.set_num_threads(threads)
+
+
+def test_peer_has_as_many_parameters():
+    pytest.importorskip("torch", reason="the peer is written in PyTorch (extra port)")
+    from benchmarks import peer
+
+    assert sum(p.numel() for p in peer.DXNet().parameters()) == 12_542_831
 
 
 def test_a_small_difference_is_found_in_any_tensor():
@@ -67,7 +78,8 @@ def test_layers_are_those_of_the_network():
     assert found == kernels
 
 
-def test_what_a_graph_replays_is_the_training_from_its_start(monkeypatch):
+@b0.SHORT_AND_WHOLE
+def test_what_a_graph_replays_is_the_training_from_its_start(monkeypatch, weights):
     """Recording takes steps of its own, which must not show. Its recorder needs a GPU, and is not
     here: what stands in for it takes as many steps."""
     torch = pytest.importorskip("torch", reason="the peer is written in PyTorch (extra port)")
@@ -83,7 +95,7 @@ def test_what_a_graph_replays_is_the_training_from_its_start(monkeypatch):
     torch.set_num_threads(1)
     try:
         eager, graph = (
-            theirs.Peer(SIZE, theirs.Variant(graph=graph), ours.weights()).training_step().arrays()
+            theirs.Peer(SIZE, theirs.Variant(graph=graph), weights).training_step().arrays()
             for graph in (False, True)
         )
         assert timing.compare(graph, eager, "float32")[0] < 1e-5

@@ -1,7 +1,8 @@
 """Damaged files, thousands a format: a reader returns or raises an error that names the file.
 
-A test module holds a table `FORMATS` of `Format`s and calls `run(__name__, name, count=...)`. The
-files are read in a child process, which may use little memory and time; what fails is kept.
+A test module holds a table `FORMATS` of `Format`s and a test under `@few_and_thousands(FORMATS)`
+that calls `run(__name__, name, ...)`. The files are read in a child process, which may use little
+memory and time; what fails is kept.
 """
 
 import dataclasses
@@ -45,6 +46,7 @@ class Format:
       read: reads one file.
       wrap: what is done to a changed content before it is a file, such as compression.
       folder: True where a message may name the folder of the file instead of the file.
+      few: changed files that `make test` reads; `make test-all` reads thousands.
     """
 
     name: str
@@ -53,6 +55,17 @@ class Format:
     read: Callable[[Path], object]
     wrap: Callable[[bytes], bytes] = bytes
     folder: bool = False
+    few: int = 250
+
+
+def few_and_thousands(formats: Sequence[Format]) -> pytest.MarkDecorator:
+    """Decorator of a test that takes `name, count, seed` and hands them to `run`."""
+    few = [pytest.param(row.name, row.few, 0, id=row.name) for row in formats]
+    thousands = [
+        pytest.param(row.name, 10_000, 1, id=f"{row.name}-thousands", marks=pytest.mark.slow)
+        for row in formats
+    ]
+    return pytest.mark.parametrize(("name", "count", "seed"), few + thousands)
 
 
 def mutations(seeds: Sequence[bytes], count: int, seed: int) -> Iterator[bytes]:

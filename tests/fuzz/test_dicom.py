@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
-import pytest
 from PIL import Image
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
@@ -108,15 +107,8 @@ FORMATS = (
     Format("enhanced", ".dcm", _enhanced, volume.read_image),
     Format("png", ".png", _masks, _mask),
 )
-NAMES = [row.name for row in FORMATS]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_damaged_file_is_read_or_named(name, tmp_path):
-    harness.run(__name__, name, tmp_path, count=250)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_thousands_of_damaged_files_are_read_or_named(name, tmp_path):
-    harness.run(__name__, name, tmp_path, count=10_000, seed=1)
+@harness.few_and_thousands(FORMATS)
+def test_a_damaged_file_is_read_or_named(name, count, seed, tmp_path):
+    harness.run(__name__, name, tmp_path, count=count, seed=seed)

@@ -5,8 +5,6 @@ import logging
 import shutil
 from pathlib import Path
 
-import pytest
-
 from crossdim_jax import challenges
 from crossdim_jax.data import splits
 from crossdim_jax.errors import CrossdimError
@@ -126,15 +124,8 @@ FORMATS = (
     Format("summary.json", ".json", lambda _: text(SUMMARY), reported(page.SUMMARY), folder=True),
     Format("cases.csv", ".csv", cases, reported(page.CASES), folder=True),
 )
-NAMES = [row.name for row in FORMATS]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_damaged_records_are_used_or_refused_by_name(name, tmp_path):
-    harness.run(__name__, name, tmp_path, count=200)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_thousands_of_damaged_records(name, tmp_path):
-    harness.run(__name__, name, tmp_path, count=10_000, seed=1)
+@harness.few_and_thousands(FORMATS)
+def test_damaged_records_are_used_or_refused_by_name(name, count, seed, tmp_path):
+    harness.run(__name__, name, tmp_path, count=count, seed=seed)

@@ -173,21 +173,14 @@ FORMATS = (
     Format("jpeg", ".jpg", pictures("JPEG", "L", "RGB"), volume.read_image),
     Format("bmp", ".bmp", pictures("BMP", "L", "RGB", "1"), volume.read_image),
 )
-NAMES = [row.name for row in FORMATS]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_damaged_files_are_read_or_refused_by_name(name, tmp_path):
-    harness.run(__name__, name, tmp_path, count=300)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_thousands_of_damaged_files(name, tmp_path):
-    harness.run(__name__, name, tmp_path, count=10_000, seed=1)
+@harness.few_and_thousands(FORMATS)
+def test_damaged_files_are_read_or_refused_by_name(name, count, seed, tmp_path):
+    harness.run(__name__, name, tmp_path, count=count, seed=seed)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [row.name for row in FORMATS])
 def test_files_that_reach_every_branch(name, tmp_path):
     harness.run_guided(__name__, name, tmp_path, runs=5000)

@@ -52,20 +52,12 @@ def _pickled(folder: Path) -> Sequence[bytes]:
 FORMATS = (
     Format("weight file", ".safetensors", _ours, _inspect),
     Format("safetensors checkpoint", ".safetensors", _checkpoint, source.read_checkpoint),
-    Format("torch checkpoint", ".pth", _pickled, source.read_checkpoint),
+    Format("torch checkpoint", ".pth", _pickled, source.read_checkpoint, few=100),
 )
 
 
-@pytest.mark.parametrize("row", FORMATS, ids=lambda row: row.name)
-def test_damaged_files_are_read_or_named(row, tmp_path):
-    if row.suffix == ".pth":
+@harness.few_and_thousands(FORMATS)
+def test_damaged_files_are_read_or_named(name, count, seed, tmp_path):
+    if name == "torch checkpoint":
         pytest.importorskip("torch")
-    harness.run(__name__, row.name, tmp_path, count=100 if row.suffix == ".pth" else 300)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("row", FORMATS, ids=lambda row: row.name)
-def test_ten_thousand_damaged_files_are_read_or_named(row, tmp_path):
-    if row.suffix == ".pth":
-        pytest.importorskip("torch")
-    harness.run(__name__, row.name, tmp_path, count=10_000, seed=1)
+    harness.run(__name__, name, tmp_path, count=count, seed=seed)

@@ -7,8 +7,9 @@ import pytest
 
 from crossdim_jax import models
 from crossdim_jax.errors import ConfigError
-from crossdim_jax.models import layers
+from crossdim_jax.models import dsnet, layers
 from crossdim_jax.weights.paths import flatten
+from tests.models import b0
 from tests.models.test_efficientnet import count
 from tests.models.test_omnianet import check_twin
 
@@ -48,15 +49,21 @@ def test_other_sizes_are_refused_with_those_that_fit(variant, size, allowed):
             abstract((1, *size, 4), variant=variant)
 
 
+@b0.SHORT_AND_WHOLE
 @pytest.mark.parametrize(
     ("variant", "depth", "batch"),
     [("paper", 97, 1), pytest.param("released", 128, 2, marks=pytest.mark.slow)],
 )
-def test_equals_its_twin_in_pytorch_in_value_and_gradient(rng, variant, depth, batch):
+def test_equals_its_twin_in_pytorch_in_value_and_gradient(
+    rng, monkeypatch, b0_length, variant, depth, batch
+):
     """The released code takes one volume; nothing in it mixes several but batch norm."""
     pytest.importorskip("torch", reason="the twin is written in PyTorch (extra port)")
     from benchmarks import dsnet_peer
 
+    if b0_length == "short":
+        for module in (dsnet, dsnet_peer):
+            monkeypatch.setattr(module, "WIDTHS", (4, 8, 6, 10))
     model = models.build("dsnet", variant=variant, drop_path_rate=0.0, ops="fast")
     twin = dsnet_peer.DSNet(2, released=variant == "released")
     check_twin(model, twin, rng.normal(size=(batch, depth, 32, 32, 2)).astype(np.float32), rng)

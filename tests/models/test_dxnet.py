@@ -2,11 +2,11 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from crossdim_jax import models
 from crossdim_jax.errors import ConfigError
+from tests.models import b0
 from tests.models.test_efficientnet import count
 
 
@@ -35,7 +35,9 @@ def test_variants_differ_as_the_released_code_does():
     assert (mixed.norm, mixed.padding) == ("group", "symmetric")
 
 
-@pytest.mark.parametrize("encoder", ["efficientnet_b4", "efficientnet_b7"])
+@pytest.mark.parametrize(
+    "encoder", ["efficientnet_b4", pytest.param("efficientnet_b7", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("shape", [(2, 32, 64, 96, 2)])
 def test_any_encoder_and_non_cubic_input(encoder, shape):
     model = models.build("dxnet", encoder=encoder, out_channels=5)
@@ -65,16 +67,10 @@ def test_unknown_names_list_the_known_ones():
         models.build("unet")
 
 
-@pytest.fixture(scope="module")
-def small():
-    rng = np.random.default_rng(0)
+@b0.SHORT_AND_WHOLE
+def test_fast_and_lax_formulations_agree_with_the_same_parameters(rng, b0_length):
     image = jnp.asarray(rng.normal(size=(1, 32, 32, 32, 2)), jnp.float32)
-    model = models.build("dxnet", drop_path_rate=0.0)
-    return image, models.init(model, 0, image.shape)
-
-
-def test_fast_and_lax_formulations_agree_with_the_same_parameters(small):
-    image, variables = small
+    variables = models.init(models.build("dxnet"), 0, image.shape)
 
     def logits(mode):
         return jax.jit(models.build("dxnet", ops=mode).apply)(variables, image)
@@ -83,13 +79,13 @@ def test_fast_and_lax_formulations_agree_with_the_same_parameters(small):
     assert float(jnp.abs(fast - lax).max()) <= 1e-4 * float(jnp.abs(lax).max())
 
 
-def test_bf16_computes_in_bf16_and_keeps_float32_parameters(small):
-    image, variables = small
+def test_bf16_computes_in_bf16_and_keeps_float32_parameters():
+    image = jax.ShapeDtypeStruct((1, 32, 32, 32, 2), jnp.float32)
     model = models.build("dxnet", dtype="bfloat16", ops="lax")
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
     program = jax.make_jaxpr(model.apply)(variables, image)
     heavy = [e for e in program.eqns if e.primitive.name == "conv_general_dilated"]
     assert len(heavy) > 20
     assert {v.aval.dtype for e in heavy for v in e.invars} == {jnp.dtype("bfloat16")}
     assert program.out_avals[0].dtype == jnp.float32
-    fresh = jax.eval_shape(lambda: model.init(jax.random.key(0), image))
-    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(fresh))
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))

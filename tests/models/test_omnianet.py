@@ -8,6 +8,7 @@ import pytest
 from crossdim_jax import models
 from crossdim_jax.errors import ConfigError
 from crossdim_jax.weights.paths import flatten, unflatten
+from tests.models import b0
 from tests.models.test_efficientnet import count
 
 
@@ -45,10 +46,9 @@ def check_twin(model, twin, image, rng, *, limit=1e-4):
         logits, _ = model.apply({"params": tree}, image, train=True, mutable=["batch_stats"])
         return jnp.sum(logits * pull), logits
 
-    options = {"xla_backend_optimization_level": 0}  # compiling takes longer than running
     with jax.enable_x64(True):
         tree = unflatten({path: jnp.asarray(v, jnp.float64) for path, v in flat.items()})
-        function = jax.jit(jax.grad(total, has_aux=True), compiler_options=options)
+        function = jax.jit(jax.grad(total, has_aux=True))
         gradients, logits = function(tree)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # its threads spin, which costs all tests that run beside this one
@@ -79,8 +79,9 @@ def test_golden_parameter_count(encoder, classes, parameters):
     assert logits.shape == (2, 64, 96, classes)
 
 
+@b0.SHORT_AND_WHOLE
 @pytest.mark.parametrize("transposed", [False, True])
-def test_equals_its_twin_in_pytorch_in_value_and_gradient(rng, transposed):
+def test_equals_its_twin_in_pytorch_in_value_and_gradient(rng, b0_length, transposed):
     """And without full-resolution block, as DS-Net has it."""
     pytest.importorskip("torch", reason="the twin is written in PyTorch (extra port)")
     from benchmarks import omnia_peer

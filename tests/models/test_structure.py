@@ -11,6 +11,7 @@ import pytest
 from benchmarks import flops
 from crossdim_jax import losses, models, ops
 from crossdim_jax.runtime import sharding
+from tests.models import b0
 
 BATCH_OF_ONE = (1, 64, 64, 64, 4)
 SHARED = (1, 128, 32, 32, 4)  # four devices, and whole slices down to the coarsest level
@@ -26,7 +27,6 @@ def loss(net, params, image, target):
     return total / count
 
 
-@functools.cache
 def arguments(shape, *encoder):
     image = jax.ShapeDtypeStruct(shape, jnp.float32)
     target = jax.ShapeDtypeStruct((*shape[:-1], 3), jnp.uint8)
@@ -94,18 +94,17 @@ def test_no_grouped_convolution_is_left_to_xla(mode, encoder):
     assert groups == {(1, 1)}
 
 
+@pytest.mark.slow
 def test_xla_counts_no_more_than_the_analytic_number():
     """The compiled gradient as XLA counts, loops once; at 32^3, where compiling is cheaper."""
     shape = (1, 32, 32, 32, 4)
     function = jax.jit(jax.grad(functools.partial(loss, network("auto"))))
-    compiled = function.lower(*arguments(shape)).compile(
-        compiler_options={"xla_backend_optimization_level": 0}
-    )
-    counted = compiled.cost_analysis()["flops"]
+    counted = function.lower(*arguments(shape)).compile().cost_analysis()["flops"]
     assert counted < 1.1 * flops.analytic_flops(network("auto"), shape, train=True)
 
 
-def test_a_volume_shared_along_depth_is_never_gathered():
+@b0.SHORT_AND_WHOLE
+def test_a_volume_shared_along_depth_is_never_gathered(b0_length):
     mesh = sharding.make_mesh(1, 4)
     volumes, everywhere = sharding.batched(mesh), sharding.replicated(mesh)
     net = network(ops.choose("auto", backend="cpu", depth_shards=4))
@@ -114,9 +113,7 @@ def test_a_volume_shared_along_depth_is_never_gathered():
         in_shardings=(everywhere, volumes, volumes),
         out_shardings=everywhere,
     )
-    compiled = function.lower(*arguments(SHARED)).compile(
-        compiler_options={"xla_backend_optimization_level": 0}
-    )
+    compiled = function.lower(*arguments(SHARED)).compile()
     found = collections.Counter(
         re.findall(
             r" (all-gather|all-to-all|all-reduce|collective-permute)(?:-start)?\(",

@@ -19,16 +19,48 @@ ROOT = Path(__file__).resolve().parents[2]
 DEBUG = "--config=configs/brats_dxnet.py:debug"
 
 
+# One CPU device; of a flag that is given twice, the last counts.
+ONE_DEVICE = " --xla_force_host_platform_device_count=1"
+ENVIRONMENT = os.environ | {"XLA_FLAGS": os.environ["XLA_FLAGS"] + ONE_DEVICE}
+
+
 def launch(*arguments):
     """Runs launch.py on one CPU device; returns the finished process."""
     return subprocess.run(
         [sys.executable, "launch.py", *map(str, arguments)],
         cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=600,
     )
+
+
+# Starts launch.py several times, each in a copy of a process that has its imports already.
+MANY = """
+import json, os, runpy, sys
+from crossdim_jax.report import compare
+from crossdim_jax.run import folds, modes, plan
+
+for arguments, log in json.loads(sys.argv[1]):
+    if os.fork() == 0:
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), 2)
+        sys.argv = ["launch.py", *arguments]
+        runpy.run_path("launch.py", run_name="__main__")
+        sys.exit()
+    print(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+
+
+def launch_many(folder, commands):
+    """The finished processes of several `launch`es, with what they wrote to stderr."""
+    logs = [str(folder / f"{number}.log") for number in range(len(commands))]
+    program = [sys.executable, "-c", MANY, json.dumps(list(zip(commands, logs, strict=True)))]
+    done = subprocess.run(program, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    return [
+        subprocess.CompletedProcess(command, int(status), stderr=Path(log).read_text())
+        for command, status, log in zip(commands, done.stdout.split(), logs, strict=True)
+    ]
 
 
 def fails(process, *parts):
@@ -170,27 +202,34 @@ def test_every_faulty_case_is_reported_at_once(tmp_path):
     fails(launch(*flags), "'nothing'", "matches no path")
 
 
-@pytest.mark.parametrize(
-    "flags,parts",
-    [
-        (["--config.model.drop_rate=0.1"], ["drop_rate", "drop_path_rate"]),
-        (["--config.model.encoder=resnet"], ["resnet", "efficientnet_b0"]),
-        (["--config.train.loss=focal"], ["train.loss", "dice_bce"]),
-        (["--config.data.patch=(40,64,64)"], ["data.patch", "multiples of 32"]),
-        (["--config.weights.file=", "--config.data.root=nowhere"], ["nowhere"]),
-        (["--config.weights.file="], ["config.data.root", "--config.data.root=/path"]),
-        (
-            ["--config.data.root=.", "--config.weights.file=nowhere.safetensors"],
-            ["nowhere.safetensors", "weight_port"],
-        ),
-        (["--config.train.epochs=0"], ["train.epochs=0"]),
-        (["--config.inference.overlap=1.0"], ["inference.overlap=1.0"]),
-        (["--config.mesh.depth=3"], ["depth=3"]),
-    ],
-)
-def test_mistakes_in_the_config_are_one_clear_message(tmp_path, flags, parts):
-    process = launch("--config=configs/brats_dxnet.py", f"--workdir={tmp_path / 'w'}", *flags)
-    fails(process, *parts)
+MISTAKES = [
+    (["--config.model.drop_rate=0.1"], ["drop_rate", "drop_path_rate"]),
+    (["--config.model.encoder=resnet"], ["resnet", "efficientnet_b0"]),
+    (["--config.train.loss=focal"], ["train.loss", "dice_bce"]),
+    (["--config.data.patch=(40,64,64)"], ["data.patch", "multiples of 32"]),
+    (["--config.weights.file=", "--config.data.root=nowhere"], ["nowhere"]),
+    (["--config.weights.file="], ["config.data.root", "--config.data.root=/path"]),
+    (
+        ["--config.data.root=.", "--config.weights.file=nowhere.safetensors"],
+        ["nowhere.safetensors", "weight_port"],
+    ),
+    (["--config.train.epochs=0"], ["train.epochs=0"]),
+    (["--config.inference.overlap=1.0"], ["inference.overlap=1.0"]),
+    (["--config.mesh.depth=3"], ["depth=3"]),
+]
+
+
+@pytest.fixture(scope="module")
+def mistaken(tmp_path_factory):
+    """The finished processes of `MISTAKES`, by their number."""
+    folder = tmp_path_factory.mktemp("mistakes")
+    common = ["--config=configs/brats_dxnet.py", f"--workdir={folder / 'work'}"]
+    return launch_many(folder, [[*common, *flags] for flags, _ in MISTAKES])
+
+
+@pytest.mark.parametrize("number", range(len(MISTAKES)), ids=[flags[-1] for flags, _ in MISTAKES])
+def test_mistakes_in_the_config_are_one_clear_message(mistaken, number):
+    fails(mistaken[number], *MISTAKES[number][1])
 
 
 TELLING = r"""
@@ -218,7 +257,7 @@ def test_what_libraries_say_of_files_gives_the_terminal_no_orders(tmp_path):
     process = subprocess.run(
         [sys.executable, "-c", TELLING, DEBUG, f"--workdir={tmp_path}"],
         cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+        env=ENVIRONMENT,
         capture_output=True,
         timeout=600,
     )

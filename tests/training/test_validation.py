@@ -46,6 +46,34 @@ def test_validation_dice_counts_voxels_and_leaves_unlabelled_regions_out(cases):
     assert absent_classes(Validation(nothing, predict, toy.encode)) == ()
 
 
+def test_absence_in_both_may_say_nothing(cases):
+    def predict(variables, image):
+        return np.stack([image[..., 0] > 0.5, np.zeros_like(image[..., 0])], -1)
+
+    mixed = [toy.Case("first", cases[0].image, np.minimum(cases[0].label, 1)), *cases[1:]]
+    counted = validate(None, Validation(mixed, predict, toy.encode))
+    left_out = validate(None, Validation(mixed, predict, toy.encode, absent_scores=False))
+    assert counted[1] == 1 / len(mixed) and left_out[1] == 0
+    assert counted[0] == left_out[0]
+
+
+def test_what_is_predicted_where_nobody_annotated_does_not_count(cases):
+    def predict(variables, image):
+        return np.stack([image[..., 0] > 0.5, image[..., 0] > 9], -1)
+
+    def partly(label, kind):
+        target = toy.encode(label, kind)[0].astype(np.int8)
+        target[:, ::2] = -1
+        return target, np.ones(2)
+
+    def part(case):
+        return toy.Case(case.id, case.image[:, 1::2], case.label[:, 1::2])
+
+    masked = validate(None, Validation(cases, predict, partly))
+    left = validate(None, Validation([part(case) for case in cases], predict, toy.encode))
+    np.testing.assert_allclose(masked, left)
+
+
 def test_a_failing_validation_case_is_named(cases):
     def predict(variables, image):
         return np.zeros((1, 1, 1, 2))

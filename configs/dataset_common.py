@@ -1,0 +1,60 @@
+"""What the experiments on a data set of one's own share: the data, and how their demos run."""
+
+from ml_collections import ConfigDict, config_dict
+
+from configs import common
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """All but the network and its weights; `arg` is not used."""
+    del arg
+    config = common.get_config()
+    config.data.patch = (64, 64, 64)
+    config.data.foreground = 0.33
+    config.data.split.kind = "official"  # splits_final.json, else nnU-Net's five folds
+    config.fold = 0  # the same as config.data.split.fold
+    config.data.split.fold = config.get_ref("fold")
+
+    config.challenge = ConfigDict()
+    config.challenge.name = "dataset"
+    config.challenge.root = config.data.get_ref("root")
+    config.challenge.fold = config.get_ref("fold")
+    config.challenge.file = "dataset.json"  # or that of a datalist in the data root
+    config.challenge.spacing_mm = config_dict.placeholder(tuple)  # None: not resampled
+    # A scheme for each channel: ct, zscore, noNorm, rescale_to_0_1, rgb_to_0_1; None: by its name.
+    config.challenge.normalisation = config_dict.placeholder(tuple)
+    # Of the foreground, for ct: {"0": {"mean": ..., "sd": ..., "percentile_00_5": ..., ...}}
+    config.challenge.intensities = config_dict.placeholder(ConfigDict)
+    config.challenge.tolerance_mm = 2.0  # of the normalised surface distance
+    config.challenge.sides = "auto"  # or none: names of labels forbid no mirroring
+    config.challenge.patient = ""  # pattern, such as (sub-[0-9]+)_.*; "": BIDS names
+    config.challenge.outside_root = False  # True: the JSON may list files elsewhere
+
+    # dice_ce where labels are disjoint, dice_bce for regions.
+    config.train.loss = "dice_ce"
+    config.train.batch_size = 2
+    config.train.validate_from_dice = 0.0
+    return config
+
+
+def phantoms(config: ConfigDict, patch: tuple[int, ...], **recipe) -> None:
+    """Phantoms instead of a data set, and random weights; `recipe` as `dataset.phantom` takes."""
+    config.challenge.name = "dataset_phantom"
+    config.phantoms = ConfigDict({"seed": 0, **recipe})  # written to data.root
+    config.data.root = "runs/dataset_phantoms"
+    config.data.patch = patch
+    config.data.split.kind = "holdout"
+    config.weights.file = ""
+    config.model.drop_path_rate = 0.0
+    config.inference.overlap = 0.25
+
+
+def debug(config: ConfigDict, shape: tuple[int, int, int]) -> None:
+    """After `phantoms`: two steps on four small ones."""
+    config.phantoms.n = 4
+    config.phantoms.shape = shape
+    config.data.root += "_debug"
+    config.data.split.fraction = 0.5
+    config.train.batch_size = 1
+    config.train.epochs = 1
+    config.train.log_every_steps = 1
