@@ -128,7 +128,7 @@ def build(*, variant: str = "paper", **kwargs: Any) -> DXNet:
             given[name] = tuple(given[name])  # a list could not be an attribute
     model = DXNet(**(VARIANTS[variant] | given))
     # Here rather than when it is traced: the message should come before any data is read.
-    encoders.check(model.encoder)
+    encoders.row(model.encoder)
     check_norm(model.norm)
     explicit_padding((), (), (), model.padding)
     choose(model.ops)

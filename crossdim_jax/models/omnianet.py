@@ -114,7 +114,7 @@ def check(model: Any) -> None:
 
     Here rather than when it is traced: the message should come before any data is read.
     """
-    encoders.check(model.encoder)
+    encoders.row(model.encoder)
     check_norm(model.norm)
     explicit_padding((), (), (), model.padding)
     check_upsample(model.upsample)

@@ -97,5 +97,5 @@ def _record(workdir: Path, model: Any, stem: tuple[int, ...], checkpointed: dict
         "stem": "trained",
         "norm": model.norm,
         "statistics": "trained",
-        **params.depth_form(shapes, ndim),
+        **params.depth_form(model.encoder, shapes, ndim),
     }

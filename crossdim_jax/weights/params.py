@@ -178,7 +178,7 @@ def requirements(model: Any, variables: Mapping[str, Any]) -> dict[str, Any]:
         "padding": model.padding,
         "eps": model.encoder_eps,
         "norm": model.norm,
-        **depth_form({path: leaf.shape for path, leaf in flat.items()}, ndim),
+        **depth_form(model.encoder, {path: leaf.shape for path, leaf in flat.items()}, ndim),
     }
 
 
@@ -192,13 +192,11 @@ def claims(options: Mapping[str, Any]) -> dict[str, Any]:
     return {field: options.get(field) for field in CLAIMS}
 
 
-_STAGE = re.compile(r"params/encoder/blocks_(\d+)_")
-
-
-def depth_form(shapes: Mapping[str, Sequence[int]], ndim: int) -> dict[str, Any]:
-    """How an encoder's kernels extend along depth.
+def depth_form(architecture: str, shapes: Mapping[str, Sequence[int]], ndim: int) -> dict[str, Any]:
+    """Extent of an encoder's kernels along depth.
 
     Args:
+      architecture: a key of `encoders.ENCODERS`.
       shapes: path -> shape of its tensors; other modules' are not looked at.
       ndim: its spatial rank; in 2D there is nothing to say.
 
@@ -209,11 +207,12 @@ def depth_form(shapes: Mapping[str, Sequence[int]], ndim: int) -> dict[str, Any]
     if ndim != 3:
         return {"depth_taps": None, "factorised": None}
     taps, factorised = {0: 1}, False
+    inside = f"params/{ENCODER}/"
     for path, shape in shapes.items():
         leaf = path.rpartition("/")[2]
-        if path.startswith("params/encoder/") and leaf in ("kernel", "depth_kernel"):
-            stage = _STAGE.match(path)
-            index = int(stage[1]) + 1 if stage else 0
+        if path.startswith(inside) and leaf in ("kernel", "depth_kernel"):
+            stage = encoders.stage(architecture, path.removeprefix(inside))
+            index = stage[1] + 1 if stage else 0
             if len(shape) >= 5:  # (..., depth, k, k, in, out)
                 taps[index] = max(taps.get(index, 1), int(shape[-5]))
             factorised |= leaf == "depth_kernel"

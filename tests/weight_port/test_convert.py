@@ -11,7 +11,8 @@ from crossdim_jax.errors import WeightsError
 from crossdim_jax.models import encoders
 from crossdim_jax.weights import params
 from weight_port.convert import Recipe, convert, stem_path, target_shapes
-from weight_port.rename import UNUSED, flax_path
+from weight_port.families.efficientnet import flax_path
+from weight_port.rename import UNUSED
 from weight_port.source import Name, Source
 
 NAME = "tf_efficientnet_b0"
@@ -222,7 +223,9 @@ class Plain(nn.Module):
 
 
 def test_another_encoders_stem_is_found_by_its_row(monkeypatch, rng):
-    row = encoders.Encoder(Plain, "conv_first/kernel", "batch", tuple, tuple)
+    row = encoders.Encoder(
+        "efficientnet", Plain, "conv_first/kernel", "batch", tuple, tuple, stage="(?!)"
+    )
     monkeypatch.setitem(encoders.ENCODERS, "plain", row)
     kernel = rng.normal(size=(4, 3, 3, 3)).astype(np.float32)
     origin = {"id": "plain", "file": None}

@@ -1,7 +1,6 @@
 """Two small EfficientNets from the real code: a few blocks, compiled in a second."""
 
 import contextlib
-import functools
 from collections.abc import Iterator
 
 import jax
@@ -12,7 +11,7 @@ import pytest
 from crossdim_jax.models import efficientnet, efficientnet_table, encoders
 from crossdim_jax.models.efficientnet_table import Row, Stage
 from crossdim_jax.weights import params
-from weight_port import rename
+from weight_port.families import efficientnet as family
 from weight_port.source import Name, Source
 
 STAGES = (
@@ -35,14 +34,9 @@ def registered() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for variant, row in ROWS.items():
             patch.setitem(efficientnet_table.ROWS, variant, row)
-            encoder = encoders.Encoder(
-                functools.partial(efficientnet.EfficientNet, variant=variant),
-                "conv_stem/kernel",
-                row.norm,
-                functools.partial(efficientnet.feature_info, variant),
-                functools.partial(efficientnet.depth_reductions, variant),
+            patch.setitem(
+                encoders.ENCODERS, f"efficientnet_{variant}", efficientnet.encoder(variant)
             )
-            patch.setitem(encoders.ENCODERS, f"efficientnet_{variant}", encoder)
         yield
 
 
@@ -60,8 +54,8 @@ def source(architecture: str = "efficientnet_tiny", *, padding: str = "same") ->
             value = rng.uniform(0.5, 1.5, leaf.shape)
         else:
             value = rng.normal(0, 0.2, leaf.shape)
-        value = rename.to_torch_layout(value.astype(np.float32), path)
-        arrays[rename.torch_name(path)] = np.ascontiguousarray(value)
+        value = family.to_torch_layout(value.astype(np.float32), path)
+        arrays[family.torch_name(path)] = np.ascontiguousarray(value)
     eps = 1e-3 if padding == "same" else 1e-5
     name = Name(architecture, architecture, architecture, padding, eps)
     origin = {"source": "file", "id": architecture, "url": None, "file": "tiny.safetensors"}

@@ -10,7 +10,7 @@ from crossdim_jax.models.dxnet import DXNet
 from crossdim_jax.text import say
 from crossdim_jax.weights import params
 from crossdim_jax.weights.file import HEAD
-from weight_port import norms, plan, records, source
+from weight_port import families, norms, plan, records, source
 from weight_port.convert import Converted, Recipe, convert
 
 
@@ -39,7 +39,7 @@ def record(origin: source.Source, recipe: Recipe, converted: Converted) -> dict[
         "inflate": recipe.inflate,
         "inflate_at": list(recipe.inflate_at),
         "depth_kernels": recipe.depth_kernels,
-        **params.depth_form(shapes, recipe.ndim),
+        **params.depth_form(origin.name.architecture, shapes, recipe.ndim),
         "in_channels": recipe.in_channels,
         "stem": recipe.stem,
         "norm": recipe.norm,
@@ -53,9 +53,9 @@ def record(origin: source.Source, recipe: Recipe, converted: Converted) -> dict[
     }
 
 
+COUNTERS = "BatchNorm counters"
 UNUSED = {
-    "BatchNorm counters": r".*num_batches_tracked",
-    "classification head": r"(conv_head|bn2|classifier)\..*",
+    COUNTERS: r".*num_batches_tracked",
     "running statistics": r".*running_(mean|var)",
 }
 
@@ -63,8 +63,11 @@ UNUSED = {
 def summary(todo: plan.Plan, metadata: dict[str, Any], converted: Converted) -> str:
     """What was done, for people; ends with the next command."""
     groups: dict[str, int] = {}
+    of_head = families.of(metadata["architecture"]).of_head
     for name in converted.unused:
         kind = next((k for k, pattern in UNUSED.items() if re.fullmatch(pattern, name)), name)
+        # First of all: the head's norm has running statistics too.
+        kind = "classification head" if of_head(name) and kind != COUNTERS else kind
         groups[kind] = groups.get(kind, 0) + 1
     unused = ", ".join(f"{kind} {n}" for kind, n in groups.items())
     counts = collections.Counter()

@@ -20,7 +20,7 @@ from crossdim_jax.runtime import sharding
 from crossdim_jax.text import say
 from crossdim_jax.training import batch_stats
 from crossdim_jax.weights import params
-from weight_port import forward, norms, records, rename
+from weight_port import forward, norms, records
 from weight_port.certificate import recipe_of
 from weight_port.commands import recipe_flags
 from weight_port.convert import check_shapes
@@ -112,12 +112,12 @@ def measure(
     encoder = encoders.build(record["architecture"], **settings)
     tree = params.unflatten(dict(weights.arrays))
     mesh = sharding.make_mesh(1)
-    variables = {c: tree[c][rename.MODULE] for c in ("params", "batch_stats")}
+    variables = {c: tree[c][params.ENCODER] for c in ("params", "batch_stats")}
     variables = jax.device_put(jax.tree.map(jnp.asarray, variables), sharding.replicated(mesh))
     stats, used = batch_stats.reestimate(
         encoder, variables, batches, mesh, patches=patches, seed=seed
     )
-    found = params.flatten({"batch_stats": {rename.MODULE: stats}})
+    found = params.flatten({"batch_stats": {params.ENCODER: stats}})
     return dict(weights.arrays) | {k: np.asarray(v, np.float32) for k, v in found.items()}, used
 
 
