@@ -22,7 +22,7 @@ from crossdim_jax.errors import CrossdimError, WeightsError
 from crossdim_jax.models import encoders
 from crossdim_jax.weights.file import Weights, content_sha256
 from crossdim_jax.weights.paths import is_head
-from weight_port import forward, head, norms, records, rename, volume
+from weight_port import families, forward, norms, records, rename, volume
 from weight_port.convert import Recipe, check_shapes, convert
 from weight_port.forward import NOT_RUN, TOLERANCE
 from weight_port.source import Source
@@ -123,10 +123,11 @@ def source_sha256(source: Source) -> str:
 
     The classification head and BatchNorm's counters are left out: not every kind has them.
     """
+    of_head = families.of(source.name.architecture).of_head
     body = {
         name: np.asarray(array, np.float32)
         for name, array in source.arrays.items()
-        if not rename.of_head(name) and not name.endswith("num_batches_tracked")
+        if not of_head(name) and not rename.UNUSED.fullmatch(name)
     }
     return content_sha256(body)
 
@@ -245,8 +246,9 @@ def _logits(
     if expected is None or not tensors:
         whose = "source" if expected is None else "file"
         return {"logits": _not_run(f"the {whose} has no classification head")}
-    settings = head.settings(source.name.architecture)
-    found = np.asarray(head.logits(tensors, feature, eps=eps, **settings))
+    architecture = source.name.architecture
+    logits = families.of(architecture).logits
+    found = np.asarray(logits(architecture, tensors, feature, eps=eps))
     error = forward.relative_error(found, expected)
     if not error <= limit:
         problems.append(f"timm: logits differ by {error:.2g}, expected at most {limit:g}")

@@ -13,8 +13,8 @@ from crossdim_jax.errors import WeightsError, first_of
 from crossdim_jax.models import encoders
 from crossdim_jax.weights.file import Weights
 from crossdim_jax.weights.gate import numbers_problem
-from crossdim_jax.weights.paths import flatten, is_head, select
-from weight_port import channels, inflate, norms, rename
+from crossdim_jax.weights.paths import ENCODER, flatten, is_head, select
+from weight_port import channels, families, inflate, norms, rename
 from weight_port.source import Source
 
 DEPTH_KERNEL = "depth_kernel"  # name of a factorised convolution's depth filter
@@ -124,7 +124,7 @@ class Converted:
 
 def stem_path(architecture: str) -> str:
     """The weight file's path for the encoder's first kernel."""
-    return f"params/{rename.MODULE}/{encoders.stem(architecture)}"
+    return f"params/{ENCODER}/{encoders.stem(architecture)}"
 
 
 @functools.cache
@@ -144,7 +144,7 @@ def target_shapes(architecture: str, recipe: Recipe) -> dict[str, tuple[int, ...
         variables = jax.eval_shape(encoder.init, jax.random.key(0), image)
     except (TypeError, ValueError, OverflowError, KeyError) as error:
         raise WeightsError(f"{architecture} cannot be built like this: {error}") from error
-    flat = flatten({c: {rename.MODULE: tree} for c, tree in variables.items()})
+    flat = flatten({c: {ENCODER: tree} for c, tree in variables.items()})
     return {path: leaf.shape for path, leaf in flat.items()}
 
 
@@ -189,7 +189,7 @@ def kernel_modes(recipe: Recipe, targets: Mapping[str, tuple[int, ...]]) -> dict
         if path.endswith("/kernel") and shape[-4:-2] != (1, 1)
     ]
     modes = dict.fromkeys(kernels, recipe.inflate)
-    prefix = f"params/{rename.MODULE}/"
+    prefix = f"params/{ENCODER}/"
     names = {path.removeprefix(prefix): path for path in kernels}
     names |= {path.removeprefix("params/"): path for path in kernels}
     for choice in recipe.inflate_at:
@@ -239,6 +239,7 @@ def convert(source: Source, recipe: Recipe) -> Converted:
     Raises:
       WeightsError: listing everything that does not fit, at once.
     """
+    family = families.of(source.name.architecture)
     targets = target_shapes(source.name.architecture, recipe)
     modes = kernel_modes(recipe, targets)
     stem = stem_path(source.name.architecture)
@@ -247,7 +248,7 @@ def convert(source: Source, recipe: Recipe) -> Converted:
     fit = _Fit(source, recipe, targets, modes, stem)
     arrays, used, unused, problems = {}, [], [], []
     for name, array in source.arrays.items():
-        path = rename.flax_path(name)
+        path = family.flax_path(name)
         head = path is not None and is_head(path)
         if rename.UNUSED.fullmatch(name) or path in drawn or (head and not keep_head):
             unused.append(name)
@@ -295,7 +296,8 @@ class _Fit:
     def __call__(self, path: str, array: np.ndarray) -> tuple[str | None, dict[str, np.ndarray]]:
         if problem := numbers_problem(path, array):
             return problem, {path: array}
-        array = rename.to_flax_layout(array, path, self.targets.get(path)).astype(np.float32)
+        family = families.of(self.source.name.architecture)
+        array = family.to_flax_layout(array, path, self.targets.get(path)).astype(np.float32)
         if path not in self.targets:  # the head has no place in the encoder
             return None, {path: array}
         shape = self.targets[path]

@@ -7,7 +7,7 @@ import numpy as np
 
 from crossdim_jax.errors import WeightsError
 from crossdim_jax.weights.file import Weights, load_weights
-from weight_port import records, rename
+from weight_port import families, records
 from weight_port.source import Source, parse_name, sha256
 
 # Fields of a record that say where its weights come from: they stay what they were.
@@ -34,22 +34,26 @@ def read_2d(path: str | Path, purpose: str) -> Weights:
     return weights
 
 
-def torch_arrays(weights: Weights) -> dict[str, np.ndarray]:
+def torch_arrays(weights: Weights, architecture: str) -> dict[str, np.ndarray]:
     """timm's names -> arrays in PyTorch's layout: the inverse of a 2D port.
+
+    Args:
+      weights: from `read_2d`.
+      architecture: whose tensors they are, a key of `encoders.ENCODERS`.
 
     Raises:
       WeightsError: a path that no tensor of timm's has.
     """
-    found, strange = {}, []
+    family, found, strange = families.of(architecture), {}, []
     for path, array in weights.arrays.items():
-        name = rename.torch_name(path)
+        name = family.torch_name(path)
         if name is None:
             strange.append(path)
         else:
-            found[name] = rename.to_torch_layout(array, path)
+            found[name] = family.to_torch_layout(array, path)
     if strange:
         raise WeightsError(
-            f"{weights.name}: found {', '.join(strange[:5])}, which no EfficientNet of timm has; "
+            f"{weights.name}: found {', '.join(strange[:5])}, which no {architecture} of timm has; "
             "expected an encoder's tensors."
         )
     return found
@@ -72,4 +76,4 @@ def as_source(weights: Weights) -> Source:
     origin["in_channels"] = record["in_channels"]
     if path is not None:
         origin["by_way_of"] = {"file": path.name, "sha256": sha256(path)}
-    return Source(name, torch_arrays(weights), origin)
+    return Source(name, torch_arrays(weights, name.architecture), origin)

@@ -4,8 +4,8 @@ The networks are rows of `efficientnet_table`; parameter names follow timm, so t
 is renaming.
 """
 
+import functools
 import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,51 +15,15 @@ import jax.numpy as jnp
 
 from crossdim_jax.models.conv import Blur, Conv, Depth, check_depth_padding
 from crossdim_jax.models.efficientnet_table import ROWS, VARIANTS, Block, network
+from crossdim_jax.models.family import Encoder, Feature
 from crossdim_jax.models.layers import DropPath, Norm, SqueezeExcite
 
-STEM = "conv_stem/kernel"
-NAMES = VARIANTS  # of `encoders.Family`, as are the functions up to `stage`
 
-_STAGE = re.compile(r"blocks_(\d+)_")
-
-
-def build(name: str, **attributes: Any) -> nn.Module:
-    """EfficientNet of a name such as "efficientnet_b0"."""
-    return EfficientNet(VARIANTS[name], **attributes)
-
-
-def norm(name: str) -> str:
-    """Norm that its weights are made for."""
-    return ROWS[VARIANTS[name]].norm
-
-
-def features(name: str) -> tuple[tuple[int, int], ...]:
-    """Channels and reduction (in the plane) of the five features, finest first."""
-    net = network(VARIANTS[name])
+def feature_info(variant: str) -> tuple[Feature, ...]:
+    """Channels and reduction (in the plane) of the five features of a variant, finest first."""
+    net = network(variant)
     channels = (net.stem, *(net.stages[s][-1].channels for s in net.features))
-    return tuple((c, 2 ** (i + 1)) for i, c in enumerate(channels))
-
-
-def depth_reductions(name: str, strides: int | Sequence[int] | None = None) -> tuple[int, ...]:
-    """Reduction of each of the five features along depth, finest first.
-
-    Args:
-      name: of the encoder.
-      strides: `EfficientNet.depth_strides`.
-    """
-    net = network(VARIANTS[name])
-    in_plane = (2, *(blocks[0].stride for blocks in net.stages))
-    steps = [
-        stride if depth.stride is None else depth.stride
-        for depth, stride in zip(depths(VARIANTS[name], strides=strides), in_plane, strict=True)
-    ]
-    return tuple(math.prod(steps[: s + 2]) for s in (-1, *net.features))
-
-
-def stage(path: str) -> int:
-    """Stage of a parameter, whose blocks are called blocks_STAGE_BLOCK; 0: of none."""
-    found = _STAGE.match(path)
-    return int(found[1]) + 1 if found else 0
+    return tuple(Feature(c, 2 ** (i + 1)) for i, c in enumerate(channels))
 
 
 def depths(
@@ -69,7 +33,7 @@ def depths(
     padding: str = "zero",
     factorised: bool = False,
 ) -> tuple[Depth, ...]:
-    """Ways of the stem, then of each stage, along depth; the arguments are `EfficientNet`'s.
+    """What the stem, then each stage, does along depth; the arguments are `EfficientNet`'s.
 
     Raises:
       ValueError: there are too few or too many entries, one is not a positive number, a stage that
@@ -109,6 +73,22 @@ def _per_stage(variant, name, given, count):
     if not all(isinstance(n, int) and n >= 1 for n in entries):
         raise ValueError(f"{name}={given}: expected whole numbers of at least 1")
     return entries
+
+
+def depth_reductions(variant: str, strides: int | Sequence[int] | None = None) -> tuple[int, ...]:
+    """By how much each of the five features is reduced along depth, finest first.
+
+    Args:
+      variant: a key of `efficientnet_table.ROWS`.
+      strides: `EfficientNet.depth_strides`.
+    """
+    net = network(variant)
+    in_plane = (2, *(blocks[0].stride for blocks in net.stages))
+    steps = [
+        stride if depth.stride is None else depth.stride
+        for depth, stride in zip(depths(variant, strides=strides), in_plane, strict=True)
+    ]
+    return tuple(math.prod(steps[: s + 2]) for s in (-1, *net.features))
 
 
 class EfficientNetBlock(nn.Module):
@@ -210,7 +190,7 @@ class EfficientNet(nn.Module):
     """The convolutional body of an EfficientNet.
 
     `__call__(x (b, *spatial, c))` returns five features `(b, *spatial / reduction, channels)`,
-    finest first, as `features` says: the stem's activated output /2, then the last block's
+    finest first, as `feature_info` says: the stem's activated output /2, then the last block's
     output at /4, /8, /16 and /32 (B0: stages 1, 2, 4 and 6).
 
     The depth options are for volumes; a 2D network ignores them. An entry for each stage means a
@@ -246,7 +226,7 @@ class EfficientNet(nn.Module):
     ops_mode: str = "auto"
 
     def depths(self) -> tuple[Depth, ...]:
-        """Ways of the stem, then of each stage, along depth. Raises ValueError, see `depths`."""
+        """What the stem, then each stage, does along depth; ValueError as `depths` says."""
         return depths(
             self.variant,
             self.depth_kernels,
@@ -289,3 +269,19 @@ class EfficientNet(nn.Module):
             if s in net.features:
                 features.append(x)
         return features
+
+
+def encoder(variant: str) -> Encoder:
+    """Row of a variant, a key of `efficientnet_table.ROWS`."""
+    return Encoder(
+        family="efficientnet",
+        build=functools.partial(EfficientNet, variant=variant),
+        stem="conv_stem/kernel",
+        norm=ROWS[variant].norm,
+        info=functools.partial(feature_info, variant),
+        depth_reductions=functools.partial(depth_reductions, variant),
+        stage=r"(blocks_(\d+))_\d+/",
+    )
+
+
+ENCODERS = {name: encoder(variant) for name, variant in VARIANTS.items()}

@@ -1,96 +1,63 @@
-"""Encoders: what a network may ask of one, and the families that there are.
+"""The encoders a network can be built on.
 
-A family is a file of this package and a row of `FAMILIES`; nothing else knows how its parameters
-are called. A network asks its encoder for its features, by calling it, and before that for their
-channels and reductions.
+A network asks its encoder for its features, by calling it, and before that for their channels and
+reductions. Adding a family of encoders is adding a file and naming it in `FAMILIES`.
 """
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from crossdim_jax.errors import lookup
 from crossdim_jax.models import efficientnet
+from crossdim_jax.models.family import Encoder, Feature
 from crossdim_jax.models.layers import check_norm
 from crossdim_jax.ops import explicit_padding
 
-
-class Feature(NamedTuple):
-    """Shape of an encoder's output, as far as a decoder may know it.
-
-    Attributes:
-      channels: how many.
-      reduction: input pixels per pixel, along each axis in the plane.
-    """
-
-    channels: int
-    reduction: int
+FAMILIES = (efficientnet,)
+ENCODERS: dict[str, Encoder] = {
+    name: row for family in FAMILIES for name, row in family.ENCODERS.items()
+}
 
 
-class Family(Protocol):
-    """Contents of a family's file; `name` is always one of its `NAMES`.
-
-    Attributes:
-      NAMES: the encoders, "efficientnet_b0".
-      STEM: path of the first kernel, (*k, in, out), within an encoder; its shape tells the rank and
-        the input channels, and porting adapts it to them.
-    """
-
-    NAMES: Collection[str]
-    STEM: str
-
-    def build(self, name: str, **attributes: Any) -> nn.Module:
-        """Linen module that takes an `EncoderSpec`'s fields, `dtype`, `ops_mode` and `name`.
-
-        `__call__(x, train=bool)` returns features, finest first. 2D and 3D have the same parameter
-        names. Its method `depths()` raises ValueError if its depth options do not fit it.
-        """
-
-    def norm(self, name: str) -> str:
-        """Norm that its weights are made for, "batch" or "group"."""
-
-    def features(self, name: str) -> Sequence[tuple[int, int]]:
-        """Channels and reduction of each feature, finest first."""
-
-    def depth_reductions(
-        self, name: str, strides: int | Sequence[int] | None = None
-    ) -> tuple[int, ...]:
-        """Reduction of each feature along depth. Raises ValueError if strides do not fit it."""
-
-    def stage(self, path: str) -> int:
-        """Stage of a parameter: 0 for the stem and all else that is in none, then 1, 2, ..."""
-
-
-FAMILIES: tuple[Family, ...] = (efficientnet,)
-ENCODERS: dict[str, Family] = {name: family for family in FAMILIES for name in family.NAMES}
-
-
-def family(encoder: str) -> Family:
-    """Family of an encoder. Raises ConfigError listing the known encoders if there is none."""
+def row(encoder: str) -> Encoder:
+    """Row of that name. Raises ConfigError listing the known ones if there is none."""
     return lookup("encoder", encoder, ENCODERS)
 
 
-def build(encoder: str, /, **attributes: Any) -> nn.Module:
-    """Encoder module of that name, see `Family.build`."""
-    return family(encoder).build(encoder, **attributes)
+def build(encoder: str, /, **kwargs: Any) -> nn.Module:
+    """Encoder module of that name."""
+    return row(encoder).build(**kwargs)
 
 
 def stem(encoder: str) -> str:
     """Path of its first kernel within the encoder."""
-    return family(encoder).STEM
+    return row(encoder).stem
 
 
 def norm(encoder: str) -> str:
     """Norm that its weights are made for."""
-    return family(encoder).norm(encoder)
+    return row(encoder).norm
+
+
+def stage(encoder: str, path: str) -> tuple[str, int] | None:
+    """Name and number of the stage that a parameter is in; None if it is in none.
+
+    Args:
+      encoder: a key of `ENCODERS`.
+      path: of the parameter within the encoder.
+    """
+    match = re.match(row(encoder).stage, path)
+    return (match[1], int(match[2])) if match else None
 
 
 def feature_info(encoder: str) -> tuple[Feature, ...]:
     """Channels and reduction of its features, finest first."""
-    return tuple(Feature(*pair) for pair in family(encoder).features(encoder))
+    return row(encoder).info()
 
 
 def depth_reductions(encoder: str, strides: int | Sequence[int] | None = None) -> tuple[int, ...]:
@@ -99,7 +66,7 @@ def depth_reductions(encoder: str, strides: int | Sequence[int] | None = None) -
     Raises:
       ValueError: the name is unknown, or the strides do not fit it.
     """
-    return family(encoder).depth_reductions(encoder, strides)
+    return row(encoder).depth_reductions(strides)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +109,7 @@ class EncoderSpec:
     def build(
         self, *, dtype: Any = jnp.float32, ops_mode: str = "auto", name: str | None = None
     ) -> nn.Module:
-        """Encoder module, see `Family.build`; `name` is the module's."""
+        """Encoder module, whose own name is `name`."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return build(fields.pop("name"), **fields, dtype=dtype, ops_mode=ops_mode, name=name)
 
@@ -159,7 +126,7 @@ class EncoderSpec:
 
         Meant for when a network is built: the message should come before any data is read.
         """
-        family(self.name)
+        row(self.name)
         check_norm(self.norm)
         explicit_padding((), (), (), self.padding)
         self.build().depths()

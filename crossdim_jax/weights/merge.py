@@ -96,11 +96,11 @@ def depth_form(architecture: str, shapes: Mapping[str, Sequence[int]], ndim: int
     if ndim != 3:
         return {"depth_taps": None, "factorised": None}
     taps, factorised, prefix = {0: 1}, False, f"params/{ENCODER}/"
-    stage = encoders.family(architecture).stage
     for path, shape in shapes.items():
         leaf = path.rpartition("/")[2]
         if path.startswith(prefix) and leaf in ("kernel", "depth_kernel"):
-            index = stage(path.removeprefix(prefix))
+            stage = encoders.stage(architecture, path.removeprefix(prefix))
+            index = stage[1] + 1 if stage else 0
             if len(shape) >= 5:  # (..., depth, k, k, in, out)
                 taps[index] = max(taps.get(index, 1), int(shape[-5]))
             factorised |= leaf == "depth_kernel"

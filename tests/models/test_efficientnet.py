@@ -12,8 +12,6 @@ from crossdim_jax.models import efficientnet, efficientnet_table, encoders
 from crossdim_jax.models.conv import Conv
 from crossdim_jax.models.layers import Norm
 
-NAMES = {variant: name for name, variant in efficientnet_table.VARIANTS.items()}
-
 
 def count(tree):
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
@@ -46,7 +44,7 @@ FEW_IN_MAKE_TEST = [
     ],
 )
 def test_parameters_equal_the_published_classifier_less_its_head(variant, total, head):
-    last = encoders.feature_info(NAMES[variant])[-1].channels
+    last = efficientnet.feature_info(variant)[-1].channels
     without_head = total - (last * head + 2 * head) - (head + 1) * 1000
     assert efficientnet_table.parameters(variant) == without_head
     assert efficientnet_table.network(variant).head == head
@@ -69,7 +67,7 @@ def test_counted_parameters_are_those_there_are(variant):
     ],
 )
 def test_features_have_the_published_channels(variant, channels):
-    info = encoders.feature_info(NAMES[variant])
+    info = efficientnet.feature_info(variant)
     assert tuple(f.channels for f in info) == channels
     assert tuple(f.reduction for f in info) == (2, 4, 8, 16, 32)
 
@@ -79,7 +77,7 @@ def test_every_variant_gives_the_features_it_announces_in_3d(variant):
     model = efficientnet.EfficientNet(variant, drop_path_rate=0.0)
     x = jnp.zeros((1, 64, 64, 64, 3))
     features, _ = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), x))
-    for feature, info in zip(features, encoders.feature_info(NAMES[variant]), strict=True):
+    for feature, info in zip(features, efficientnet.feature_info(variant), strict=True):
         assert feature.shape == (1, *(64 // info.reduction,) * 3, info.channels)
 
 

@@ -12,7 +12,8 @@ from crossdim_jax.models import encoders
 from crossdim_jax.weights.merge import requirements
 from crossdim_jax.weights.paths import unflatten
 from weight_port.convert import Recipe, convert, stem_path, target_shapes
-from weight_port.rename import UNUSED, flax_path
+from weight_port.families.efficientnet import flax_path
+from weight_port.rename import UNUSED
 from weight_port.source import Name, Source
 
 NAME = "tf_efficientnet_b0"
@@ -223,13 +224,10 @@ class Plain(nn.Module):
 
 
 def test_another_encoders_stem_is_found_by_its_row(monkeypatch, rng):
-    family = types.SimpleNamespace(
-        STEM="conv_first/kernel",
-        build=lambda name, **attributes: Plain(**attributes),
-        norm=lambda name: "batch",
-        stage=lambda path: 0,
+    row = encoders.Encoder(
+        "efficientnet", Plain, "conv_first/kernel", "batch", tuple, tuple, stage="(?!)"
     )
-    monkeypatch.setitem(encoders.ENCODERS, "plain", family)
+    monkeypatch.setitem(encoders.ENCODERS, "plain", row)
     kernel = rng.normal(size=(4, 3, 3, 3)).astype(np.float32)
     origin = {"id": "plain", "file": None}
     name = Name("plain", "plain", "plain", "same", 1e-3)

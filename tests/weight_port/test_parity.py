@@ -11,8 +11,9 @@ from crossdim_jax.models import encoders
 from crossdim_jax.weights.file import Weights
 from crossdim_jax.weights.merge import merge
 from crossdim_jax.weights.paths import unflatten
-from weight_port import head, names, rename
+from weight_port import names, rename
 from weight_port.convert import Recipe, convert, target_shapes
+from weight_port.families import efficientnet
 
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
@@ -58,7 +59,7 @@ def our_outputs(source, image, **attributes):
     apply = jax.jit(encoder.apply)
     with jax.default_matmul_precision("highest"):
         features = [np.asarray(feature) for feature in apply(variables, image)]
-        logits = head.logits(arrays, features[-1], eps=name.eps, **head.settings(name.architecture))
+        logits = efficientnet.logits(name.architecture, arrays, features[-1], eps=name.eps)
     return features, np.asarray(logits)
 
 
@@ -139,10 +140,10 @@ def test_names_and_layouts_invert(name, timm_model, make_source):
     shapes = target_shapes(names.parse_name(name).architecture, recipe)
     for torch_name, array in arrays.items():
         if not rename.UNUSED.fullmatch(torch_name):
-            path = rename.flax_path(torch_name)
-            ours = rename.to_flax_layout(array, path, shapes.get(path))
-            assert rename.torch_name(path) == torch_name
-            np.testing.assert_array_equal(rename.to_torch_layout(ours, path), array)
+            path = efficientnet.flax_path(torch_name)
+            ours = efficientnet.to_flax_layout(array, path, shapes.get(path))
+            assert efficientnet.torch_name(path) == torch_name
+            np.testing.assert_array_equal(efficientnet.to_torch_layout(ours, path), array)
             assert path.startswith("head/") or ours.shape == shapes[path]
 
 
@@ -161,8 +162,8 @@ def test_every_kind_of_kernel_inflates_and_factorises(name, make_source):
         np.testing.assert_array_equal(parts[kernel] * parts[path], dense[kernel])
     for path, array in dense.items():
         if path.endswith("/kernel"):  # centre inflation keeps the 2D kernel in the sum over depth
-            flat = source.arrays[rename.torch_name(path)]
-            found = rename.to_torch_layout(array.sum(-5), path)
+            flat = source.arrays[efficientnet.torch_name(path)]
+            found = efficientnet.to_torch_layout(array.sum(-5), path)
             np.testing.assert_allclose(found, flat, rtol=1e-6)
 
 

@@ -11,7 +11,7 @@ import pytest
 from crossdim_jax.models import efficientnet, efficientnet_table, encoders
 from crossdim_jax.models.efficientnet_table import Row, Stage
 from crossdim_jax.weights.paths import flatten
-from weight_port import rename
+from weight_port.families import efficientnet as family
 from weight_port.source import Name, Source
 
 STAGES = (
@@ -34,8 +34,9 @@ def registered() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for variant, row in ROWS.items():
             patch.setitem(efficientnet_table.ROWS, variant, row)
-            patch.setitem(efficientnet_table.VARIANTS, f"efficientnet_{variant}", variant)
-            patch.setitem(encoders.ENCODERS, f"efficientnet_{variant}", efficientnet)
+            patch.setitem(
+                encoders.ENCODERS, f"efficientnet_{variant}", efficientnet.encoder(variant)
+            )
         yield
 
 
@@ -53,8 +54,8 @@ def source(architecture: str = "efficientnet_tiny", *, padding: str = "same") ->
             value = rng.uniform(0.5, 1.5, leaf.shape)
         else:
             value = rng.normal(0, 0.2, leaf.shape)
-        value = rename.to_torch_layout(value.astype(np.float32), path)
-        arrays[rename.torch_name(path)] = np.ascontiguousarray(value)
+        value = family.to_torch_layout(value.astype(np.float32), path)
+        arrays[family.torch_name(path)] = np.ascontiguousarray(value)
     eps = 1e-3 if padding == "same" else 1e-5
     name = Name(architecture, architecture, architecture, padding, eps)
     origin = {"source": "file", "id": architecture, "url": None, "file": "tiny.safetensors"}

@@ -150,17 +150,20 @@ def test_how_kernels_extend_along_depth_is_read_off_their_shapes():
         "params/encoder/blocks_2_0/conv_dw/kernel": (4, 5, 5, 5, 1, 8),  # four experts
         "params/decoder/conv/kernel": (7, 7, 7, 8, 8),
     }
-    assert depth_form(B0, shapes, 3) == {
+    assert depth_form("efficientnet_b0", shapes, 3) == {
         "depth_taps": [1, 3, 1, 5],
         "factorised": False,
     }
     shapes["params/encoder/blocks_1_0/conv_dw/kernel"] = (1, 3, 3, 1, 8)
     shapes["params/encoder/blocks_1_0/conv_dw/depth_kernel"] = (2, 1, 1, 1, 8)
-    assert depth_form(B0, shapes, 3) == {
+    assert depth_form("efficientnet_b0", shapes, 3) == {
         "depth_taps": [1, 3, 2, 5],
         "factorised": True,
     }
-    assert depth_form(B0, shapes, 2) == {"depth_taps": None, "factorised": None}
+    assert depth_form("efficientnet_b0", shapes, 2) == {
+        "depth_taps": None,
+        "factorised": None,
+    }
 
 
 def test_a_skip_pattern_that_matches_nothing_is_an_error(arrays, variables):

@@ -13,7 +13,7 @@ from crossdim_jax.weights.file import Weights, save_weights
 from crossdim_jax.weights.merge import depth_form
 from crossdim_jax.weights.paths import HEAD
 from crossdim_jax.weights.record import describe
-from weight_port import norms, plan, records, source
+from weight_port import families, norms, plan, records, source
 from weight_port.convert import Converted, Recipe, convert
 
 
@@ -56,9 +56,9 @@ def record(origin: source.Source, recipe: Recipe, converted: Converted) -> dict[
     }
 
 
+COUNTERS = "BatchNorm counters"
 UNUSED = {
-    "BatchNorm counters": r".*num_batches_tracked",
-    "classification head": r"(conv_head|bn2|classifier)\..*",
+    COUNTERS: r".*num_batches_tracked",
     "running statistics": r".*running_(mean|var)",
 }
 
@@ -66,8 +66,11 @@ UNUSED = {
 def summary(todo: plan.Plan, metadata: dict[str, Any], converted: Converted) -> str:
     """What was done, for people; ends with the next command."""
     groups: dict[str, int] = {}
+    of_head = families.of(metadata["architecture"]).of_head
     for name in converted.unused:
         kind = next((k for k, pattern in UNUSED.items() if re.fullmatch(pattern, name)), name)
+        # First of all: the head's norm has running statistics too.
+        kind = "classification head" if of_head(name) and kind != COUNTERS else kind
         groups[kind] = groups.get(kind, 0) + 1
     unused = ", ".join(f"{kind} {n}" for kind, n in groups.items())
     counts = collections.Counter()

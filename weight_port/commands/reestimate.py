@@ -20,8 +20,8 @@ from crossdim_jax.runtime import sharding
 from crossdim_jax.text import say
 from crossdim_jax.training import batch_stats
 from crossdim_jax.weights.file import Weights, load_weights, save_weights
-from crossdim_jax.weights.paths import flatten, unflatten
-from weight_port import forward, norms, records, rename
+from crossdim_jax.weights.paths import ENCODER, flatten, unflatten
+from weight_port import forward, norms, records
 from weight_port.certificate import recipe_of
 from weight_port.commands import recipe_flags
 from weight_port.convert import check_shapes
@@ -113,12 +113,12 @@ def measure(
     encoder = encoders.build(record["architecture"], **settings)
     tree = unflatten(dict(weights.arrays))
     mesh = sharding.make_mesh(1)
-    variables = {c: tree[c][rename.MODULE] for c in ("params", "batch_stats")}
+    variables = {c: tree[c][ENCODER] for c in ("params", "batch_stats")}
     variables = jax.device_put(jax.tree.map(jnp.asarray, variables), sharding.replicated(mesh))
     stats, used = batch_stats.reestimate(
         encoder, variables, batches, mesh, patches=patches, seed=seed
     )
-    found = flatten({"batch_stats": {rename.MODULE: stats}})
+    found = flatten({"batch_stats": {ENCODER: stats}})
     return dict(weights.arrays) | {k: np.asarray(v, np.float32) for k, v in found.items()}, used
 
 
