@@ -144,7 +144,7 @@ _ADVICE = {
 def _advice(field: str, metadata: Mapping[str, Any]) -> str:
     """Remedy for a field that differs; `{stem}` stands for the path of the first kernel."""
     architecture = metadata.get("architecture")
-    stem = encoders.stem(architecture) if architecture in encoders.ENCODERS else "STEM"
+    stem = encoders.stem(architecture) if architecture in [*encoders.ENCODERS] else "STEM"
     return _ADVICE.get(field, "").replace("{stem}", stem)
 
 
