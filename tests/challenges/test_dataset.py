@@ -100,11 +100,14 @@ def test_other_schemes(tmp_path, scheme, expected):
 def test_settings_that_cannot_be(tmp_path):
     root = folders.nnunet(tmp_path, channels=2)
     for settings, expected in (
-        ({"normalisation": ("zscore", "percentile")}, "normalisation is 'percentile'; known: ct"),
+        (
+            {"normalisation": ("zscore", "percentile")},
+            "normalisation='percentile' is unknown; known: ct",
+        ),
         ({"normalisation": ("zscore",)}, "normalisation has 1 schemes; expected 2"),
         ({"spacing_mm": (1, 1, 1)}, "not resampled"),
         ({"tolerance_mm": 0}, "tolerance_mm is 0"),
-        ({"sides": "no"}, "sides is 'no'; known: auto, none"),
+        ({"sides": "no"}, "sides='no' is unknown; known: auto, none"),
         ({"patient": "("}, "no pattern"),
         ({"patient": "a.*"}, "expected a group"),
         ({"outside_root": "False"}, "outside_root is 'False'"),
