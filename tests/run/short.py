@@ -1,4 +1,4 @@
-"""`configs/brats_dxnet.py:debug` on an encoder of a few blocks, for launch.py in its own process."""
+"""`configs/brats_dxnet.py:debug` on an encoder of a few blocks, for launch.py in a new process."""
 
 import atexit
 
