@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from crossdim_jax.models import efficientnet_table, encoders
+from crossdim_jax.models import efficientnet_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,11 +85,12 @@ def layers(model: Any, shape: Sequence[int]) -> list[Layer]:
     """
     _, *spatial, c_in = shape
     spatial = tuple(spatial)
-    if model.depth_kernels or model.depth_strides or model.factorised:
+    spec = model.encoder
+    if spec.depth_kernels or spec.depth_strides or spec.factorised:
         raise ValueError("the encoder's depth options are not counted here; leave them out")
     found = [Layer("full/conv", "dense", 3, 1, c_in, model.stem_width, spatial)]
-    found += _encoder(model.encoder, model.stem_width, spatial)
-    channels = [model.stem_width, *(f.channels for f in encoders.feature_info(model.encoder))]
+    found += _encoder(spec.name, model.stem_width, spatial)
+    channels = [model.stem_width, *(f.channels for f in spec.feature_info())]
     c = channels.pop()
     sizes = [tuple(n // 2**i for n in spatial) for i in range(len(channels) + 1)]
     for level, (width, skip) in enumerate(zip(model.widths, reversed(channels), strict=True)):

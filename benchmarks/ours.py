@@ -20,7 +20,7 @@ from crossdim_jax.runtime import sharding
 from crossdim_jax.training import optim
 from crossdim_jax.training import step as train
 from crossdim_jax.training.state import TrainState
-from crossdim_jax.weights import params
+from crossdim_jax.weights.paths import flatten, unflatten
 
 TASKS = ("forward", "loss and gradient", "training step")
 
@@ -55,7 +55,7 @@ def weights(seed: int = 0, network: str = "dxnet") -> dict[str, np.ndarray]:
     net = model("lax", network=network)
     tree = jax.eval_shape(net.init, jax.random.key(0), image)["params"]
     flat = {}
-    for path, like in params.flatten(tree).items():
+    for path, like in flatten(tree).items():
         value = rng.normal(size=like.shape).astype(np.float32)
         if path.endswith("/kernel"):
             fan_in = math.prod(like.shape[:-1]) / (8 if "/up_" in path else 1)
@@ -93,16 +93,16 @@ def program_notes(executable: Any) -> dict[str, float]:
 
 def flat_params(tree: Any, prefix: str) -> dict[str, np.ndarray]:
     """A tree like the parameters as `prefix:path` -> numpy array."""
-    return {f"{prefix}:{p}": np.asarray(v) for p, v in params.flatten(tree).items()}
+    return {f"{prefix}:{p}": np.asarray(v) for p, v in flatten(tree).items()}
 
 
 def running(net: Any, shape: tuple[int, ...]) -> Any:
     """Running statistics of its batch norms as they start, mean 0 and variance 1; {} if none."""
     image = jax.ShapeDtypeStruct(shape, jnp.float32)
     stats = jax.eval_shape(net.init, jax.random.key(0), image).get("batch_stats", {})
-    flat = params.flatten(stats)
+    flat = flatten(stats)
     full = {p: jnp.full(v.shape, float(p.endswith("/var"))) for p, v in flat.items()}
-    return params.unflatten(full)
+    return unflatten(full)
 
 
 def _forward(net, variables, image, dtype, name):
@@ -191,7 +191,7 @@ def contestant(
 ) -> Contestant:
     """One of `TASKS` with our network, compiled, on a volume of its `shape`."""
     net = model(mode, dtype, network)
-    variables = jax.tree.map(jnp.asarray, params.unflatten(weights(network=network)))
+    variables = jax.tree.map(jnp.asarray, unflatten(weights(network=network)))
     image, target = (jnp.asarray(a) for a in inputs.sample(shape(network, size)))
     if task == "forward":
         return _forward(net, variables, image, dtype, mode)

@@ -4,7 +4,7 @@ Each message is complete on its own: it names the file or field, what was found,
 and what to do. `launch.py` and `weight_port` print it without a traceback and exit with status 1.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from crossdim_jax.text import shown
@@ -65,3 +65,11 @@ def lookup(what: str, name: str, table: Mapping[str, Any]) -> Any:
     """Entry of a closed table. Raises ConfigError that lists its names if it has no such one."""
     check_name(what, name, table)
     return table[name]
+
+
+def first_of(problems: Sequence[str], most: int = 5) -> str:
+    """The first few problems, a line each, and how many more there are."""
+    lines = list(problems[:most])
+    if len(problems) > most:
+        lines.append(f"and {len(problems) - most} more")
+    return "\n  ".join(lines)

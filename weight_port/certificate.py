@@ -20,9 +20,9 @@ import numpy as np
 
 from crossdim_jax.errors import CrossdimError, WeightsError
 from crossdim_jax.models import encoders
-from crossdim_jax.weights import params
-from crossdim_jax.weights.file import content_sha256, is_head
-from weight_port import forward, head, norms, records, rename, volume
+from crossdim_jax.weights.file import Weights, content_sha256
+from crossdim_jax.weights.paths import is_head
+from weight_port import families, forward, norms, records, rename, volume
 from weight_port.convert import Recipe, check_shapes, convert
 from weight_port.forward import NOT_RUN, TOLERANCE
 from weight_port.source import Source
@@ -33,7 +33,7 @@ NEEDED = ("architecture", "padding", "eps", "ndim", "in_channels", "norm", "stem
 
 
 def measure(
-    weights: params.Weights, source: Source | None = None, *, absent: str = "no source was given"
+    weights: Weights, source: Source | None = None, *, absent: str = "no source was given"
 ) -> dict[str, Any]:
     """Makes a certificate; JSON-able. See the module.
 
@@ -105,7 +105,7 @@ def reading(name: str) -> Iterator[None]:
         ) from error
 
 
-def recipe_of(weights: params.Weights) -> Recipe:
+def recipe_of(weights: Weights) -> Recipe:
     """The recipe that a weight file's record speaks of."""
     record = weights.metadata
     fields = [field.name for field in dataclasses.fields(Recipe)]
@@ -123,10 +123,11 @@ def source_sha256(source: Source) -> str:
 
     The classification head and BatchNorm's counters are left out: not every kind has them.
     """
+    of_head = families.of(source.name.architecture).of_head
     body = {
         name: np.asarray(array, np.float32)
         for name, array in source.arrays.items()
-        if not rename.of_head(name) and not name.endswith("num_batches_tracked")
+        if not of_head(name) and not rename.UNUSED.fullmatch(name)
     }
     return content_sha256(body)
 
@@ -139,7 +140,7 @@ def _not_run(reason: str) -> dict[str, str]:
 
 
 def _made(
-    weights: params.Weights, recipe: Recipe, source: Source | None, absent: str
+    weights: Weights, recipe: Recipe, source: Source | None, absent: str
 ) -> tuple[dict[str, Any], list[str]]:
     """The accounts of both sides, and whether making the file again gives the same tensors."""
     record, problems = weights.metadata, []
@@ -186,7 +187,7 @@ def _made(
 
 
 def _timm(
-    weights: params.Weights,
+    weights: Weights,
     recipe: Recipe,
     source: Source | None,
     absent: str,
@@ -245,8 +246,9 @@ def _logits(
     if expected is None or not tensors:
         whose = "source" if expected is None else "file"
         return {"logits": _not_run(f"the {whose} has no classification head")}
-    settings = head.settings(source.name.architecture)
-    found = np.asarray(head.logits(tensors, feature, eps=eps, **settings))
+    architecture = source.name.architecture
+    logits = families.of(architecture).logits
+    found = np.asarray(logits(architecture, tensors, feature, eps=eps))
     error = forward.relative_error(found, expected)
     if not error <= limit:
         problems.append(f"timm: logits differ by {error:.2g}, expected at most {limit:g}")

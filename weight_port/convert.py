@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crossdim_jax.errors import WeightsError
+from crossdim_jax.errors import WeightsError, first_of
 from crossdim_jax.models import encoders
-from crossdim_jax.weights import params
-from crossdim_jax.weights.file import is_head
+from crossdim_jax.weights.file import Weights
 from crossdim_jax.weights.gate import numbers_problem
-from weight_port import channels, inflate, norms, rename
+from crossdim_jax.weights.paths import ENCODER, flatten, is_head, select
+from weight_port import channels, families, inflate, norms, rename
 from weight_port.source import Source
 
 DEPTH_KERNEL = "depth_kernel"  # name of a factorised convolution's depth filter
@@ -108,7 +108,7 @@ class Converted:
     """An encoder's tensors and the accounts.
 
     Attributes:
-      arrays: path -> float32 array, ready for `params.save_weights`.
+      arrays: path -> float32 array, ready for `save_weights`.
       used, unused: names of source tensors.
       fresh: paths of target tensors that were not carried over: drawn, or statistics that the
         source has none of.
@@ -124,7 +124,7 @@ class Converted:
 
 def stem_path(architecture: str) -> str:
     """The weight file's path for the encoder's first kernel."""
-    return f"params/{rename.MODULE}/{encoders.stem(architecture)}"
+    return f"params/{ENCODER}/{encoders.stem(architecture)}"
 
 
 @functools.cache
@@ -144,11 +144,11 @@ def target_shapes(architecture: str, recipe: Recipe) -> dict[str, tuple[int, ...
         variables = jax.eval_shape(encoder.init, jax.random.key(0), image)
     except (TypeError, ValueError, OverflowError, KeyError) as error:
         raise WeightsError(f"{architecture} cannot be built like this: {error}") from error
-    flat = params.flatten({c: {rename.MODULE: tree} for c, tree in variables.items()})
+    flat = flatten({c: {ENCODER: tree} for c, tree in variables.items()})
     return {path: leaf.shape for path, leaf in flat.items()}
 
 
-def check_shapes(weights: params.Weights, architecture: str, recipe: Recipe) -> None:
+def check_shapes(weights: Weights, architecture: str, recipe: Recipe) -> None:
     """Raises WeightsError unless a file holds an encoder's tensors, as its record says it does.
 
     To be called before the network is run, or built of sizes that only the record speaks of. A head
@@ -162,18 +162,16 @@ def check_shapes(weights: params.Weights, architecture: str, recipe: Recipe) -> 
         if found.get(path) != targets.get(path)
     ]
     if problems:
-        more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise WeightsError(
             f"{weights.name}: does not hold the {architecture} that its record speaks of:\n  "
-            + "\n  ".join(problems[:5])
-            + f"{more}\nMake the file again with python -m weight_port."
+            f"{first_of(problems)}\nMake the file again with python -m weight_port."
         )
 
 
 def kernel_modes(recipe: Recipe, targets: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
     """Path -> inflation mode of every kernel with a window; nothing in 2D.
 
-    The patterns of `recipe.inflate_at` are those of `params.select`; they may also leave out the
+    The patterns of `recipe.inflate_at` are those of `select`; they may also leave out the
     module: `blocks_5_.*`. Where several match a kernel, the last one counts.
 
     Args:
@@ -191,13 +189,13 @@ def kernel_modes(recipe: Recipe, targets: Mapping[str, tuple[int, ...]]) -> dict
         if path.endswith("/kernel") and shape[-4:-2] != (1, 1)
     ]
     modes = dict.fromkeys(kernels, recipe.inflate)
-    prefix = f"params/{rename.MODULE}/"
+    prefix = f"params/{ENCODER}/"
     names = {path.removeprefix(prefix): path for path in kernels}
     names |= {path.removeprefix("params/"): path for path in kernels}
     for choice in recipe.inflate_at:
         pattern, mode = split_choice(choice)
         try:
-            chosen = params.select([pattern], [*names, *kernels])
+            chosen = select([pattern], [*names, *kernels])
         except WeightsError as error:
             raise WeightsError(
                 f"Inflation by pattern, {choice!r}, chooses among the kernels with a window.\n"
@@ -241,6 +239,7 @@ def convert(source: Source, recipe: Recipe) -> Converted:
     Raises:
       WeightsError: listing everything that does not fit, at once.
     """
+    family = families.of(source.name.architecture)
     targets = target_shapes(source.name.architecture, recipe)
     modes = kernel_modes(recipe, targets)
     stem = stem_path(source.name.architecture)
@@ -249,7 +248,7 @@ def convert(source: Source, recipe: Recipe) -> Converted:
     fit = _Fit(source, recipe, targets, modes, stem)
     arrays, used, unused, problems = {}, [], [], []
     for name, array in source.arrays.items():
-        path = rename.flax_path(name)
+        path = family.flax_path(name)
         head = path is not None and is_head(path)
         if rename.UNUSED.fullmatch(name) or path in drawn or (head and not keep_head):
             unused.append(name)
@@ -297,7 +296,8 @@ class _Fit:
     def __call__(self, path: str, array: np.ndarray) -> tuple[str | None, dict[str, np.ndarray]]:
         if problem := numbers_problem(path, array):
             return problem, {path: array}
-        array = rename.to_flax_layout(array, path, self.targets.get(path)).astype(np.float32)
+        family = families.of(self.source.name.architecture)
+        array = family.to_flax_layout(array, path, self.targets.get(path)).astype(np.float32)
         if path not in self.targets:  # the head has no place in the encoder
             return None, {path: array}
         shape = self.targets[path]

@@ -16,9 +16,9 @@ from crossdim_jax.errors import WeightsError
 from crossdim_jax.models import encoders
 from crossdim_jax.storage import files
 from crossdim_jax.text import say
-from crossdim_jax.weights import params
-from crossdim_jax.weights.file import is_head
-from weight_port import ours, records
+from crossdim_jax.weights.file import Weights
+from crossdim_jax.weights.paths import is_head
+from weight_port import families, ours, records
 from weight_port.convert import Recipe, check_shapes, target_shapes
 
 
@@ -45,7 +45,7 @@ def main(args: argparse.Namespace) -> int:
     write(out, tensors, str(record["id"]), str(record.get("licence")))
     model = str(record["id"]).partition(".")[0]
     channels = record["in_channels"]
-    classes = tensors["classifier.bias"].shape[0]
+    classes = tensors[f"{families.of(record['architecture']).CLASSIFIER}.bias"].shape[0]
     say(f"file     {out}\ntensors  {len(tensors)}")
     print(  # with names as Python writes them
         f"load     timm.create_model({model!r}, in_chans={channels}, num_classes={classes})"
@@ -54,7 +54,7 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def state_dict(weights: params.Weights) -> dict[str, np.ndarray]:
+def state_dict(weights: Weights) -> dict[str, np.ndarray]:
     """timm's complete state dict, by its names.
 
     Raises:
@@ -68,7 +68,8 @@ def state_dict(weights: params.Weights) -> dict[str, np.ndarray]:
             f"weight_port reestimate {weights.name} --volumes PATTERN"
         )
     head = sorted(filter(is_head, weights.arrays))
-    if not any("/classifier/" in path for path in head):
+    family = families.of(record["architecture"])
+    if f"{family.CLASSIFIER}.bias" not in map(family.torch_name, head):
         raise WeightsError(
             f"{weights.name}: holds no classification head, which timm's network has; port the "
             "weights again without --no-head (it is kept in 2D)."
@@ -84,7 +85,7 @@ def state_dict(weights: params.Weights) -> dict[str, np.ndarray]:
             f"--norm={wanted.norm}."
         )
     check_shapes(weights, record["architecture"], wanted)
-    tensors = ours.torch_arrays(weights)
+    tensors = ours.torch_arrays(weights, record["architecture"])
     # timm's BatchNorm also counts its steps; nothing reads the number.
     counters = [name for name in tensors if name.endswith(".running_mean")]
     zero = np.zeros((), np.int64)

@@ -10,9 +10,8 @@ import numpy as np
 
 from crossdim_jax.errors import WeightsError
 from crossdim_jax.models import encoders
-from crossdim_jax.weights import params
-from crossdim_jax.weights.file import is_head
-from weight_port import rename
+from crossdim_jax.weights.paths import ENCODER, is_head, unflatten
+from weight_port import families
 from weight_port.source import Source
 
 # Pixels and slices: the coarsest feature is 4 x 4, enough for a norm of its own statistics.
@@ -58,8 +57,8 @@ def features(
       image: (b, *spatial, c) float32.
       **settings: the encoder's attributes, see `attributes`.
     """
-    tree = params.unflatten({k: v for k, v in arrays.items() if not is_head(k)})
-    variables = {collection: inner[rename.MODULE] for collection, inner in tree.items()}
+    tree = unflatten({k: v for k, v in arrays.items() if not is_head(k)})
+    variables = {collection: inner[ENCODER] for collection, inner in tree.items()}
     apply = _network(architecture, tuple(sorted(settings.items())))
     with jax.default_matmul_precision("highest"):
         return [np.asarray(feature, np.float32) for feature in apply(variables, image)]
@@ -84,7 +83,8 @@ def timm_outputs(origin: Source, image: np.ndarray) -> tuple[list[np.ndarray], n
         import torch
     except ImportError as error:
         raise WeightsError(f"{error.name} is not installed") from error
-    classifier = origin.arrays.get("classifier.weight")
+    family = families.of(origin.name.architecture)
+    classifier = origin.arrays.get(f"{family.CLASSIFIER}.weight")
     options = {} if classifier is None else {"num_classes": len(classifier)}
     if not timm.is_model(origin.name.model):
         raise WeightsError(f"timm {timm.__version__} has no network {origin.name.model}")
@@ -99,10 +99,10 @@ def timm_outputs(origin: Source, image: np.ndarray) -> tuple[list[np.ndarray], n
     except RuntimeError as error:  # torch's word for names and shapes that do not fit
         reason = " ".join(str(error).split())[:200]
         raise WeightsError(f"the source does not fit timm's network: {reason}") from error
-    if body := [name for name in missing if not rename.of_head(name)]:
+    if body := [name for name in missing if not family.of_head(name)]:
         raise WeightsError(f"the source holds no {', '.join(body[:3])}")
     kept: list[Any] = []
-    for module in (model.bn1, *model.blocks):
+    for module in family.feature_modules(model):
         module.register_forward_hook(lambda _, __, out: kept.append(out))
     with torch.no_grad():
         logits = model(torch.tensor(np.moveaxis(image, -1, 1).copy()))

@@ -2,19 +2,18 @@
 
 import argparse
 import json
-import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from crossdim_jax.models import encoders
 from crossdim_jax.text import say
-from crossdim_jax.weights import params
-from crossdim_jax.weights.file import content_sha256, is_head
+from crossdim_jax.weights.file import Weights, content_sha256, load_weights
+from crossdim_jax.weights.paths import ENCODER, is_head
 from weight_port.certificate import another_version, reading
 from weight_port.forward import NOT_RUN
 
 WIDTH = 100
-_STAGE = re.compile(r"(params|batch_stats)/encoder/(blocks_\d+)_\d+/")
 # Fields of a record that are long lists, or are shown elsewhere.
 _APART = ("unused", "fresh", "versions", "certificate")
 
@@ -27,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Prints; nothing is run."""
-    weights = params.load_weights(args.file)
+    weights = load_weights(args.file)
     if args.json:
         print(json.dumps(weights.metadata, indent=1, sort_keys=True))
     else:
@@ -35,7 +34,7 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def lines(weights: params.Weights) -> list[str]:
+def lines(weights: Weights) -> list[str]:
     """The whole table, at most `WIDTH` characters wide."""
     record = weights.metadata
     certificate = record.get("certificate")
@@ -91,13 +90,16 @@ def _section(title: str, rows: Sequence[tuple[str, str]]) -> list[str]:
     return found
 
 
-def _tensors(weights: params.Weights) -> list[str]:
+def _tensors(weights: Weights) -> list[str]:
     """A line per stage: tensors, values, windows of its kernels."""
     stages: dict[str, list[str]] = {}
+    architecture = weights.metadata.get("architecture")
+    known = architecture in encoders.ENCODERS
     for path in weights.arrays:
-        match = _STAGE.match(path)
-        head = is_head(path)
-        stages.setdefault("head" if head else match[2] if match else "stem", []).append(path)
+        inside = path.partition(f"/{ENCODER}/")[2]
+        stage = encoders.stage(architecture, inside) if known else None
+        name = "head" if is_head(path) else stage[0] if stage else "stem"
+        stages.setdefault(name, []).append(path)
     order = sorted(stages, key=lambda s: (s == "head", s != "stem", len(s), s))
     found = [f"{'tensors':<12}  {'stage':<12} {'tensors':>7} {'values':>12}  windows"]
     for stage in order:

@@ -1,8 +1,8 @@
 """timm's names of the networks that can be ported, and what each name says.
 
 A name is a model and, after a dot, the tag of a training run: `tf_efficientnet_b0.ns_jft_in1k`.
-What weights depend on besides their tensors' shapes, the padding convention and BatchNorm's eps, is
-the model's: those with `tf_` were trained in TensorFlow.
+What weights depend on besides their tensors' shapes, the padding convention and the norms' eps, is
+the model's; `families` know it.
 """
 
 import dataclasses
@@ -10,24 +10,9 @@ import re
 from typing import Any
 
 from crossdim_jax.errors import WeightsError
-from crossdim_jax.models import efficientnet_table, encoders
-
-# Padding and eps. TensorFlow-trained networks, ported by timm, keep their framework's ways.
-TENSORFLOW, PYTORCH = ("same", 1e-3), ("symmetric", 1e-5)
-
-# Architectures that timm has under both names, then those only with `tf_`; the rest only without.
-_BOTH = re.compile(
-    r"efficientnet_(b[0-8]|l2|lite[0-4]|e[sml]|cc_b0_[48]e|cc_b1_8e)|efficientnetv2_(s|m|l|xl)"
-)
-_ONLY_TF = re.compile(r"efficientnetv2_b[0-3]")
-# Pruned from TensorFlow-trained networks, though their names do not say so.
-_TENSORFLOW_ALL_THE_SAME = re.compile(r"efficientnet_b[123]_pruned")
-
-# EfficientNets by name that are not here, and why.
-LEFT_OUT = {
-    r"gc_efficientnetv2_rw_t": "its gates are global context blocks, not squeeze-and-excitation",
-    r"test_efficientnet(_\w+)?": "it is a fixture of timm's own tests",
-}
+from crossdim_jax.models import encoders
+from weight_port import families
+from weight_port.families import FAMILIES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +22,7 @@ class Name:
     Attributes:
       timm: the name as given, "tf_efficientnet_b0.ns_jft_in1k".
       model: without the tag of the training run, "tf_efficientnet_b0".
-      architecture: ours, "efficientnet_b0": the two families differ in no tensor.
+      architecture: ours, "efficientnet_b0".
       padding: "same" or "symmetric".
       eps: of the norms.
     """
@@ -76,20 +61,6 @@ class Row:
     licences: dict[str, str] | None = None
 
 
-def models(architecture: str) -> tuple[str, ...]:
-    """timm's names for an architecture, without tags: with `tf_` first."""
-    tf = f"tf_{architecture}"
-    if _BOTH.fullmatch(architecture):
-        return (tf, architecture)
-    return (tf,) if _ONLY_TF.fullmatch(architecture) else (architecture,)
-
-
-def convention(model: str) -> tuple[str, float]:
-    """Padding and eps of the weights timm has under a model's name."""
-    tensorflow = model.startswith("tf_") or _TENSORFLOW_ALL_THE_SAME.fullmatch(model)
-    return TENSORFLOW if tensorflow else PYTORCH
-
-
 def parse_name(name: str) -> Name:
     """Reads a timm name, with or without tag.
 
@@ -97,22 +68,31 @@ def parse_name(name: str) -> Name:
       WeightsError: another family, saying why if it is left out, and listing the supported ones.
     """
     model, dot, tag = name.partition(".")
-    architecture = model.removeprefix("tf_")
-    if architecture in encoders.ENCODERS and model in models(architecture) and (tag or not dot):
-        return Name(name, model, architecture, *convention(model))
+    near = {a for f in FAMILIES.values() if (a := f.architecture_of(model)) in encoders.ENCODERS}
+    for architecture in near if tag or not dot else ():
+        family = families.of(architecture)
+        if model in family.models(architecture):
+            return Name(name, model, architecture, *family.convention(model))
     reason = left_out(model)
-    if reason is None and architecture in encoders.ENCODERS and (tag or not dot):
-        reason = f"timm knows it as {' and '.join(models(architecture))}"
-    known = [models(a)[-1] if len(models(a)) == 1 else f"[tf_]{a}" for a in encoders.ENCODERS]
+    if reason is None and near and (tag or not dot):
+        known = (m for a in near for m in families.of(a).models(a))
+        reason = f"timm knows it as {' and '.join(known)}"
+    labels = [families.of(architecture).label(architecture) for architecture in encoders.ENCODERS]
     raise WeightsError(
         f"{name!r}: not a supported timm name{f' ({reason})' if reason else ''}. Supported, with "
-        f"any tag: {', '.join(known)}. For more of each: python -m weight_port list"
+        f"any tag: {', '.join(labels)}. For more of each: python -m weight_port list"
     )
 
 
+def all_left_out() -> dict[str, str]:
+    """timm's names that are not supported though their family is, as patterns, and why."""
+    return {name: why for family in FAMILIES.values() for name, why in family.LEFT_OUT.items()}
+
+
 def left_out(model: str) -> str | None:
-    """Why an EfficientNet of timm's is not supported; None for all others."""
-    return next((why for pattern, why in LEFT_OUT.items() if re.fullmatch(pattern, model)), None)
+    """Reason why a model of timm's is not supported though its family is; None for all others."""
+    reasons = all_left_out().items()
+    return next((why for pattern, why in reasons if re.fullmatch(pattern, model)), None)
 
 
 def supported(*, ask_timm: bool = False) -> list[Row]:
@@ -126,15 +106,17 @@ def supported(*, ask_timm: bool = False) -> list[Row]:
       WeightsError: timm is to be asked and is not installed.
     """
     rows = []
-    for architecture, variant in efficientnet_table.VARIANTS.items():
-        names = models(architecture)
+    for architecture in encoders.ENCODERS:
+        family = families.of(architecture)
+        names = family.models(architecture)
+        parameters, resolution = family.size(architecture)
         row = Row(
             architecture=architecture,
             models=names,
-            paddings={name: convention(name)[0] for name in names},
+            paddings={name: family.convention(name)[0] for name in names},
             norm=encoders.norm(architecture),
-            parameters=efficientnet_table.parameters(variant),
-            resolution=efficientnet_table.network(variant).resolution,
+            parameters=parameters,
+            resolution=resolution,
             channels=tuple(feature.channels for feature in encoders.feature_info(architecture)),
         )
         rows.append(dataclasses.replace(row, **_pretrained(names)) if ask_timm else row)

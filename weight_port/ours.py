@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 
 from crossdim_jax.errors import WeightsError
-from crossdim_jax.weights import params
-from weight_port import records, rename
+from crossdim_jax.weights.file import Weights, load_weights
+from weight_port import families, records
 from weight_port.source import Source, parse_name, sha256
 
 # Fields of a record that say where its weights come from: they stay what they were.
 ORIGIN = ("source", "id", "url", "file", "sha256", "licence")
 
 
-def read_2d(path: str | Path, purpose: str) -> params.Weights:
+def read_2d(path: str | Path, purpose: str) -> Weights:
     """A weight file, if it is a 2D one.
 
     Args:
@@ -24,7 +24,7 @@ def read_2d(path: str | Path, purpose: str) -> params.Weights:
     Raises:
       WeightsError: it cannot be read, or holds 3D weights.
     """
-    weights = params.load_weights(path)
+    weights = load_weights(path)
     ndim, name = (weights.metadata.get(field) for field in ("ndim", "id"))
     if ndim != 2:
         raise WeightsError(
@@ -34,28 +34,32 @@ def read_2d(path: str | Path, purpose: str) -> params.Weights:
     return weights
 
 
-def torch_arrays(weights: params.Weights) -> dict[str, np.ndarray]:
+def torch_arrays(weights: Weights, architecture: str) -> dict[str, np.ndarray]:
     """timm's names -> arrays in PyTorch's layout: the inverse of a 2D port.
+
+    Args:
+      weights: from `read_2d`.
+      architecture: whose tensors they are, a key of `encoders.ENCODERS`.
 
     Raises:
       WeightsError: a path that no tensor of timm's has.
     """
-    found, strange = {}, []
+    family, found, strange = families.of(architecture), {}, []
     for path, array in weights.arrays.items():
-        name = rename.torch_name(path)
+        name = family.torch_name(path)
         if name is None:
             strange.append(path)
         else:
-            found[name] = rename.to_torch_layout(array, path)
+            found[name] = family.to_torch_layout(array, path)
     if strange:
         raise WeightsError(
-            f"{weights.name}: found {', '.join(strange[:5])}, which no EfficientNet of timm has; "
+            f"{weights.name}: found {', '.join(strange[:5])}, which no {architecture} of timm has; "
             "expected an encoder's tensors."
         )
     return found
 
 
-def as_source(weights: params.Weights) -> Source:
+def as_source(weights: Weights) -> Source:
     """The weights as `convert` takes them, with the record of their own source.
 
     Args:
@@ -72,4 +76,4 @@ def as_source(weights: params.Weights) -> Source:
     origin["in_channels"] = record["in_channels"]
     if path is not None:
         origin["by_way_of"] = {"file": path.name, "sha256": sha256(path)}
-    return Source(name, torch_arrays(weights), origin)
+    return Source(name, torch_arrays(weights, name.architecture), origin)

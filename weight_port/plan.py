@@ -14,7 +14,10 @@ from crossdim_jax import models
 from crossdim_jax.errors import ConfigError, WeightsError
 from crossdim_jax.run import config as config_lib
 from crossdim_jax.run import config_gate
-from crossdim_jax.weights import params
+from crossdim_jax.weights.file import Weights, load_weights
+from crossdim_jax.weights.merge import claims, encoder_path, merge, requirements
+from crossdim_jax.weights.paths import ENCODER
+from crossdim_jax.weights.record import check_fit, describe
 from weight_port import norms
 from weight_port.convert import Recipe, kernel_modes, target_shapes
 from weight_port.source import parse_name
@@ -36,11 +39,11 @@ class Plan:
       out: the file to write.
       config: the flags with which launch.py loads the result; None if said by hand.
       variables: of the config's network, abstract; None if said by hand.
-      expected: what that network needs and its config says, see `params.requirements`.
+      expected: what that network needs and its config says, see `requirements`.
       ignore: fields of `expected` that may differ.
-      skip: patterns for `params.merge`.
+      skip: patterns for `merge`.
       reestimate: patches on which training will measure running statistics anew.
-      encoder: where the network keeps its encoder, see `params.merge`.
+      encoder: where the network keeps its encoder, see `merge`.
     """
 
     name: str
@@ -52,7 +55,7 @@ class Plan:
     ignore: Sequence[str] = ()
     skip: Sequence[str] = ()
     reestimate: int = 0
-    encoder: str = params.ENCODER
+    encoder: str = ENCODER
 
     def check_recipe(self) -> None:
         """Raises WeightsError if the encoder or a kernel cannot be made so; needs no weights."""
@@ -60,30 +63,28 @@ class Plan:
         norms.check_source(self.recipe.norm, architecture, self.recipe.statistics)
         kernel_modes(self.recipe, target_shapes(architecture, self.recipe))
 
-    def check(self, weights: params.Weights) -> None:
+    def check(self, weights: Weights) -> None:
         """Does what training will do with the weights; raises WeightsError if it would fail."""
         if self.expected is not None:
             name = f"{self.name} (config.weights.source)"
             self._compare(weights.metadata, name)
-            params.merge(self.variables, weights, skip=self.skip, encoder=self.encoder)
+            merge(self.variables, weights, skip=self.skip, encoder=self.encoder)
 
     def _compare(self, record: Mapping[str, Any], name: str) -> None:
-        params.check(
-            record, self.expected, name=name, ignore=self.ignore, reestimate=self.reestimate
-        )
+        check_fit(record, self.expected, name=name, ignore=self.ignore, reestimate=self.reestimate)
 
     def refuse_existing(self) -> None:
         """Raises WeightsError if the file is there, saying what it holds."""
         if not self.out.exists():
             return
         try:
-            held = params.load_weights(self.out)
+            held = load_weights(self.out)
         except WeightsError as error:
             raise WeightsError(
                 f"{self.out} exists and is not a weight file that can be read; replace it with "
                 f"--overwrite, or choose another name.\n  {error}"
             ) from error
-        lines = [f"{self.out} exists and holds", f"  {params.describe(held.metadata)}"]
+        lines = [f"{self.out} exists and holds", f"  {describe(held.metadata)}"]
         if self.expected is None:
             lines.append("Replace it with --overwrite, or choose --out=PATH.")
             raise WeightsError("\n".join(lines))
@@ -150,7 +151,7 @@ def from_config(
     Reads `config.model` (the network and its attributes), the rank of `config.data.patch`, and
     `config.weights`: source (a timm name), inflate, stem, file; optionally inflate_at (strings
     "PATTERN=MODE"), reestimate (patches on which statistics are measured anew), skip (patterns for
-    `params.merge`) and ignore (fields that may differ from the weights' record, such as
+    `merge`) and ignore (fields that may differ from the weights' record, such as
     "padding").
 
     Args:
@@ -186,7 +187,7 @@ def from_config(
         variables = jax.eval_shape(model.init, jax.random.key(0), image)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{path}: config.model: {error}") from error
-    needs = params.requirements(model, variables)
+    needs = requirements(model, variables)
     recipe = _recipe(model, needs, weights, seed=seed, head=head)
     target = by_hand(weights.source, recipe, out or weights.file, random=random).out
     flags = [f"--config={path}", *overrides]
@@ -200,20 +201,19 @@ def from_config(
         target,
         config=shlex.join(flags),
         variables=variables,
-        expected=needs | params.claims(weights),
+        expected=needs | claims(weights),
         ignore=tuple(weights.get("ignore") or ()),
         skip=tuple(weights.get("skip") or ()),
         reestimate=weights.get("reestimate") or 0,
-        encoder=params.encoder_path(model),
+        encoder=encoder_path(model),
     )
 
 
 def _recipe(
     model: Any, needs: Mapping[str, Any], weights: Mapping[str, Any], *, seed: int, head: bool
 ) -> Recipe:
-    """What a network and `config.weights` ask for; `needs` are its `params.requirements`."""
+    """What a network and `config.weights` ask for; `needs` are its `requirements`."""
     deep = needs["ndim"] == 3
-    depth_kernels = getattr(model, "depth_kernels", None) if deep else None
     return Recipe(
         ndim=needs["ndim"],
         in_channels=needs["in_channels"],
@@ -221,8 +221,8 @@ def _recipe(
         inflate=(weights["inflate"] or None) if deep else None,
         stem=weights["stem"],
         seed=seed,
-        depth_kernels=depth_kernels,
-        factorised=deep and bool(getattr(model, "factorised", False)),
+        depth_kernels=model.encoder.depth_kernels if deep else None,
+        factorised=deep and model.encoder.factorised,
         inflate_at=tuple(weights.get("inflate_at") or ()) if deep else (),
         statistics="reestimate" if weights.get("reestimate") else "carry",
         head=head,

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from crossdim_jax.errors import DataError, WeightsError
+from crossdim_jax.errors import DataError, WeightsError, first_of
 from crossdim_jax.storage.reading import read_bytes
 
 NESTED_UNDER = ("state_dict", "model", "model_state")
@@ -120,10 +120,8 @@ def _check_tensors(torch: Any, path: Path, tensors: Mapping[str, Any], size: int
     found = [f"{name[:120]!r} {problem}" for name, problem in problems.items() if problem]
     if found:
         raise WeightsError(
-            f"{path}: {len(found)} tensors cannot be ported:\n  "
-            + "\n  ".join(found[:5])
-            + ("\n  ..." if len(found) > 5 else "")
-            + "\nSave a state dict of plain tensors in float32 or float16."
+            f"{path}: {len(found)} tensors cannot be ported:\n  {first_of(found)}\n"
+            "Save a state dict of plain tensors in float32 or float16."
         )
     total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     if total > SHARED * size:

@@ -12,7 +12,8 @@ from typing import Any
 from crossdim_jax.errors import CrossdimError, WeightsError
 from crossdim_jax.storage import files
 from crossdim_jax.text import say
-from crossdim_jax.weights import params
+from crossdim_jax.weights.file import Weights, load_weights, save_weights
+from crossdim_jax.weights.record import describe
 from weight_port import inspect, ours, records, source
 from weight_port.certificate import another_version, measure, reading, source_sha256
 from weight_port.forward import NOT_RUN, TOLERANCE
@@ -47,7 +48,7 @@ def certify(
     """Makes a weight file's certificate and writes it into the file's record and beside the file.
 
     Args:
-      path: a file that `params.save_weights` wrote.
+      path: a file that `save_weights` wrote.
       source: what it was made of; without it, what needs it is recorded as not run.
       absent: why there is no source.
 
@@ -58,10 +59,10 @@ def certify(
       WeightsError: the file does not do what its recipe promises; the certificate, which names
         the broken promises, is written all the same.
     """
-    weights = params.load_weights(path)
+    weights = load_weights(path)
     made = measure(weights, source, absent=absent)
     text = json.dumps(made, indent=1, sort_keys=True, allow_nan=False)
-    params.save_weights(path, weights.arrays, {**weights.metadata, "certificate": made})
+    save_weights(path, weights.arrays, {**weights.metadata, "certificate": made})
     with files.writing(certificate_path(path), "the certificate", kind=WeightsError):
         files.write_text(certificate_path(path), text + "\n")
     if made["problems"]:
@@ -176,7 +177,7 @@ def beside(path: str | os.PathLike, stored: Mapping[str, Any]) -> list[str]:
 
 
 def find_source(
-    weights: params.Weights, *, checkpoint: str | None = None, file: str | None = None
+    weights: Weights, *, checkpoint: str | None = None, file: str | None = None
 ) -> tuple[Source | None, str]:
     """What a weight file was made of, or None and why it is not there. No network is asked.
 
@@ -237,7 +238,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Runs the file against its source; 0 if it keeps its promises and its certificate."""
-    weights = params.load_weights(args.file)
+    weights = load_weights(args.file)
     origin, absent = find_source(weights, checkpoint=args.checkpoint, file=args.source)
     if args.write:
         stored = now = certify(args.file, source=origin, absent=absent)
@@ -256,7 +257,7 @@ def main(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"file": args.file, "departures": found, "found": now}, indent=1))
     else:
-        say("\n".join([params.describe(weights.metadata), *inspect.certificate_lines(now)]))
+        say("\n".join([describe(weights.metadata), *inspect.certificate_lines(now)]))
         if found:
             say(f"\n{args.file} departs from what it should be:")
             say("\n".join(f"  {departure}" for departure in found))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from crossdim_jax.errors import CrossdimError
-from crossdim_jax.weights import params
+from crossdim_jax.weights.file import Weights
 from weight_port import forward, inflate, norms
 from weight_port.convert import Recipe, convert, kernel_modes, stem_path, target_shapes
 from weight_port.forward import NOT_RUN
@@ -71,7 +71,7 @@ def _adds_up(mode: str, depth: int) -> bool:
 
 
 def compare(
-    weights: params.Weights,
+    weights: Weights,
     recipe: Recipe,
     source: Source | None,
     absent: str,
@@ -180,7 +180,7 @@ def _taps(path: str, arrays: Mapping[str, np.ndarray]) -> int:
 
 
 def _reference(
-    weights: params.Weights,
+    weights: Weights,
     recipe: Recipe,
     source: Source | None,
     absent: str,
@@ -218,7 +218,7 @@ def _reference(
 class _Runs:
     """Runs the file's encoder, and its 2D counterpart."""
 
-    weights: params.Weights
+    weights: Weights
 
     def flat(self, arrays: Mapping[str, np.ndarray], image: np.ndarray) -> list[np.ndarray]:
         """Features (b, 1, h, w, c) of the 2D network with these tensors."""

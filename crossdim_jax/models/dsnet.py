@@ -10,6 +10,7 @@ from crossdim_jax.errors import lookup
 from crossdim_jax.models import omnianet
 from crossdim_jax.models.conv import Conv, Depth, DepthUpConv
 from crossdim_jax.models.decoder import SkipDecoder
+from crossdim_jax.models.encoders import EncoderSpec, split_spec
 from crossdim_jax.models.layers import (
     ConvNormAct,
     fold_slices,
@@ -37,9 +38,7 @@ class DSNet(nn.Module):
 
     Attributes:
       out_channels: logits per voxel; 3 for the regions WT, TC, ET.
-      encoder: of the 2D network, a key of `encoders.ENCODERS`.
-      norm: of the 2D network, see `OmniaNet`. The 3D parts have InstanceNorm.
-      padding, encoder_eps, drop_path_rate: of the 2D network's encoder.
+      encoder: of the 2D network, see `OmniaNet`. The 3D parts have InstanceNorm.
       upsample: "nearest": pixels and slices are repeated, and a level of the 3D decoder has two
         convolutions; "transposed": transposed convolutions in the plane and along depth, and one.
       activation: of the 2D network's decoder.
@@ -53,11 +52,7 @@ class DSNet(nn.Module):
     encoder_path: ClassVar[str] = "net2d/encoder"  # of its parameters
 
     out_channels: int = 3
-    encoder: str = "efficientnet_b0"
-    norm: str = "batch"
-    padding: str = "same"
-    encoder_eps: float = 1e-3
-    drop_path_rate: float = 0.2
+    encoder: EncoderSpec = EncoderSpec()
     upsample: str = "nearest"
     activation: str = "relu"
     affine: bool = True
@@ -75,7 +70,8 @@ class DSNet(nn.Module):
                 f"DS-Net brings the depth to exactly {SLICES} slices, so it must be {fits}, found "
                 f"{spatial[0]} of {tuple(spatial)}"
             )
-        require_multiple(spatial[1:], (32, 32), "DS-Net, in the plane,")
+        plane = self.encoder.feature_info()[-1].reduction
+        require_multiple(spatial[1:], (plane, plane), "DS-Net, in the plane,")
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool = False) -> jax.Array:
@@ -106,10 +102,6 @@ class DSNet(nn.Module):
         net2d = omnianet.OmniaNet(
             SLICES,
             self.encoder,
-            self.norm,
-            self.padding,
-            self.encoder_eps,
-            self.drop_path_rate,
             stem_width=0,
             upsample=self.upsample,
             activation=self.activation,
@@ -165,6 +157,7 @@ def build(*, variant: str = "paper", **kwargs: Any) -> DSNet:
         unknown.
     """
     given = {k: v for k, v in kwargs.items() if v is not None}
-    model = DSNet(**(lookup("variant", variant, VARIANTS) | given))
+    spec, own = split_spec(lookup("variant", variant, VARIANTS) | given)
+    model = DSNet(encoder=spec, **own)
     omnianet.check(model)
     return model

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from crossdim_jax.errors import lookup
-from crossdim_jax.models import encoders
 from crossdim_jax.models.conv import Conv
 from crossdim_jax.models.decoder import SkipDecoder
-from crossdim_jax.models.layers import ConvNormAct, check_norm, require_multiple
-from crossdim_jax.ops import choose, explicit_padding
+from crossdim_jax.models.encoders import EncoderSpec, split_spec
+from crossdim_jax.models.layers import ConvNormAct, require_multiple
+from crossdim_jax.ops import choose
 
 
 class DXNet(nn.Module):
@@ -25,14 +25,9 @@ class DXNet(nn.Module):
 
     Attributes:
       out_channels: logits per voxel; 3 for the regions WT, TC, ET.
-      encoder: a key of `encoders.ENCODERS`.
-      norm: "instance" (the paper), "batch" (the released code), "group", or "frozen": BatchNorm
-        everywhere, that of the encoder with its running statistics always. The rest of the network
-        starts from random weights, for which there are no statistics to keep.
-      padding, encoder_eps: the convention of the encoder's weights, see `EfficientNet`.
-      drop_path_rate: stochastic depth of the encoder.
-      depth_kernels, depth_strides, depth_padding, factorised: the encoder's ways along depth, see
-        `EfficientNet`. Depth strides are 1 or 2; the decoder undoes those there are.
+      encoder: the encoder. Its norm is the whole network's: "instance" (the paper), "batch" (the
+        released code), "group", or "frozen": BatchNorm everywhere, that of the encoder with its
+        running statistics always. Depth strides are 1 or 2; the decoder undoes those there are.
       stem_width: channels of the full-resolution block.
       widths: channels of the decoder's levels, coarsest first.
       dtype: compute dtype, e.g. "bfloat16"; parameters and logits are float32.
@@ -44,15 +39,7 @@ class DXNet(nn.Module):
     encoder_path: ClassVar[str] = "encoder"  # of its parameters
 
     out_channels: int = 3
-    encoder: str = "efficientnet_b0"
-    norm: str = "instance"
-    padding: str = "same"
-    encoder_eps: float = 1e-3
-    drop_path_rate: float = 0.2
-    depth_kernels: int | tuple[int, ...] | None = None
-    depth_strides: int | tuple[int, ...] | None = None
-    depth_padding: str = "zero"
-    factorised: bool = False
+    encoder: EncoderSpec = EncoderSpec(norm="instance")
     stem_width: int = 16
     widths: Sequence[int] = (256, 128, 64, 32, 16)
     dtype: Any = jnp.float32
@@ -60,8 +47,8 @@ class DXNet(nn.Module):
 
     def divisors(self, nd: int) -> tuple[int, ...]:
         """What the size along each of nd axes must be a multiple of."""
-        depth = encoders.depth_reductions(self.encoder, self.depth_strides)[-1]
-        return (depth, 32, 32) if nd == 3 else (32,) * nd
+        plane = self.encoder.feature_info()[-1].reduction
+        return (self.encoder.depth_reductions()[-1], plane, plane) if nd == 3 else (plane,) * nd
 
     def check_size(self, spatial: Sequence[int]) -> None:
         """Raises ValueError, with a size that fits, unless the network can take this one."""
@@ -72,24 +59,11 @@ class DXNet(nn.Module):
         self.check_size(image.shape[1:-1])
         dtype = jnp.dtype(self.dtype)
         shared = {"dtype": dtype, "ops_mode": self.ops}
-        fresh_norm = "batch" if self.norm == "frozen" else self.norm
-        full = ConvNormAct(self.stem_width, norm=fresh_norm, name="full", **shared)
+        norm = self.encoder.fresh_norm
+        full = ConvNormAct(self.stem_width, norm=norm, name="full", **shared)
         x = full(image.astype(dtype), train=train)
-        encoder = encoders.build(
-            self.encoder,
-            norm=self.norm,
-            padding=self.padding,
-            eps=self.encoder_eps,
-            drop_path_rate=self.drop_path_rate,
-            depth_kernels=self.depth_kernels,
-            depth_strides=self.depth_strides,
-            depth_padding=self.depth_padding,
-            factorised=self.factorised,
-            name="encoder",
-            **shared,
-        )
-        features = encoder(x, train=train)
-        decoder = SkipDecoder(tuple(self.widths), norm=fresh_norm, name="decoder", **shared)
+        features = self.encoder.build(name="encoder", **shared)(x, train=train)
+        decoder = SkipDecoder(tuple(self.widths), norm=norm, name="decoder", **shared)
         x = decoder([x, *features], train=train)
         logits = Conv(self.out_channels, use_bias=True, name="head", **shared)(x)
         return logits.astype(jnp.float32)
@@ -122,26 +96,15 @@ def build(*, variant: str = "paper", **kwargs: Any) -> DXNet:
         do not fit the encoder.
     """
     given = {k: v for k, v in kwargs.items() if v is not None}
-    for name in ("depth_kernels", "depth_strides"):
-        if not isinstance(given.get(name, 1), int):
-            given[name] = tuple(given[name])  # a list could not be an attribute
-    model = DXNet(**(lookup("variant", variant, VARIANTS) | given))
-    # Here rather than when it is traced: the message should come before any data is read.
-    encoders.check(model.encoder)
-    check_norm(model.norm)
-    explicit_padding((), (), (), model.padding)
+    spec, own = split_spec(lookup("variant", variant, VARIANTS) | given, deep=True)
+    model = DXNet(encoder=spec, **own)
+    spec.check()
     choose(model.ops)
     jnp.dtype(model.dtype)
-    encoders.build(
-        model.encoder,
-        depth_kernels=model.depth_kernels,
-        depth_strides=model.depth_strides,
-        depth_padding=model.depth_padding,
-    ).depths()
-    reductions = (1, *encoders.depth_reductions(model.encoder, model.depth_strides))
+    reductions = (1, *spec.depth_reductions())
     if any(b // a > 2 for a, b in zip(reductions, reductions[1:], strict=False)):
         raise ValueError(
-            f"depth_strides={model.depth_strides} reduce depth by {reductions[1:]} at the five "
-            "features, but the decoder at most doubles between two of them"
+            f"depth_strides={spec.depth_strides} reduce depth by {reductions[1:]} at the features, "
+            "but the decoder at most doubles between two of them"
         )
     return model

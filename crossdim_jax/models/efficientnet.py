@@ -4,24 +4,19 @@ The networks are rows of `efficientnet_table`; parameter names follow timm, so t
 is renaming.
 """
 
+import functools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from crossdim_jax.models.conv import Blur, Conv, Depth, check_depth_padding
-from crossdim_jax.models.efficientnet_table import Block, network
+from crossdim_jax.models.efficientnet_table import ROWS, VARIANTS, Block, network
+from crossdim_jax.models.family import Encoder, Feature
 from crossdim_jax.models.layers import DropPath, Norm, SqueezeExcite
-
-
-class Feature(NamedTuple):
-    """What a decoder may know of one encoder output."""
-
-    channels: int
-    reduction: int
 
 
 def feature_info(variant: str) -> tuple[Feature, ...]:
@@ -274,3 +269,19 @@ class EfficientNet(nn.Module):
             if s in net.features:
                 features.append(x)
         return features
+
+
+def encoder(variant: str) -> Encoder:
+    """Row of a variant, a key of `efficientnet_table.ROWS`."""
+    return Encoder(
+        family="efficientnet",
+        build=functools.partial(EfficientNet, variant=variant),
+        stem="conv_stem/kernel",
+        norm=ROWS[variant].norm,
+        info=functools.partial(feature_info, variant),
+        depth_reductions=functools.partial(depth_reductions, variant),
+        stage=r"(blocks_(\d+))_\d+/",
+    )
+
+
+ENCODERS = {name: encoder(variant) for name, variant in VARIANTS.items()}

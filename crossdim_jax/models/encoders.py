@@ -1,85 +1,162 @@
 """The encoders a network can be built on.
 
 A network asks its encoder for its features, by calling it, and before that for their channels and
-reductions. Adding an encoder is adding a file and a row to `ENCODERS`.
+reductions. Adding a family of encoders is adding a file and naming it in `FAMILIES`.
 """
 
-import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 
-from crossdim_jax.errors import check_name
-from crossdim_jax.models import efficientnet, efficientnet_table
+from crossdim_jax.errors import lookup
+from crossdim_jax.models import efficientnet
+from crossdim_jax.models.family import Encoder, Feature
+from crossdim_jax.models.layers import check_norm
+from crossdim_jax.ops import explicit_padding
 
-
-class Encoder(NamedTuple):
-    """A row of `ENCODERS`.
-
-    Attributes:
-      build: makes the module; its method `depths()` raises ValueError if its depth options do not
-        fit it.
-      stem: path of its first kernel, (*k, in, out); its shape tells the rank and the input
-        channels, and porting adapts it to them.
-      norm: the norm that its weights are made for, "batch" or "group".
-      info: gives its `Feature`s.
-      depth_reductions: `depth_strides` -> by how much each feature is reduced along depth.
-    """
-
-    build: Callable[..., nn.Module]
-    stem: str
-    norm: str
-    info: Callable[[], tuple[efficientnet.Feature, ...]]
-    depth_reductions: Callable[..., tuple[int, ...]]
-
-
+FAMILIES = (efficientnet,)
 ENCODERS: dict[str, Encoder] = {
-    architecture: Encoder(
-        functools.partial(efficientnet.EfficientNet, variant=variant),
-        "conv_stem/kernel",
-        efficientnet_table.ROWS[variant].norm,
-        functools.partial(efficientnet.feature_info, variant),
-        functools.partial(efficientnet.depth_reductions, variant),
-    )
-    for architecture, variant in efficientnet_table.VARIANTS.items()
+    name: row for family in FAMILIES for name, row in family.ENCODERS.items()
 }
 
 
-def check(encoder: str) -> None:
-    """Raises ValueError, listing the known encoders, unless this is one."""
-    check_name("encoder", encoder, ENCODERS)
+def row(encoder: str) -> Encoder:
+    """Row of that name. Raises ConfigError listing the known ones if there is none."""
+    return lookup("encoder", encoder, ENCODERS)
 
 
 def build(encoder: str, /, **kwargs: Any) -> nn.Module:
-    """The encoder module of that name; an unknown name is a ValueError listing the known ones."""
-    check(encoder)
-    return ENCODERS[encoder].build(**kwargs)
+    """Encoder module of that name."""
+    return row(encoder).build(**kwargs)
 
 
 def stem(encoder: str) -> str:
-    """The path of its first kernel within the encoder; an unknown name is a ValueError."""
-    check(encoder)
-    return ENCODERS[encoder].stem
+    """Path of its first kernel within the encoder."""
+    return row(encoder).stem
 
 
 def norm(encoder: str) -> str:
-    """The norm that its weights are made for; an unknown name is a ValueError."""
-    check(encoder)
-    return ENCODERS[encoder].norm
+    """Norm that its weights are made for."""
+    return row(encoder).norm
 
 
-def feature_info(encoder: str) -> tuple[efficientnet.Feature, ...]:
-    """Channels and reduction of its features, finest first; an unknown name is a ValueError."""
-    check(encoder)
-    return ENCODERS[encoder].info()
+def stage(encoder: str, path: str) -> tuple[str, int] | None:
+    """Name and number of the stage that a parameter is in; None if it is in none.
+
+    Args:
+      encoder: a key of `ENCODERS`.
+      path: of the parameter within the encoder.
+    """
+    match = re.match(row(encoder).stage, path)
+    return (match[1], int(match[2])) if match else None
+
+
+def feature_info(encoder: str) -> tuple[Feature, ...]:
+    """Channels and reduction of its features, finest first."""
+    return row(encoder).info()
 
 
 def depth_reductions(encoder: str, strides: int | Sequence[int] | None = None) -> tuple[int, ...]:
-    """By how much each feature is reduced along depth with those `depth_strides`.
+    """Reduction of each feature along depth with those `depth_strides`.
 
     Raises:
       ValueError: the name is unknown, or the strides do not fit it.
     """
-    check(encoder)
-    return ENCODERS[encoder].depth_reductions(strides)
+    return row(encoder).depth_reductions(strides)
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderSpec:
+    """An encoder as a network has it: which one, its weights' conventions, its ways along depth.
+
+    Attributes:
+      name: a key of `ENCODERS`.
+      norm: one of `layers.NORMS`.
+      padding: "same" for TensorFlow-trained weights, "symmetric" for PyTorch-trained ones; the two
+        are not interchangeable at stride 2.
+      eps: of the norms; 1e-3 for TensorFlow-trained weights, 1e-5 for PyTorch-trained ones.
+      drop_path_rate: stochastic depth of the last block.
+      depth_kernels: taps along depth of every kernel with a window: None: as many as in the plane;
+        a number, or one for each stage, the stem first.
+      depth_strides: strides along depth: None: those of the plane; a number, which takes their
+        place, or one for each stage, the stem first.
+      depth_padding: "zero", "edge" or "reflect" beyond the first and the last slice.
+      factorised: whether depthwise convolutions are one in the plane, then a filter along depth.
+    """
+
+    name: str = "efficientnet_b0"
+    norm: str = "batch"
+    padding: str = "same"
+    eps: float = 1e-3
+    drop_path_rate: float = 0.2
+    depth_kernels: int | tuple[int, ...] | None = None
+    depth_strides: int | tuple[int, ...] | None = None
+    depth_padding: str = "zero"
+    factorised: bool = False
+
+    @property
+    def fresh_norm(self) -> str:
+        """Norm of the layers around the encoder, which start from random numbers.
+
+        For these there are no statistics to keep frozen.
+        """
+        return "batch" if self.norm == "frozen" else self.norm
+
+    def build(
+        self, *, dtype: Any = jnp.float32, ops_mode: str = "auto", name: str | None = None
+    ) -> nn.Module:
+        """Encoder module, whose own name is `name`."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return build(fields.pop("name"), **fields, dtype=dtype, ops_mode=ops_mode, name=name)
+
+    def feature_info(self) -> tuple[Feature, ...]:
+        """Channels and reduction of its features, finest first."""
+        return feature_info(self.name)
+
+    def depth_reductions(self) -> tuple[int, ...]:
+        """Reduction of each feature along depth, finest first."""
+        return depth_reductions(self.name, self.depth_strides)
+
+    def check(self) -> None:
+        """Raises ValueError if a name is unknown or the depth options do not fit the encoder.
+
+        Meant for when a network is built: the message should come before any data is read.
+        """
+        row(self.name)
+        check_norm(self.norm)
+        explicit_padding((), (), (), self.padding)
+        self.build().depths()
+
+
+# Field of a config's section `model` -> field of the spec; those along depth are for volumes.
+PLANE_FIELDS = {
+    **{"encoder": "name", "norm": "norm", "padding": "padding"},
+    **{"encoder_eps": "eps", "drop_path_rate": "drop_path_rate"},
+}
+DEPTH_FIELDS = {
+    name: name for name in ("depth_kernels", "depth_strides", "depth_padding", "factorised")
+}
+
+
+def split_spec(
+    attributes: Mapping[str, Any], *, deep: bool = False
+) -> tuple[EncoderSpec, dict[str, Any]]:
+    """Encoder that a network's settings speak of, and the settings that are the network's own.
+
+    Args:
+      attributes: settings by the names of a config; None stands for a default. Sequences may be
+        lists.
+      deep: whether the network takes options along depth; if not they are left with its own.
+    """
+    given = {name: value for name, value in attributes.items() if value is not None}
+    fields = PLANE_FIELDS | (DEPTH_FIELDS if deep else {})
+    spec = {
+        fields[name]: tuple(value) if isinstance(value, list) else value
+        for name, value in given.items()
+        if name in fields
+    }
+    return EncoderSpec(**spec), {k: v for k, v in given.items() if k not in fields}

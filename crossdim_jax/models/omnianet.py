@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from crossdim_jax.errors import check_name, lookup
-from crossdim_jax.models import encoders
 from crossdim_jax.models.conv import Conv
 from crossdim_jax.models.decoder import SkipDecoder, check_upsample
-from crossdim_jax.models.layers import ConvNormAct, check_norm, require_multiple
-from crossdim_jax.ops import ACTIVATIONS, choose, explicit_padding
+from crossdim_jax.models.encoders import EncoderSpec, split_spec
+from crossdim_jax.models.layers import ConvNormAct, require_multiple
+from crossdim_jax.ops import ACTIVATIONS, choose
 
 
 class OmniaNet(nn.Module):
@@ -24,13 +24,14 @@ class OmniaNet(nn.Module):
     attributes from a variant.
 
     Attributes:
-      encoder, padding, encoder_eps, drop_path_rate, widths, dtype, ops: see `DXNet`.
+      encoder: the encoder, whose norm is the whole network's: "batch" (the paper), "instance",
+        "group" or "frozen", see `DXNet`.
       out_channels: logits per pixel, the background's among them.
-      norm: "batch" (the paper), "instance", "group" or "frozen", see `DXNet`.
       stem_width: channels of the full-resolution block; 0: there is none, the image feeds the
         encoder's stem and the last level has no skip.
       upsample: "nearest" or "transposed", see `SkipDecoder`.
       activation: of the full-resolution block and the decoder, a key of `ops.ACTIVATIONS`.
+      widths, dtype, ops: see `DXNet`.
 
     Reference: Messaoudi et al. 2023, Sect. 2.1.1 and Figure 2.
     """
@@ -38,11 +39,7 @@ class OmniaNet(nn.Module):
     encoder_path: ClassVar[str] = "encoder"  # of its parameters
 
     out_channels: int = 4
-    encoder: str = "efficientnet_b0"
-    norm: str = "batch"
-    padding: str = "same"
-    encoder_eps: float = 1e-3
-    drop_path_rate: float = 0.2
+    encoder: EncoderSpec = EncoderSpec()
     stem_width: int = 16
     widths: Sequence[int] = (256, 128, 64, 32, 16)
     upsample: str = "nearest"
@@ -52,7 +49,7 @@ class OmniaNet(nn.Module):
 
     def divisors(self, nd: int) -> tuple[int, ...]:
         """What the size along each of nd axes must be a multiple of."""
-        return (32,) * nd
+        return (self.encoder.feature_info()[-1].reduction,) * nd
 
     def check_size(self, spatial: Sequence[int]) -> None:
         """Raises ValueError, with a size that fits, unless the network can take this one."""
@@ -63,21 +60,11 @@ class OmniaNet(nn.Module):
         self.check_size(image.shape[1:-1])
         dtype = jnp.dtype(self.dtype)
         shared = {"dtype": dtype, "ops_mode": self.ops}
-        fresh = {"norm": "batch" if self.norm == "frozen" else self.norm}
-        fresh["activation"] = self.activation
+        fresh = {"norm": self.encoder.fresh_norm, "activation": self.activation}
         x, full = image.astype(dtype), None
         if self.stem_width:
             x = full = ConvNormAct(self.stem_width, name="full", **fresh, **shared)(x, train=train)
-        encoder = encoders.build(
-            self.encoder,
-            norm=self.norm,
-            padding=self.padding,
-            eps=self.encoder_eps,
-            drop_path_rate=self.drop_path_rate,
-            name="encoder",
-            **shared,
-        )
-        features = encoder(x, train=train)
+        features = self.encoder.build(name="encoder", **shared)(x, train=train)
         decoder = SkipDecoder(
             tuple(self.widths), upsample=self.upsample, name="decoder", **fresh, **shared
         )
@@ -103,19 +90,15 @@ def build(*, variant: str = "paper", **kwargs: Any) -> OmniaNet:
         unknown.
     """
     given = {k: v for k, v in kwargs.items() if v is not None}
-    model = OmniaNet(**(lookup("variant", variant, VARIANTS) | given))
+    spec, own = split_spec(lookup("variant", variant, VARIANTS) | given)
+    model = OmniaNet(encoder=spec, **own)
     check(model)
     return model
 
 
 def check(model: Any) -> None:
-    """Raises ValueError for an attribute's value that is unknown, listing the known ones.
-
-    Here rather than when it is traced: the message should come before any data is read.
-    """
-    encoders.check(model.encoder)
-    check_norm(model.norm)
-    explicit_padding((), (), (), model.padding)
+    """Raises ValueError, listing the known ones, if a name among the attributes is unknown."""
+    model.encoder.check()
     check_upsample(model.upsample)
     check_name("activation", model.activation, ACTIVATIONS)
     choose(model.ops)

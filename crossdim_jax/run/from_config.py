@@ -17,7 +17,7 @@ from crossdim_jax.errors import ConfigError
 from crossdim_jax.run.settings import Data, Inference, Training, Weights
 from crossdim_jax.runtime import distributed, sharding
 from crossdim_jax.training import optim
-from crossdim_jax.weights import params
+from crossdim_jax.weights.merge import claims
 
 
 def seed(config: ConfigDict) -> int:
@@ -51,7 +51,7 @@ def weights(config: ConfigDict) -> Weights:
     fields = config.weights.to_dict()
     return Weights(
         file=fields["file"],
-        claims=params.claims(fields),
+        claims=claims(fields),
         ignore=fields["ignore"],
         skip=fields["skip"],
         reestimate=fields["reestimate"] or 0,

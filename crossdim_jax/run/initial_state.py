@@ -1,5 +1,6 @@
 """The start of a training: ported weights or those of a run, and statistics measured for it."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,13 @@ from crossdim_jax.run.experiment import Experiment
 from crossdim_jax.runtime.distributed import say
 from crossdim_jax.training import batch_stats, initialise, optim
 from crossdim_jax.training.state import TrainState
-from crossdim_jax.weights import params
+from crossdim_jax.weights import file
+from crossdim_jax.weights.file import Weights
+from crossdim_jax.weights.merge import requirements
+from crossdim_jax.weights.record import check_fit, describe
 
 
-def load_weights(experiment: Experiment) -> params.Weights | None:
+def load_weights(experiment: Experiment) -> Weights | None:
     """The encoder's ported weights, or those of the run whose folder is named; None if none is.
 
     Raises:
@@ -33,23 +37,23 @@ def load_weights(experiment: Experiment) -> params.Weights | None:
             )
         return None
     of_run = Path(options.file).is_dir()
-    weights = weights_of_run.load(options.file) if of_run else params.load_weights(options.file)
+    weights = weights_of_run.load(options.file) if of_run else file.load_weights(options.file)
     image = jax.ShapeDtypeStruct(experiment.image_shape, jnp.float32)
     variables = jax.eval_shape(experiment.model.init, jax.random.key(0), image)
     if patches and not variables.get("batch_stats"):
         raise ConfigError(
-            f"config.weights.reestimate={patches}, but with norm "
-            f"{experiment.model.norm!r} the network keeps no running statistics; set it to 0"
+            f"config.weights.reestimate={patches}, but with norm {experiment.model.encoder.norm!r} "
+            "the network keeps no running statistics; set it to 0"
         )
-    params.check(
+    check_fit(
         weights.metadata,
         # The config's own words are about files: they say nothing of what a run has trained.
-        params.requirements(experiment.model, variables) | ({} if of_run else options.claims),
+        requirements(experiment.model, variables) | ({} if of_run else options.claims),
         name=weights.name,
         ignore=options.ignore,
         reestimate=patches,
     )
-    say(params.describe(weights.metadata))
+    say(describe(weights.metadata))
     return weights
 
 
@@ -57,7 +61,7 @@ def first_state(
     experiment: Experiment,
     optimizer: optim.Optimizer,
     training: list[cache.CachedCase],
-    weights: params.Weights | None,
+    weights: Weights | None,
 ) -> tuple[TrainState, dict[str, Any] | None]:
     """The state before the first step, and a record of what the encoder started from."""
     state = initialise.init_state(
@@ -92,14 +96,13 @@ def reestimate(
       ConfigError: what was measured is not finite.
     """
     model = experiment.model
-    changes = {"drop_path_rate": 0.0} if hasattr(model, "drop_path_rate") else {}
-    if model.norm == "frozen":  # does not measure anything itself; the tensors are the same
-        changes["norm"] = "batch"
+    # Frozen norms measure nothing themselves; the tensors are those of batch norms.
+    spec = dataclasses.replace(model.encoder, drop_path_rate=0.0, norm=model.encoder.fresh_norm)
     # Without threads: only a few are asked for.
     size = experiment.training.micro_batch_size
     data = cases.train_data(experiment, training, size, num_threads=0)
     stats, patches = batch_stats.reestimate(
-        model.clone(**changes),
+        model.clone(encoder=spec),
         {"params": optim.fast(state.params), "batch_stats": state.batch_stats},
         (batch["image"] for batch in data),
         experiment.mesh,

@@ -38,7 +38,7 @@ class Weights:
 
     Attributes:
       file: a weight file or the folder of a run; "" starts from random parameters.
-      claims: what the file is said to be, see `params.check`.
+      claims: what the file is said to be, see `record.check_fit`.
       ignore: fields of it that may differ from the file.
       skip: patterns of parameters that keep their random start.
       reestimate: training patches on which running statistics are measured; 0 for none.

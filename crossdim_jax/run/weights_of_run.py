@@ -13,16 +13,18 @@ from crossdim_jax.models import encoders
 from crossdim_jax.storage import run_folder
 from crossdim_jax.storage.reading import naming, read_bytes
 from crossdim_jax.training import checkpoint
-from crossdim_jax.weights import params
 from crossdim_jax.weights.file import Weights, content_sha256
-from crossdim_jax.weights.gate import check_numbers, check_record
+from crossdim_jax.weights.gate import check_numbers
+from crossdim_jax.weights.merge import depth_form, encoder_path
+from crossdim_jax.weights.paths import ENCODER, flatten
+from crossdim_jax.weights.record import check_record
 
 
 def load(workdir: str | os.PathLike) -> Weights:
     """The encoder that a run folder's best checkpoint holds: its slow weights.
 
     Returns:
-      weights whose record says what they are in the terms of `params.check`, and where they come
+      weights whose record says what they are in the terms of `check_fit`, and where they come
       from: the run, its step, and what the run itself had started from.
 
     Raises:
@@ -40,17 +42,18 @@ def load(workdir: str | os.PathLike) -> Weights:
             f"its {path.name} cannot be used ({error}). Name a run folder or a .safetensors file."
         ) from error
     variables, record = checkpoint.load_variables(workdir)
-    inside = params.encoder_path(model)
+    inside = encoder_path(model)
     arrays = {}
-    for key, value in params.flatten(variables).items():
+    for key, value in flatten(variables).items():
         collection, _, rest = key.partition("/")
         if rest.startswith(f"{inside}/"):
             short = rest.removeprefix(f"{inside}/")
-            arrays[f"{collection}/{params.ENCODER}/{short}"] = np.asarray(value)
-    stem = arrays.get(f"params/{params.ENCODER}/{encoders.stem(model.encoder)}")
+            arrays[f"{collection}/{ENCODER}/{short}"] = np.asarray(value)
+    encoder = model.encoder.name
+    stem = arrays.get(f"params/{ENCODER}/{encoders.stem(encoder)}")
     if stem is None:
         raise WeightsError(
-            f"{workdir}: its checkpoint holds no encoder {model.encoder}, which its {path.name} "
+            f"{workdir}: its checkpoint holds no encoder {encoder}, which its {path.name} "
             "speaks of; name a run folder as its training left it"
         )
     check_numbers(arrays, str(workdir))
@@ -76,26 +79,26 @@ def _without_folders(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _record(workdir: Path, model: Any, stem: tuple[int, ...], checkpointed: dict, arrays: dict):
-    ndim, start = len(stem) - 2, workdir / run_folder.WEIGHTS
+    spec, ndim, start = model.encoder, len(stem) - 2, workdir / run_folder.WEIGHTS
     before = _without_folders(_read(start)) if start.exists() else {}
     check_record(before, str(start))
     shapes = {path: array.shape for path, array in arrays.items()}
     return {
         "source": "run",
-        "id": before.get("id") or model.encoder,
+        "id": before.get("id") or spec.name,
         "run": workdir.resolve().name,
         "step": checkpointed.get("step"),
         "started_from": before or None,
         "sha256": content_sha256(arrays),
         "licence": before.get("licence", "unknown"),
-        "architecture": model.encoder,
-        "padding": model.padding,
-        "eps": model.encoder_eps,
+        "architecture": spec.name,
+        "padding": spec.padding,
+        "eps": spec.eps,
         "ndim": ndim,
         "inflate": before.get("inflate"),
         "in_channels": int(stem[-2]),
         "stem": "trained",
-        "norm": model.norm,
+        "norm": spec.norm,
         "statistics": "trained",
-        **params.depth_form(shapes, ndim),
+        **depth_form(spec.name, shapes, ndim),
     }

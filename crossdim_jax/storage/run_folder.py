@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flax import traverse_util
+
 from crossdim_jax.errors import ConfigError, DataError
 from crossdim_jax.runtime import stop
 from crossdim_jax.storage.files import write_text, writing
@@ -268,11 +270,7 @@ def _refuse_other(
         )
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            flat.update(_flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+def _flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields by their dotted names; an empty section is a value of its own."""
+    flat = traverse_util.flatten_dict(dict(tree), keep_empty_nodes=True, sep=".")
+    return {name: {} if v is traverse_util.empty_node else v for name, v in flat.items()}

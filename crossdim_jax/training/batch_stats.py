@@ -14,7 +14,7 @@ import numpy as np
 from crossdim_jax.errors import ConfigError
 from crossdim_jax.runtime import sharding
 from crossdim_jax.training.state import step_key
-from crossdim_jax.weights import params as params_lib
+from crossdim_jax.weights.paths import flatten, unflatten
 
 MOMENTS = ("mean", "var", "count", "keep")  # what `layers.Norm` writes of each batch
 
@@ -98,7 +98,7 @@ def combine(moments: Any) -> Any:
     Args:
       moments: the collection that `layers.Norm` writes, each leaf with the parts as first axis.
     """
-    flat = params_lib.flatten(moments)
+    flat = flatten(moments)
     found = {}
     for path in (path.removesuffix("/count") for path in flat if path.endswith("/count")):
         mean, variance, count, keep = (flat[f"{path}/{name}"] for name in MOMENTS)
@@ -108,7 +108,7 @@ def combine(moments: Any) -> Any:
         spread = jnp.sum(share * (variance + jnp.square(mean - whole[None])), 0)
         values = (whole, spread, total, keep[0])
         found |= {f"{path}/{name}": v for name, v in zip(MOMENTS, values, strict=True)}
-    return params_lib.unflatten(found)
+    return unflatten(found)
 
 
 def advance(
@@ -129,7 +129,7 @@ def advance(
       sync_period: of the lookahead; 0 for none.
       since_sync: the number of updates made since its last synchronisation, or since the start.
     """
-    flat, now = params_lib.flatten(running), params_lib.flatten(moments)
+    flat, now = flatten(running), flatten(moments)
     for path in (path.removesuffix("/count") for path in now if path.endswith("/count")):
         mean, variance, count, keep = (now[f"{path}/{name}"] for name in MOMENTS)
         new = {"mean": mean, "var": variance * (count / jnp.maximum(count - 1, 1))}
@@ -139,7 +139,7 @@ def advance(
         for name, value in new.items():
             old = flat[f"{path}/{name}"]
             flat[f"{path}/{name}"] = jnp.where(keep == 1, old, keep * old + (1 - keep) * value)
-    return params_lib.unflatten(flat)
+    return unflatten(flat)
 
 
 def _measuring(model: Any, mesh: jax.sharding.Mesh) -> Callable[..., Any]:

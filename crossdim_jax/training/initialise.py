@@ -11,7 +11,8 @@ from crossdim_jax import models
 from crossdim_jax.runtime import sharding
 from crossdim_jax.training import optim
 from crossdim_jax.training.state import TrainState
-from crossdim_jax.weights import params as params_lib
+from crossdim_jax.weights.file import Weights
+from crossdim_jax.weights.merge import encoder_path, merge
 
 
 def init_state(
@@ -21,7 +22,7 @@ def init_state(
     mesh: jax.sharding.Mesh,
     *,
     seed: int,
-    weights: params_lib.Weights | None = None,
+    weights: Weights | None = None,
     skip: Sequence[str] = (),
     say: Callable[[str], None] | None = print,
 ) -> TrainState:
@@ -36,8 +37,8 @@ def init_state(
       sample_shape: `(b, *spatial, channels)` of an image that the model accepts.
       mesh: from `sharding.make_mesh`.
       seed: of the initial parameters.
-      weights: ported weights, see `params.merge`.
-      skip: patterns of paths that keep their drawn value, see `params.merge`.
+      weights: ported weights, see `merge.merge`.
+      skip: patterns of paths that keep their drawn value, see `merge.merge`.
       say: shows the overview; None shows nothing.
 
     Raises:
@@ -50,9 +51,7 @@ def init_state(
     everywhere = sharding.replicated(mesh)
     variables = jax.device_put(variables, everywhere)
     if weights is not None:
-        variables, report = params_lib.merge(
-            variables, weights, skip=skip, encoder=params_lib.encoder_path(model)
-        )
+        variables, report = merge(variables, weights, skip=skip, encoder=encoder_path(model))
         say(f"{weights.name}: {report}")
 
     def start(variables):

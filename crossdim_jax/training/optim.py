@@ -1,7 +1,7 @@
 """Optimisers, learning-rate schedules, lookahead, and which parameters they touch.
 
 Parameters are named by their Flax path, `params/encoder/blocks_1_0/conv_dw/kernel`, and chosen by
-regular expressions for the whole path, the same that loading weights takes (`params.select`):
+regular expressions for the whole path, the same that loading weights takes (`paths.select`):
 `encoder/.*`, `.*/(bias|scale)`. A pattern that matches nothing is an error.
 """
 
@@ -16,7 +16,7 @@ import optax
 
 from crossdim_jax import ranges
 from crossdim_jax.errors import ConfigError, WeightsError, check_name
-from crossdim_jax.weights import params as params_lib
+from crossdim_jax.weights.paths import select
 
 
 @dataclasses.dataclass(frozen=True)
@@ -340,7 +340,7 @@ def matches(params: Any, patterns: Sequence[str]) -> Any:
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     paths = ["/".join(["params", *(str(key.key) for key in path)]) for path, _ in leaves]
     try:
-        chosen = params_lib.select(patterns, paths)
+        chosen = select(patterns, paths)
     except WeightsError as error:
         raise ConfigError(f"in the optimiser's freeze, decay or rates: {error}") from error
     return jax.tree.unflatten(jax.tree.structure(params), [path in chosen for path in paths])

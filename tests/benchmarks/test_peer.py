@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import flops, inputs, ours, timing
-from crossdim_jax.weights import params
+from crossdim_jax.weights.paths import unflatten
 from tests.models import b0
 
 SIZE = 32
@@ -24,7 +24,7 @@ def weights(b0_length):
 def our_values(weights):
     """Logits, loss and gradients."""
     net = ours.model("lax")
-    tree = jax.tree.map(jnp.asarray, params.unflatten(weights))
+    tree = jax.tree.map(jnp.asarray, unflatten(weights))
     function = jax.value_and_grad(functools.partial(ours.mean_loss, net), has_aux=True)
     (loss, logits), gradients = jax.jit(function)(tree, *inputs.sample(SIZE))
     found = {"loss": np.asarray(loss), "logits": np.asarray(logits)}

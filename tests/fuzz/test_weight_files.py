@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from crossdim_jax.weights import params
+from crossdim_jax.weights.file import load_weights, save_weights
 from tests.fuzz import harness
 from tests.fuzz.harness import Format
 from tests.weight_record import RECORD
@@ -24,12 +24,12 @@ def _ours(folder: Path) -> Sequence[bytes]:
         "batch_stats/encoder/bn1/var": np.ones(3, np.float32),
     }
     record = RECORD | {"certificate": {"certificate": 0}, "fresh": ["a"], "versions": {"jax": "1"}}
-    content = params.save_weights(folder / "w.safetensors", arrays, record).read_bytes()
+    content = save_weights(folder / "w.safetensors", arrays, record).read_bytes()
     return [content, content.replace(b"_sha256", b"_sha255")]
 
 
 def _inspect(path: Path) -> object:
-    return inspect.lines(params.load_weights(path))
+    return inspect.lines(load_weights(path))
 
 
 def _checkpoint(folder: Path) -> Sequence[bytes]:

@@ -9,8 +9,8 @@ from crossdim_jax import models
 from crossdim_jax.errors import ConfigError
 from crossdim_jax.models import efficientnet, encoders
 from crossdim_jax.models.decoder import upsampling
-from crossdim_jax.models.efficientnet import EfficientNet, depth_reductions
-from crossdim_jax.weights import params
+from crossdim_jax.models.efficientnet import EfficientNet
+from crossdim_jax.weights.paths import flatten
 
 # Of B0, in the plane: 2, then 1 2 2 2 1 2 1.
 STRIDES = (1, 1, 2, 1, 2, 1, 2, 1)
@@ -22,7 +22,7 @@ def abstract(shape=(1, 32, 64, 64, 2), **attributes):
         lambda: model.init_with_output(jax.random.key(0), jnp.zeros(shape))
     )
     return [f.shape[1:-1] for f in features], {
-        path: leaf.shape for path, leaf in params.flatten(variables["params"]).items()
+        path: leaf.shape for path, leaf in flatten(variables["params"]).items()
     }
 
 
@@ -44,7 +44,7 @@ def test_without_options_depth_is_an_axis_like_the_others():
     ],
 )
 def test_depth_strides_reduce_depth_alone(variant, strides, expected):
-    assert depth_reductions(variant, strides) == expected
+    assert encoders.depth_reductions(f"efficientnet_{variant}", strides) == expected
     sizes, _ = abstract(variant=variant, depth_strides=strides)
     assert [s[0] for s in sizes] == [32 // r for r in expected]
     assert [s[1] for s in sizes] == [32, 16, 8, 4, 2]
@@ -169,7 +169,7 @@ def test_frozen_keeps_the_statistics_of_the_encoder_alone():
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
     jaxpr = program(variables).jaxpr
     given = {id(v) for v in jaxpr.invars}
-    flat = params.flatten(variables["batch_stats"])
+    flat = flatten(variables["batch_stats"])
     # What comes out as it went in was not updated.
     kept = [path for path, out in zip(sorted(flat), jaxpr.outvars, strict=True) if id(out) in given]
     assert kept == [path for path in sorted(flat) if path.startswith("encoder/")]
@@ -178,6 +178,6 @@ def test_frozen_keeps_the_statistics_of_the_encoder_alone():
 
 def test_list_of_entries_is_taken_as_a_tuple():
     model = models.build("dxnet", depth_strides=list(STRIDES))
-    assert model.depth_strides == STRIDES and hash(model)
+    assert model.encoder.depth_strides == STRIDES and hash(model)
     assert encoders.depth_reductions("efficientnet_b0", STRIDES) == (1, 2, 2, 4, 8)
     assert efficientnet.depths("b0", 3)[4].window == 3

@@ -8,7 +8,7 @@ import pytest
 from crossdim_jax import models
 from crossdim_jax.errors import ConfigError
 from crossdim_jax.models import dsnet, layers
-from crossdim_jax.weights import params
+from crossdim_jax.weights.paths import flatten
 from tests.models import b0
 from tests.models.test_efficientnet import count
 from tests.models.test_omnianet import check_twin
@@ -83,7 +83,7 @@ def test_the_2d_network_is_omnia_net_without_full_resolution_block():
     alone = jax.eval_shape(omnia.init, jax.random.key(0), jnp.zeros((4, 32, 32, 3)))
     for collection in ("params", "batch_stats"):
         inside, expected = (
-            {path: leaf.shape for path, leaf in params.flatten(t).items()}
+            {path: leaf.shape for path, leaf in flatten(t).items()}
             for t in (tree[collection]["net2d"], alone[collection])
         )
         assert inside == expected

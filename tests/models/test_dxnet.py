@@ -24,8 +24,9 @@ def test_golden_parameter_count(variant):
 
 def test_variants_differ_as_the_released_code_does():
     paper, released = (models.build("dxnet", variant=v) for v in ("paper", "released"))
-    assert (paper.norm, paper.padding, paper.encoder_eps) == ("instance", "same", 1e-3)
-    assert (released.norm, released.padding, released.encoder_eps) == ("batch", "symmetric", 1e-5)
+    paper, released = paper.encoder, released.encoder
+    assert (paper.norm, paper.padding, paper.eps) == ("instance", "same", 1e-3)
+    assert (released.norm, released.padding, released.eps) == ("batch", "symmetric", 1e-5)
     assert released.drop_path_rate == 0.4
     assert "batch_stats" not in abstract(variant="paper")
     assert "batch_stats" in abstract(variant="released")

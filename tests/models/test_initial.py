@@ -52,7 +52,7 @@ def test_kernels_are_normal_with_the_deviation_they_ask_for(case):
     for name, values in drawn.items():
         if values.size < 500:
             continue
-        leading = 1 if model.encoder.endswith("4e") and values.ndim == 6 else 0
+        leading = 1 if model.encoder.name.endswith("4e") and values.ndim == 6 else 0
         fan_in = np.prod(values.shape[leading:-1])
         scale = np.var(values) * fan_in
         window = np.prod(values.shape[:-2])

@@ -7,7 +7,7 @@ import pytest
 
 from crossdim_jax import models
 from crossdim_jax.errors import ConfigError
-from crossdim_jax.weights import params
+from crossdim_jax.weights.paths import flatten, unflatten
 from tests.models import b0
 from tests.models.test_efficientnet import count
 
@@ -20,7 +20,7 @@ def abstract(shape, **kwargs):
 def drawn(tree, rng):
     """Flax path -> array: unit variance through a ReLU; scales and biases off 1 and 0."""
     flat = {}
-    for path, like in params.flatten(tree).items():
+    for path, like in flatten(tree).items():
         value = rng.normal(size=like.shape).astype(np.float32)
         if path.endswith("kernel"):
             flat[path] = value * np.float32(np.sqrt(2 / np.prod(like.shape[:-1])))
@@ -47,7 +47,7 @@ def check_twin(model, twin, image, rng, *, limit=1e-4):
         return jnp.sum(logits * pull), logits
 
     with jax.enable_x64(True):
-        tree = params.unflatten({path: jnp.asarray(v, jnp.float64) for path, v in flat.items()})
+        tree = unflatten({path: jnp.asarray(v, jnp.float64) for path, v in flat.items()})
         function = jax.jit(jax.grad(total, has_aux=True))
         gradients, logits = function(tree)
     threads = torch.get_num_threads()
@@ -61,7 +61,7 @@ def check_twin(model, twin, image, rng, *, limit=1e-4):
         torch.set_num_threads(threads)
     expected = {"logits": np.moveaxis(theirs.detach().numpy(), 1, -1)}
     expected |= peer.gradients(twin, flat)
-    found = {"logits": logits} | params.flatten(gradients)
+    found = {"logits": logits} | flatten(gradients)
     assert found.keys() == expected.keys()
     floor = 1e-4 * max(map(np.linalg.norm, expected.values()))  # some gradients vanish
     for path, value in expected.items():

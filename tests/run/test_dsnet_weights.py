@@ -15,7 +15,8 @@ from crossdim_jax.run import experiment, initial_state, weights_of_run
 from crossdim_jax.storage import run_folder
 from crossdim_jax.training import checkpoint
 from crossdim_jax.training.state import TrainState
-from crossdim_jax.weights import params
+from crossdim_jax.weights.merge import encoder_path, merge
+from crossdim_jax.weights.paths import flatten
 from tests.weight_record import CLAIMS
 from weight_port import plan
 from weight_port.__main__ import main
@@ -62,8 +63,8 @@ def shapes(job):
 def test_a_2d_file_fills_the_encoder_inside_and_nothing_else(ported, tmp_path):
     job = experiment.build(config(weights__file=str(ported)), tmp_path)
     weights = initial_state.load_weights(job)
-    merged, report = params.merge(shapes(job), weights, encoder=params.encoder_path(job.model))
-    found = params.flatten(merged)
+    merged, report = merge(shapes(job), weights, encoder=encoder_path(job.model))
+    found = flatten(merged)
     inside = {p for p in found if p.split("/", 1)[1].startswith("net2d/encoder/")}
     held = {p: v for p, v in weights.arrays.items() if not p.startswith("head/")}
     assert set(report.filled) == inside
@@ -96,7 +97,7 @@ def write_run(folder, value=1.0, **attributes):
     with checkpoint.Checkpointer(folder) as checkpoints:
         checkpoints.save(state, {"step": 3, "config": {}})
     (folder / run_folder.CONFIG).write_text(json.dumps({"model": settings}))
-    return params.flatten(slow["encoder"])
+    return flatten(slow["encoder"])
 
 
 def test_a_runs_slow_encoder_is_taken_with_its_provenance(tmp_path):
@@ -118,11 +119,11 @@ def test_a_runs_stem_for_other_channels_is_refused_or_left_out(tmp_path):
         initial_state.load_weights(experiment.build(config(**fields), tmp_path))
     fields |= {"weights__ignore": ("in_channels",), "weights__skip": (".*/conv_stem/kernel",)}
     job = experiment.build(config(**fields), tmp_path)
-    _, report = params.merge(
+    _, report = merge(
         shapes(job),
         initial_state.load_weights(job),
         skip=job.config.weights.skip,
-        encoder=params.encoder_path(job.model),
+        encoder=encoder_path(job.model),
     )
     assert report.fresh == ("params/net2d/encoder/conv_stem/kernel",)
 

@@ -12,7 +12,7 @@ from crossdim_jax.models.layers import Norm
 from crossdim_jax.run import cases, experiment, initial_state
 from crossdim_jax.training import optim
 from crossdim_jax.training.state import TrainState
-from crossdim_jax.weights import params
+from crossdim_jax.weights.file import save_weights
 from tests import toy
 from tests.weight_record import RECORD
 
@@ -27,7 +27,7 @@ def config(**fields):
 def test_a_weight_file_must_be_what_the_config_says(tmp_path):
     """The config is the record of what was trained: it may not say `mean` of `repeat` weights."""
     path = tmp_path / "w.safetensors"
-    params.save_weights(path, {}, RECORD)
+    save_weights(path, {}, RECORD)
     fields = {"weights__file": str(path), "mesh__data": 1}
     assert initial_state.load_weights(experiment.build(config(**fields), tmp_path)) is not None
     for name, value in {"inflate": "mean", "stem": "gray", "source": "efficientnet_b0"}.items():
@@ -92,7 +92,7 @@ def test_statistics_are_measured_on_the_patches_training_sees_first(monkeypatch,
 )
 def test_statistics_that_cannot_be_measured_are_refused_early(fields, match, tmp_path):
     path = tmp_path / "w.safetensors"
-    params.save_weights(path, {}, {})
+    save_weights(path, {}, {})
     built = experiment.build(
         config(**{"weights__file": str(path)} | fields, mesh__data=1), tmp_path
     )

@@ -199,3 +199,14 @@ def test_damaged_costs_are_named(tmp_path, content):
     (tmp_path / "run.json").write_bytes(content)
     with pytest.raises(DataError, match="run.json: "):
         run_folder.read_cost(tmp_path)
+
+
+def test_an_empty_section_of_a_config_is_a_value():
+    """A section that lost its last field differs from one that never was, and from a filled one."""
+    found = run_folder.differences
+    assert found({"a": {}}, {"a": {}}) == {} == found({}, {})
+    assert found({"a": {}}, {}) == {"a": ({}, run_folder.MISSING)}
+    assert found({"a": {"b": {}}}, {"a": {"b": {"c": 1}}}) == {
+        "a.b": ({}, run_folder.MISSING),
+        "a.b.c": (run_folder.MISSING, 1),
+    }

@@ -6,7 +6,7 @@ import pytest
 
 from crossdim_jax.errors import ConfigError
 from crossdim_jax.training import optim
-from crossdim_jax.weights.params import flatten
+from crossdim_jax.weights.paths import flatten
 
 PARAMS = {
     "encoder": {"conv": {"kernel": jnp.arange(1.0, 5.0), "bias": jnp.ones(2)}},

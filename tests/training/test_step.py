@@ -11,7 +11,8 @@ from crossdim_jax.runtime import sharding
 from crossdim_jax.training import initialise, optim
 from crossdim_jax.training import step as train
 from crossdim_jax.training.state import step_key
-from crossdim_jax.weights.params import Weights, flatten
+from crossdim_jax.weights.file import Weights
+from crossdim_jax.weights.paths import flatten
 from tests import toy
 
 SHAPE = (1, 8, 6, 4, 1)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save, save_file
 
-from crossdim_jax.weights import params
+from crossdim_jax.errors import WeightsError
+from crossdim_jax.weights.file import save_weights
 from tests.weight_port import tiny
 from weight_port import forward, records, verify
 from weight_port.__main__ import main
@@ -36,9 +37,7 @@ def write(tmp_path):
     def make(arrays=(), **changes):
         made = convert(source, recipe)
         held = record(source, recipe, made) | changes
-        return params.save_weights(
-            tmp_path / "w.safetensors", {**made.arrays, **dict(arrays)}, held
-        )
+        return save_weights(tmp_path / "w.safetensors", {**made.arrays, **dict(arrays)}, held)
 
     return make
 
@@ -113,7 +112,7 @@ def test_numbers_that_cannot_be_weights_are_not_ported(tmp_path, capsys):
         path = tmp_path / "c.safetensors"
         save_file({key: np.ascontiguousarray(value) for key, value in arrays.items()}, path)
         changed = tiny.Source(source.name, arrays, source.origin)
-        with pytest.raises(params.WeightsError, match=f"{name}: .*{says}"):
+        with pytest.raises(WeightsError, match=f"{name}: .*{says}"):
             convert(changed, Recipe(2, 3, "batch", None, "tile"))
 
 

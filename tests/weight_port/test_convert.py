@@ -9,9 +9,11 @@ import pytest
 
 from crossdim_jax.errors import WeightsError
 from crossdim_jax.models import encoders
-from crossdim_jax.weights import params
+from crossdim_jax.weights.merge import requirements
+from crossdim_jax.weights.paths import unflatten
 from weight_port.convert import Recipe, convert, stem_path, target_shapes
-from weight_port.rename import UNUSED, flax_path
+from weight_port.families.efficientnet import flax_path
+from weight_port.rename import UNUSED
 from weight_port.source import Name, Source
 
 NAME = "tf_efficientnet_b0"
@@ -222,7 +224,9 @@ class Plain(nn.Module):
 
 
 def test_another_encoders_stem_is_found_by_its_row(monkeypatch, rng):
-    row = encoders.Encoder(Plain, "conv_first/kernel", "batch", tuple, tuple)
+    row = encoders.Encoder(
+        "efficientnet", Plain, "conv_first/kernel", "batch", tuple, tuple, stage="(?!)"
+    )
     monkeypatch.setitem(encoders.ENCODERS, "plain", row)
     kernel = rng.normal(size=(4, 3, 3, 3)).astype(np.float32)
     origin = {"id": "plain", "file": None}
@@ -232,8 +236,8 @@ def test_another_encoders_stem_is_found_by_its_row(monkeypatch, rng):
     assert path == "params/encoder/conv_first/kernel" == stem_path("plain")
     assert done.arrays[path].shape == (3, 3, 3, 16, 4)
     np.testing.assert_allclose(done.arrays[path][2, 0, 1, 5, 3], kernel[3, 2, 0, 1] / 16, rtol=1e-6)
-    model = types.SimpleNamespace(encoder="plain", norm="instance", padding="same", encoder_eps=1.0)
-    needs = params.requirements(model, params.unflatten(done.arrays))
+    model = types.SimpleNamespace(encoder=encoders.EncoderSpec("plain", norm="instance"))
+    needs = requirements(model, unflatten(done.arrays))
     assert (needs["ndim"], needs["in_channels"]) == (3, 16)
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from crossdim_jax.errors import WeightsError
 from crossdim_jax.models import encoders
-from crossdim_jax.weights import params
+from crossdim_jax.weights.file import load_weights, save_weights
 from weight_port import export, ours, source
 from weight_port.__main__ import main
 from weight_port.commands.making import record
@@ -27,7 +27,7 @@ def flat(architecture, **changes):
 def write(path, origin, recipe):
     """A weight file as `port` writes it."""
     converted = convert(origin, recipe)
-    return params.save_weights(path, converted.arrays, record(origin, recipe, converted))
+    return save_weights(path, converted.arrays, record(origin, recipe, converted))
 
 
 # Every layout there is: depthwise and 1x1, conditional kernels, group norm, fused blocks.
@@ -38,7 +38,7 @@ def write(path, origin, recipe):
 def test_the_exported_tensors_are_the_sources_own(name, make_source, tmp_path):
     origin = make_source(name)
     path = write(tmp_path / "w.safetensors", origin, flat(origin.name.architecture))
-    found = export.state_dict(params.load_weights(path))
+    found = export.state_dict(load_weights(path))
     assert found.keys() == origin.arrays.keys()
     for key, array in origin.arrays.items():
         assert found[key].shape == array.shape, key

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crossdim_jax.weights import params
+from crossdim_jax.weights.file import load_weights, save_weights
 from tests.weight_port import tiny
 from weight_port.__main__ import main
 from weight_port.commands.making import record
@@ -28,7 +28,7 @@ def registered():
 def write(path, **changes):
     origin, recipe = tiny.source(), Recipe(**{**vars(FLAT), **changes})
     converted = convert(origin, recipe)
-    return params.save_weights(path, converted.arrays, record(origin, recipe, converted))
+    return save_weights(path, converted.arrays, record(origin, recipe, converted))
 
 
 def inflate(*arguments):
@@ -41,7 +41,7 @@ def test_the_result_is_that_of_porting_to_3d(tmp_path, capsys):
     assert inflate(path, *flags, "--norm=frozen", f"--out={tmp_path / 'out'}") == 0
     (out,) = (tmp_path / "out").iterdir()
     assert out.name.startswith(f"{NAME}-3d-sqrt-mixed") and "5ch-gray-frozen" in out.name
-    found = params.load_weights(out)
+    found = load_weights(out)
     recipe = Recipe(
         ndim=3,
         in_channels=5,
@@ -62,10 +62,10 @@ def test_the_result_is_that_of_porting_to_3d(tmp_path, capsys):
 def test_an_adapted_stem_is_kept_as_it_is(tmp_path):
     path = write(tmp_path / "flat.safetensors", in_channels=4, stem="gray")
     assert inflate(path, "--inflate=mean", f"--out={tmp_path}/deep.safetensors") == 0
-    deep = params.load_weights(tmp_path / "deep.safetensors")
+    deep = load_weights(tmp_path / "deep.safetensors")
     assert deep.metadata["in_channels"] == 4 and deep.metadata["stem"] == "gray"
     stem = "params/encoder/conv_stem/kernel"
-    flat = params.load_weights(path).arrays[stem]
+    flat = load_weights(path).arrays[stem]
     np.testing.assert_allclose(deep.arrays[stem].sum(0), flat, rtol=1e-6, atol=1e-7)
 
 
@@ -81,7 +81,7 @@ def test_an_adapted_stem_may_be_drawn_anew(tmp_path):
     path = write(tmp_path / "flat.safetensors", in_channels=4, stem="gray")
     out = tmp_path / "deep.safetensors"
     assert inflate(path, "--stem=reinit", "--in-channels=8", "--seed=3", f"--out={out}") == 0
-    found = params.load_weights(out)
+    found = load_weights(out)
     assert found.arrays["params/encoder/conv_stem/kernel"].shape[-2] == 8
     assert found.metadata["fresh"] == ["params/encoder/conv_stem/kernel"]
 
@@ -89,7 +89,7 @@ def test_an_adapted_stem_may_be_drawn_anew(tmp_path):
 def test_a_norm_without_statistics_stays_without(tmp_path, capsys):
     path = write(tmp_path / "flat.safetensors", norm="group")
     assert inflate(path, f"--out={tmp_path}/deep.safetensors") == 0
-    assert params.load_weights(tmp_path / "deep.safetensors").metadata["norm"] == "group"
+    assert load_weights(tmp_path / "deep.safetensors").metadata["norm"] == "group"
     assert inflate(path, "--norm=batch", "--inflate=mean", f"--out={tmp_path}/b.safetensors") == 1
     assert "missing in the source: batch_stats/encoder" in capsys.readouterr().err
 
@@ -123,7 +123,7 @@ def test_for_a_config_it_makes_what_the_config_loads(tmp_path):
     path = write(tmp_path / "flat.safetensors")
     (tmp_path / "e.py").write_text(CONFIG.replace("FILE", f"{tmp_path}/deep.safetensors"))
     assert inflate(path, f"--config={tmp_path}/e.py", "--config.weights.inflate=mean") == 0
-    found = params.load_weights(tmp_path / "deep.safetensors").metadata
+    found = load_weights(tmp_path / "deep.safetensors").metadata
     assert (found["inflate"], found["in_channels"], found["norm"]) == ("mean", 16, "instance")
 
 

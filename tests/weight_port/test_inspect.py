@@ -5,7 +5,7 @@ import json
 import pytest
 from safetensors.numpy import save_file
 
-from crossdim_jax.weights import params
+from crossdim_jax.weights.file import FORMAT, load_weights, save_weights
 from tests.weight_port import tiny
 from weight_port import forward, inspect, verify
 from weight_port.__main__ import main
@@ -22,7 +22,7 @@ def file(tmp_path_factory):
         recipe = Recipe(3, 4, "batch", "mean", "gray")
         made = convert(source, recipe)
         path = tmp_path_factory.mktemp("weights") / "w.safetensors"
-        params.save_weights(path, made.arrays, record(source, recipe, made))
+        save_weights(path, made.arrays, record(source, recipe, made))
         verify.certify(path, source=source)
     return path
 
@@ -32,7 +32,7 @@ def test_everything_is_shown_in_a_hundred_columns(file, capsys):
     told = capsys.readouterr().out
     assert max(map(len, told.splitlines())) <= 100
     words = " ".join(told.split())
-    weights = params.load_weights(file)
+    weights = load_weights(file)
     for fact in (
         *("licence unknown", "inflate mean", "in_channels 4", "padding same", "eps 0.001"),
         *("depth_taps 3,3,3,5,3,5", "statistics carried", f"tensors {len(weights.arrays)}"),
@@ -46,7 +46,7 @@ def test_everything_is_shown_in_a_hundred_columns(file, capsys):
 
 
 def test_values_of_all_stages_add_up(file):
-    weights = params.load_weights(file)
+    weights = load_weights(file)
     table = inspect._tensors(weights)[1:]
     counts = [line.split()[1:3] for line in table]
     assert sum(int(n) for n, _ in counts) == len(weights.arrays)
@@ -56,20 +56,20 @@ def test_values_of_all_stages_add_up(file):
 
 def test_json_is_the_record(file, capsys):
     assert main(["inspect", str(file), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == params.load_weights(file).metadata
+    assert json.loads(capsys.readouterr().out) == load_weights(file).metadata
 
 
 def test_problems_stand_out(file):
-    stored = dict(params.load_weights(file).metadata["certificate"])
+    stored = dict(load_weights(file).metadata["certificate"])
     stored["problems"] = ["timm: feature /4 differs by 0.1, expected at most 0.0001"]
     assert any("PROBLEM" in line and "/4" in line for line in inspect.certificate_lines(stored))
 
 
 def test_older_files_say_what_they_lack(file, tmp_path, capsys):
-    weights = params.load_weights(file)
+    weights = load_weights(file)
     bare = {k: weights.metadata[k] for k in ("source", "id", "ndim", "padding")}
     old = tmp_path / "old.safetensors"
-    save_file(dict(weights.arrays), old, {"format": params.FORMAT, "record": json.dumps(bare)})
+    save_file(dict(weights.arrays), old, {"format": FORMAT, "record": json.dumps(bare)})
     assert main(["inspect", str(old)]) == 0
     told = capsys.readouterr().out
     assert "none in the file, an older one" in told and "certificate   none" in told

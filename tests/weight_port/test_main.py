@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from crossdim_jax.errors import ConfigError
-from crossdim_jax.weights import params
+from crossdim_jax.weights.file import load_weights
 from weight_port import plan
 from weight_port.__main__ import main
 
@@ -150,7 +150,7 @@ def test_an_existing_file_of_another_recipe_is_described(
     assert out.read_bytes() == before and not other.exists()
     mine = [*again, "--config.weights.inflate=mean", f"--config.weights.file={other}"]
     assert port(mine) == 0  # the advice works
-    assert params.load_weights(other).metadata["inflate"] == "mean"
+    assert load_weights(other).metadata["inflate"] == "mean"
 
     out.write_bytes(b"something else")
     assert port(again) == 1
@@ -201,6 +201,6 @@ def test_safetensors_need_neither_torch_nor_timm(port, tmp_path, checkpoint):
     done = run("-c", program)
     assert done.returncode == 0, done.stderr
     assert port([NAME, f"--checkpoint={checkpoint}", f"--out={tmp_path}/b.safetensors"]) == 0
-    ours, theirs = (params.load_weights(tmp_path / f"{x}.safetensors").arrays for x in "ab")
+    ours, theirs = (load_weights(tmp_path / f"{x}.safetensors").arrays for x in "ab")
     assert ours.keys() == theirs.keys()
     assert all(np.array_equal(ours[key], theirs[key]) for key in ours)

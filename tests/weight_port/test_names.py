@@ -8,6 +8,7 @@ import pytest
 from crossdim_jax.errors import WeightsError
 from crossdim_jax.models import encoders
 from weight_port import names
+from weight_port.families import efficientnet
 
 
 @pytest.mark.parametrize(
@@ -67,7 +68,7 @@ def test_every_listed_model_can_be_parsed_and_leads_to_its_row():
     rows = names.supported()
     assert [row.architecture for row in rows] == list(encoders.ENCODERS)
     for row in rows:
-        assert row.models == names.models(row.architecture)
+        assert row.models == efficientnet.models(row.architecture)
         for model in row.models:
             parsed = names.parse_name(model)
             assert parsed.architecture == row.architecture
@@ -88,7 +89,7 @@ def test_timm_agrees_on_conventions_and_resolutions():
         for model in row.models:
             entry = inspect.getsource(timm.models.model_entrypoint(model))
             said = "same" if "'pad_type', 'same'" in entry else "symmetric"
-            assert (row.paddings[model], names.convention(model)[1]) == (
+            assert (row.paddings[model], efficientnet.convention(model)[1]) == (
                 said,
                 1e-3 if "BN_EPS_TF_DEFAULT" in entry else 1e-5,
             ), model

@@ -10,7 +10,8 @@ import pytest
 from crossdim_jax.errors import WeightsError
 from crossdim_jax.run import config as config_lib
 from crossdim_jax.run import experiment, initial_state
-from crossdim_jax.weights import params
+from crossdim_jax.weights.file import save_weights
+from crossdim_jax.weights.merge import merge, requirements
 from tests.weight_port import tiny
 from weight_port import plan
 from weight_port.commands import making
@@ -48,13 +49,13 @@ def test_what_is_ported_for_the_config_is_what_it_loads(tmp_path):
         source = tiny.source()
         config = config_lib.read(CONFIG, options)
         job = experiment.build(config, tmp_path / "run")
-        needs = params.requirements(job.model, _variables(job))
+        needs = requirements(job.model, _variables(job))
         recipe = plan._recipe(job.model, needs, config.weights, seed=0, head=True)
         converted = convert(source, recipe)
-        params.save_weights(file, converted.arrays, making.record(source, recipe, converted))
+        save_weights(file, converted.arrays, making.record(source, recipe, converted))
         weights = initial_state.load_weights(job)
         zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), _variables(job))
-        merged, report = params.merge(zeros, weights)
+        merged, report = merge(zeros, weights)
         stem = merged["params"]["encoder"]["conv_stem"]["kernel"]
         three = source.arrays["conv_stem.weight"].transpose(2, 3, 1, 0)
         expected = np.take(three, np.arange(16) % 3, axis=2) * 3 / 16

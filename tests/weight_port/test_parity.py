@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from crossdim_jax.models import encoders
-from crossdim_jax.weights import params
-from weight_port import head, names, rename
+from crossdim_jax.weights.file import Weights
+from crossdim_jax.weights.merge import merge
+from crossdim_jax.weights.paths import unflatten
+from weight_port import names, rename
 from weight_port.convert import Recipe, convert, target_shapes
+from weight_port.families import efficientnet
 
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
@@ -49,14 +52,14 @@ def our_outputs(source, image, **attributes):
     shapes = target_shapes(name.architecture, recipe)
     abstract = {path: jax.ShapeDtypeStruct(shape, np.float32) for path, shape in shapes.items()}
     arrays = convert(source, recipe).arrays
-    merged, report = params.merge(params.unflatten(abstract), params.Weights(arrays))
+    merged, report = merge(unflatten(abstract), Weights(arrays))
     assert not report.fresh and not report.outside
     assert all(path.startswith("head/") for path in report.unused)
     variables = {collection: tree["encoder"] for collection, tree in merged.items()}
     apply = jax.jit(encoder.apply)
     with jax.default_matmul_precision("highest"):
         features = [np.asarray(feature) for feature in apply(variables, image)]
-        logits = head.logits(arrays, features[-1], eps=name.eps, **head.settings(name.architecture))
+        logits = efficientnet.logits(name.architecture, arrays, features[-1], eps=name.eps)
     return features, np.asarray(logits)
 
 
@@ -137,10 +140,10 @@ def test_names_and_layouts_invert(name, timm_model, make_source):
     shapes = target_shapes(names.parse_name(name).architecture, recipe)
     for torch_name, array in arrays.items():
         if not rename.UNUSED.fullmatch(torch_name):
-            path = rename.flax_path(torch_name)
-            ours = rename.to_flax_layout(array, path, shapes.get(path))
-            assert rename.torch_name(path) == torch_name
-            np.testing.assert_array_equal(rename.to_torch_layout(ours, path), array)
+            path = efficientnet.flax_path(torch_name)
+            ours = efficientnet.to_flax_layout(array, path, shapes.get(path))
+            assert efficientnet.torch_name(path) == torch_name
+            np.testing.assert_array_equal(efficientnet.to_torch_layout(ours, path), array)
             assert path.startswith("head/") or ours.shape == shapes[path]
 
 
@@ -159,8 +162,8 @@ def test_every_kind_of_kernel_inflates_and_factorises(name, make_source):
         np.testing.assert_array_equal(parts[kernel] * parts[path], dense[kernel])
     for path, array in dense.items():
         if path.endswith("/kernel"):  # centre inflation keeps the 2D kernel in the sum over depth
-            flat = source.arrays[rename.torch_name(path)]
-            found = rename.to_torch_layout(array.sum(-5), path)
+            flat = source.arrays[efficientnet.torch_name(path)]
+            found = efficientnet.to_torch_layout(array.sum(-5), path)
             np.testing.assert_allclose(found, flat, rtol=1e-6)
 
 

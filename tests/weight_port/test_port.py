@@ -12,7 +12,9 @@ from crossdim_jax import models
 from crossdim_jax.errors import WeightsError
 from crossdim_jax.run import config as config_lib
 from crossdim_jax.run import experiment, initial_state
-from crossdim_jax.weights import params
+from crossdim_jax.weights.file import load_weights
+from crossdim_jax.weights.merge import merge, requirements
+from crossdim_jax.weights.record import check_fit
 from weight_port import plan, verify
 from weight_port.__main__ import main
 from weight_port.commands import making
@@ -35,7 +37,7 @@ def test_by_hand_from_a_file(port, tmp_path, checkpoint, capsys):
     assert port([NAME, f"--checkpoint={checkpoint}", *DEEP, f"--out={out}", "--license=mit"]) == 0
     (path,) = out.iterdir()
     assert path.name == f"{NAME}-3d-repeat-16ch-tile-instance.safetensors"
-    weights = params.load_weights(path)
+    weights = load_weights(path)
     assert weights.arrays["params/encoder/conv_stem/kernel"].shape == (3, 3, 3, 16, 32)
     record = dict(weights.metadata)
     assert (
@@ -84,22 +86,22 @@ def test_a_random_file_says_so_in_name_and_record(port, tmp_path):
     assert port([NAME, "--random", f"--out={tmp_path}"]) == 0
     (path,) = tmp_path.iterdir()
     assert path.name == "tf_efficientnet_b0.random-2d-3ch-tile-batch.safetensors"
-    assert params.load_weights(path).metadata["source"] == "random"
+    assert load_weights(path).metadata["source"] == "random"
 
 
 def test_by_config_the_network_loads_it(port, config, checkpoint, tmp_path, capsys):
     assert port([f"--config={config}", f"--checkpoint={checkpoint}"]) == 0
     assert f"--config={config}" in capsys.readouterr().out
-    weights = params.load_weights(tmp_path / "ported.safetensors")
+    weights = load_weights(tmp_path / "ported.safetensors")
     model = models.build("dxnet")
     image = jax.ShapeDtypeStruct((1, 32, 32, 32, 4), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
-    needs = params.requirements(model, variables)
+    needs = requirements(model, variables)
     claims = {"source": NAME, "inflate": "repeat", "stem": "tile"}
-    params.check(weights.metadata, needs | claims)
+    check_fit(weights.metadata, needs | claims)
     with pytest.raises(WeightsError, match="inflate: found 'repeat', expected 'mean'"):
-        params.check(weights.metadata, needs | claims | {"inflate": "mean"})
-    _, report = params.merge(variables, weights)
+        check_fit(weights.metadata, needs | claims | {"inflate": "mean"})
+    _, report = merge(variables, weights)
     assert len(report.filled) == 208 and not report.fresh and not report.unused
 
 
@@ -107,7 +109,7 @@ def test_by_config_with_argument_and_override(port, config, checkpoint, tmp_path
     command = [f"--config={config}:center", "--config.model.norm=batch"]
     out = tmp_path / "other.safetensors"
     assert port([*command, f"--checkpoint={checkpoint}", f"--out={out}"]) == 0
-    record = params.load_weights(out).metadata
+    record = load_weights(out).metadata
     assert record["inflate"] == "center" and record["norm"] == "batch"
     following = capsys.readouterr().out.rstrip().splitlines()[-1]  # loads just this file
     for flag in (*command, f"--config.weights.file={out}"):
@@ -119,7 +121,7 @@ def test_a_mismatch_the_config_accepts_is_ported(port, config, checkpoint, tmp_p
     text = text.replace('"ignore": ()', '"ignore": ("padding", "eps")')
     config.write_text(text.replace('"same"', '"symmetric"').replace("1e-3", "1e-5"))
     assert port([f"--config={config}", f"--checkpoint={checkpoint}"]) == 0
-    record = params.load_weights(tmp_path / "ported.safetensors").metadata
+    record = load_weights(tmp_path / "ported.safetensors").metadata
     assert record["padding"] == "same"  # the weights' own: the config does not rewrite history
 
 
@@ -173,7 +175,7 @@ def test_the_experiment_that_comes_with_the_project(port, checkpoint, tmp_path, 
     config = str(ROOT / "configs" / "brats_dxnet.py")
     out = tmp_path / "w.safetensors"
     assert port([f"--config={config}", f"--checkpoint={checkpoint}", f"--out={out}"]) == 0
-    record = params.load_weights(out).metadata
+    record = load_weights(out).metadata
     found = {
         key: record[key] for key in ("id", "ndim", "in_channels", "inflate", "norm", "padding")
     }
@@ -200,7 +202,7 @@ def test_every_option_reaches_the_file_and_its_record(port, tmp_path, checkpoint
     assert path.name == (
         f"{NAME}-3d-gaussian-mixed{digits}-d1.3.3.3.3.3.3.2-factorised-4ch-gray-frozen.safetensors"
     )
-    record = params.load_weights(path).metadata
+    record = load_weights(path).metadata
     assert record["inflate_at"] == ["blocks_[56]_.*=center", "conv_stem/kernel=mean"]
     assert record["depth_kernels"] == record["depth_taps"] == [1, 3, 3, 3, 3, 3, 3, 2]
     assert record["factorised"] is True and record["statistics"] == "carried"

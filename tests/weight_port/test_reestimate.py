@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from crossdim_jax.errors import DataError, WeightsError
-from crossdim_jax.weights import params
+from crossdim_jax.weights.file import load_weights, save_weights
+from crossdim_jax.weights.record import check_fit
 from tests.weight_port import tiny
 from weight_port import forward
 from weight_port.__main__ import main
@@ -41,7 +42,7 @@ def volumes(tmp_path, rng):
 def write(path, **changes):
     origin, recipe = tiny.source(padding="symmetric"), Recipe(**{**DEEP, **changes})
     converted = convert(origin, recipe)
-    return params.save_weights(path, converted.arrays, record(origin, recipe, converted))
+    return save_weights(path, converted.arrays, record(origin, recipe, converted))
 
 
 def run(path, *arguments):
@@ -50,7 +51,7 @@ def run(path, *arguments):
 
 
 def features(path, image):
-    weights = params.load_weights(path)
+    weights = load_weights(path)
     settings = forward.attributes(weights.metadata)
     return forward.features("efficientnet_tiny", weights.arrays, image, **settings)
 
@@ -68,17 +69,17 @@ def test_repeat_with_measured_statistics_is_mean_with_measured_statistics(
         path = write(tmp_path / f"{mode}-stale.safetensors", inflate=mode, statistics="reestimate")
         needs = {"norm": "batch", "inflate": mode}
         with pytest.raises(WeightsError, match="stale"):
-            params.check(params.load_weights(path).metadata, needs)
+            check_fit(load_weights(path).metadata, needs)
         assert run(path, *patterns) == 0
         made[mode] = tmp_path / f"{mode}-reestimated.safetensors"
-        found = params.load_weights(made[mode])
-        params.check(found.metadata, needs)
+        found = load_weights(made[mode])
+        check_fit(found.metadata, needs)
         assert found.metadata["statistics"] == "reestimated (4 patches)"
         assert found.metadata["reestimated_on"]["files"][:2] == [
             "case0_flair.nii.gz",
             "case0_t1.nii.gz",
         ]
-        before = params.load_weights(path).arrays
+        before = load_weights(path).arrays
         changed = {key for key in before if not np.array_equal(before[key], found.arrays[key])}
         assert changed == {key for key in before if key.startswith("batch_stats/")}
     assert "measured 4 patches of (32, 32, 32) from 3 cases" in capsys.readouterr().out
@@ -97,7 +98,7 @@ def test_repeat_with_measured_statistics_is_mean_with_measured_statistics(
 def test_a_2d_file_is_measured_on_slices(volumes, tmp_path):
     path = write(tmp_path / "flat.safetensors", ndim=2, inflate=None, in_channels=1, stem="sum")
     assert run(path, "--volumes", volumes / "*_t1.nii.gz", f"--out={tmp_path}/x.safetensors") == 0
-    found = params.load_weights(tmp_path / "x.safetensors")
+    found = load_weights(tmp_path / "x.safetensors")
     assert found.metadata["reestimated_on"]["patch"] == [32, 32]
     # The stem's response to z-scored noise: variance is the kernel's energy, nearly.
     kernel = found.arrays["params/encoder/conv_stem/kernel"]

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from crossdim_jax.errors import WeightsError
-from crossdim_jax.weights import params
-from crossdim_jax.weights.file import content_sha256
+from crossdim_jax.weights.file import Weights, content_sha256, load_weights, save_weights
 from tests.weight_port import tiny
 from weight_port import certificate, forward, ours, records, verify, volume
 from weight_port.__main__ import main
@@ -42,7 +41,7 @@ def write(tmp_path, source):
         made = convert(source, recipe)
         path = tmp_path / f"{name}.safetensors"
         held = record(source, recipe, made) | changes
-        return params.save_weights(path, {**made.arrays, **(arrays or {})}, held)
+        return save_weights(path, {**made.arrays, **(arrays or {})}, held)
 
     return make
 
@@ -74,7 +73,7 @@ def worst(made, column):
     ids=lambda value: value.inflate if isinstance(value, Recipe) else None,
 )
 def test_what_a_recipe_promises_is_kept_and_the_rest_is_measured(recipe, edge, zero, write, source):
-    made = certificate.measure(params.load_weights(write(recipe)), source)
+    made = certificate.measure(load_weights(write(recipe)), source)
     assert made["problems"] == []
     promised = made["volume"]["promises"]
     assert (promised["edge"]["where"], promised["zero"]["where"]) == (edge, zero)
@@ -93,7 +92,7 @@ def test_what_a_recipe_promises_is_kept_and_the_rest_is_measured(recipe, edge, z
 
 def test_every_tensor_of_both_sides_is_accounted_for(write, source):
     recipe = dataclasses.replace(DEEP, norm="instance", stem="reinit")
-    made = certificate.measure(params.load_weights(write(recipe)), source)["made"]
+    made = certificate.measure(load_weights(write(recipe)), source)["made"]
     assert set(made["used"]) | set(made["unused"]) == set(source.arrays)
     assert "conv_stem.weight" in made["unused"] and "bn1.running_var" in made["unused"]
     assert made["fresh"] == ["params/encoder/conv_stem/kernel"]
@@ -101,9 +100,9 @@ def test_every_tensor_of_both_sides_is_accounted_for(write, source):
 
 def test_certify_writes_it_into_the_file_and_beside_it(write, source):
     path = write(DEEP)
-    before = params.load_weights(path)
+    before = load_weights(path)
     made = verify.certify(path, source=source)
-    after = params.load_weights(path)
+    after = load_weights(path)
     assert after.metadata == {**before.metadata, "certificate": made}
     assert made["content_sha256"] == content_sha256(before.arrays)
     assert content_sha256(after.arrays) == made["content_sha256"]
@@ -116,7 +115,7 @@ def test_certify_writes_it_into_the_file_and_beside_it(write, source):
 
 def test_without_the_source_the_kernels_own_sums_stand_in(write, source):
     recipe = dataclasses.replace(DEEP, inflate="repeat", norm="instance")
-    weights = params.load_weights(write(recipe))
+    weights = load_weights(write(recipe))
     alone = certificate.measure(weights, absent="it is on the other machine")
     assert alone["problems"] == []
     for part in ("made", "timm"):
@@ -129,7 +128,7 @@ def test_without_the_source_the_kernels_own_sums_stand_in(write, source):
     for one, other in zip(alone["volume"]["stages"], known["volume"]["stages"], strict=True):
         assert one["edge"] == pytest.approx(other["edge"], rel=0.05)
 
-    weights = params.load_weights(write(dataclasses.replace(DEEP, inflate="acs")))
+    weights = load_weights(write(dataclasses.replace(DEEP, inflate="acs")))
     alone = certificate.measure(weights)
     assert alone["volume"]["reference"].startswith("not run: no source was given, and acs")
     assert "edge" not in alone["volume"]["stages"][0] and alone["problems"] == []
@@ -159,7 +158,7 @@ def test_kernels_that_are_not_what_the_record_says_break_promises(write, source)
     text = str(caught.value)
     assert f"1 tensors differ: {KERNEL}" in text and "Do not train with it" in text
     assert "3D with edge padding against 2D: feature /4 differs by" in text
-    stored = params.load_weights(path).metadata["certificate"]  # the evidence is kept
+    stored = load_weights(path).metadata["certificate"]  # the evidence is kept
     assert len(stored["problems"]) == text.count("\n  ")
 
 
@@ -169,7 +168,7 @@ def test_another_source_is_noticed(write, source):
         arrays={**source.arrays, "bn1.bias": source.arrays["bn1.bias"] + 1},
         origin={**source.origin, "sha256": "1" * 64},
     )
-    found = certificate.measure(params.load_weights(write(DEEP)), other)["problems"]
+    found = certificate.measure(load_weights(write(DEEP)), other)["problems"]
     assert any("1111, the file was made of 0000" in problem for problem in found)
     assert any("1 tensors differ: params/encoder/bn1/bias" in problem for problem in found)
 
@@ -178,11 +177,11 @@ def test_measured_statistics_are_nobodys_copy(write, source):
     recipe = dataclasses.replace(DEEP, statistics="reestimate")
     arrays = {"batch_stats/encoder/bn1/mean": np.full(16, 0.25, np.float32)}
     path = write(recipe, arrays=arrays, statistics="reestimated (8)")
-    made = certificate.measure(params.load_weights(path), source)
+    made = certificate.measure(load_weights(path), source)
     assert made["problems"] == [] and made["made"]["differing"] == []
     assert "statistics" in made["volume"]["promises"]["edge"]["why"]
     # Without the source the 2D network has the new statistics: another one, which is no departure.
-    alone = certificate.measure(params.load_weights(path))
+    alone = certificate.measure(load_weights(path))
     assert alone["volume"]["stages"][0]["edge"] != made["volume"]["stages"][0]["edge"]
     assert verify.departures(alone, made) == verify.departures(made, alone) == []
 
@@ -195,7 +194,7 @@ def test_limits_follow_what_a_feature_makes_of_a_small_change():
 
 
 def test_a_sound_network_is_held_to_the_tolerance(write, source):
-    made = certificate.measure(params.load_weights(write(DEEP)), source)
+    made = certificate.measure(load_weights(write(DEEP)), source)
     assert {row["limit"] for row in made["volume"]["stages"]} == {forward.TOLERANCE}
     row = made["volume"]["stages"][2]
     row["own"] = 3e-4
@@ -257,7 +256,7 @@ def test_counts_must_be_the_same():
 
 
 def test_random_weights_without_a_hash_are_not_said_to_differ(write):
-    weights = params.load_weights(write(DEEP, source="random"))
+    weights = load_weights(write(DEEP, source="random"))
     found, why = verify.find_source(weights)
     assert found is None and "nothing in the file tells which" in why
 
@@ -271,7 +270,7 @@ def test_a_certificate_of_another_version_is_named(write, capsys):
 
 
 def test_a_record_that_lacks_fields_is_named(write):
-    weights = params.load_weights(write(FLAT, eps=None))
+    weights = load_weights(write(FLAT, eps=None))
     for use in (certificate.measure, ours.as_source):
         with pytest.raises(WeightsError, match=r"w\.safetensors: its record has no eps.*again"):
             use(weights)
@@ -313,22 +312,22 @@ def test_verify_from_a_2d_file_of_ours(write, source, capsys):
     assert "all are the same" in capsys.readouterr().out
     assert main(["verify", str(path), f"--source={path}"]) == 1
     assert "holds 3D weights" in capsys.readouterr().err
-    source = ours.as_source(params.load_weights(flat))
+    source = ours.as_source(load_weights(flat))
     assert certificate.source_sha256(source) == certificate.source_sha256(tiny.source())
 
 
 def test_verify_catches_a_file_that_was_changed_since(write, source, capsys):
     path = write(DEEP)
     made = verify.certify(path, source=source)
-    weights = params.load_weights(path)
+    weights = load_weights(path)
     changed = {**weights.arrays, KERNEL: weights.arrays[KERNEL] * 1.5}
-    params.save_weights(path, changed, weights.metadata)  # its hash is right again
+    save_weights(path, changed, weights.metadata)  # its hash is right again
     assert main(["verify", str(path)]) == 1
     told = capsys.readouterr().out
     assert f"content_sha256: certified {made['content_sha256'][:37]}..." in told
     assert "volume.stages[1].activations.constant.variance" in told
 
-    params.save_weights(path, weights.arrays, weights.metadata)
+    save_weights(path, weights.arrays, weights.metadata)
     beside = verify.certificate_path(path)
     beside.write_text(beside.read_text().replace('"batch": 1', '"batch": 2'))
     assert main(["verify", str(path)]) == 1
@@ -371,7 +370,7 @@ def certified(real, **changes):
     """The certificate of the 2D file of the real source, its record changed."""
     made = convert(real, FLAT)
     held = record(real, FLAT, made) | changes
-    return certificate.measure(params.Weights(made.arrays, held), real)
+    return certificate.measure(Weights(made.arrays, held), real)
 
 
 def test_a_2d_file_is_timms_network_feature_by_feature_and_logit_by_logit(real):

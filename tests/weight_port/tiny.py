@@ -1,7 +1,6 @@
 """Two small EfficientNets from the real code: a few blocks, compiled in a second."""
 
 import contextlib
-import functools
 from collections.abc import Iterator
 
 import jax
@@ -11,8 +10,8 @@ import pytest
 
 from crossdim_jax.models import efficientnet, efficientnet_table, encoders
 from crossdim_jax.models.efficientnet_table import Row, Stage
-from crossdim_jax.weights import params
-from weight_port import rename
+from crossdim_jax.weights.paths import flatten
+from weight_port.families import efficientnet as family
 from weight_port.source import Name, Source
 
 STAGES = (
@@ -35,14 +34,9 @@ def registered() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for variant, row in ROWS.items():
             patch.setitem(efficientnet_table.ROWS, variant, row)
-            encoder = encoders.Encoder(
-                functools.partial(efficientnet.EfficientNet, variant=variant),
-                "conv_stem/kernel",
-                row.norm,
-                functools.partial(efficientnet.feature_info, variant),
-                functools.partial(efficientnet.depth_reductions, variant),
+            patch.setitem(
+                encoders.ENCODERS, f"efficientnet_{variant}", efficientnet.encoder(variant)
             )
-            patch.setitem(encoders.ENCODERS, f"efficientnet_{variant}", encoder)
         yield
 
 
@@ -52,7 +46,7 @@ def source(architecture: str = "efficientnet_tiny", *, padding: str = "same") ->
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     tree = jax.eval_shape(encoders.build(architecture).init, jax.random.key(0), image)
     arrays = {}
-    for path, leaf in params.flatten({c: {"encoder": t} for c, t in tree.items()}).items():
+    for path, leaf in flatten({c: {"encoder": t} for c, t in tree.items()}).items():
         kind = path.rpartition("/")[2]
         if kind == "kernel":
             value = rng.normal(0, np.sqrt(2 / np.prod(leaf.shape[:-1])), leaf.shape)
@@ -60,8 +54,8 @@ def source(architecture: str = "efficientnet_tiny", *, padding: str = "same") ->
             value = rng.uniform(0.5, 1.5, leaf.shape)
         else:
             value = rng.normal(0, 0.2, leaf.shape)
-        value = rename.to_torch_layout(value.astype(np.float32), path)
-        arrays[rename.torch_name(path)] = np.ascontiguousarray(value)
+        value = family.to_torch_layout(value.astype(np.float32), path)
+        arrays[family.torch_name(path)] = np.ascontiguousarray(value)
     eps = 1e-3 if padding == "same" else 1e-5
     name = Name(architecture, architecture, architecture, padding, eps)
     origin = {"source": "file", "id": architecture, "url": None, "file": "tiny.safetensors"}

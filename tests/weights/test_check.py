@@ -10,8 +10,9 @@ import pytest
 
 from crossdim_jax import models
 from crossdim_jax.errors import WeightsError
-from crossdim_jax.weights import params
-from crossdim_jax.weights.file import check_statistics, inflations
+from crossdim_jax.weights.file import load_weights, save_weights
+from crossdim_jax.weights.merge import requirements
+from crossdim_jax.weights.record import check_fit, check_statistics, describe, inflations
 from tests.weight_record import CLAIMS, NETWORK, RECORD
 
 WHOLE = RECORD | {  # as weight_port writes it for these
@@ -25,8 +26,8 @@ WHOLE = RECORD | {  # as weight_port writes it for these
 
 
 def test_check_accepts_equal_records():
-    params.check(NETWORK, json.loads(json.dumps(NETWORK)))
-    params.check(NETWORK, {**NETWORK, "norm": "group"})  # the same tensors
+    check_fit(NETWORK, json.loads(json.dumps(NETWORK)))
+    check_fit(NETWORK, {**NETWORK, "norm": "group"})  # the same tensors
 
 
 @pytest.mark.parametrize(
@@ -44,16 +45,16 @@ def test_check_names_file_found_expected_and_advice(field, wanted):
     expected = {**NETWORK, field: wanted}
     found = f"{field}: found {NETWORK[field]!r}, expected {wanted!r}. \\w+"
     with pytest.raises(WeightsError, match=f"(?s)^w.safetensors .*{found}.*weight_port"):
-        params.check(NETWORK, expected, name="w.safetensors")
-    params.check(NETWORK, expected, ignore=[field])
+        check_fit(NETWORK, expected, name="w.safetensors")
+    check_fit(NETWORK, expected, ignore=[field])
 
 
 def test_check_lists_all_differences_and_unknown_ignores():
     with pytest.raises(WeightsError) as caught:
-        params.check({}, NETWORK)
+        check_fit({}, NETWORK)
     assert str(caught.value).count("found nothing") == len(NETWORK)
     with pytest.raises(WeightsError, match="Cannot ignore pading"):
-        params.check(NETWORK, NETWORK, ignore=["pading"])
+        check_fit(NETWORK, NETWORK, ignore=["pading"])
 
 
 @pytest.mark.parametrize(
@@ -76,10 +77,10 @@ def test_check_lists_all_differences_and_unknown_ignores():
 )
 def test_check_of_depth_options_and_norms(field, found, wanted, fits):
     if fits:
-        params.check({field: found}, {field: wanted})
+        check_fit({field: found}, {field: wanted})
     else:
         with pytest.raises(WeightsError, match=f"{field}: found"):
-            params.check({field: found}, {field: wanted})
+            check_fit({field: found}, {field: wanted})
 
 
 # ------------------------------------------------------------------ claims
@@ -97,37 +98,37 @@ def test_check_of_depth_options_and_norms(field, found, wanted, fits):
 )
 def test_check_compares_what_the_config_claims(field, wanted):
     expected = {**NETWORK, **CLAIMS}
-    params.check(RECORD, expected)
+    check_fit(RECORD, expected)
     expected[field] = wanted
     found = re.escape(
         f"{field}: found {CLAIMS[field]!r}, expected {wanted!r}. Change config.weights"
     )
     with pytest.raises(WeightsError, match=f"(?s)^w.safetensors .*{found}"):
-        params.check(RECORD, expected, name="w.safetensors")
-    params.check(RECORD, expected, ignore=[field])
+        check_fit(RECORD, expected, name="w.safetensors")
+    check_fit(RECORD, expected, ignore=[field])
 
 
 @pytest.mark.parametrize("nothing", [None, ""])
 def test_an_empty_claim_is_not_compared_and_may_be_ignored(nothing):
-    expected = {**NETWORK, **dict.fromkeys(params.CLAIMS, nothing)}
-    params.check(RECORD, expected)
-    params.check(NETWORK, expected, ignore=["source", "inflate", "stem"])
+    expected = {**NETWORK, **dict.fromkeys(CLAIMS, nothing)}
+    check_fit(RECORD, expected)
+    check_fit(NETWORK, expected, ignore=["source", "inflate", "stem"])
 
 
 def test_a_record_without_what_is_claimed_is_refused():
     with pytest.raises(WeightsError) as caught:
-        params.check(NETWORK, {**NETWORK, **CLAIMS})
+        check_fit(NETWORK, {**NETWORK, **CLAIMS})
     assert str(caught.value).count("found nothing") == len(CLAIMS)
 
 
 def test_claims_are_compared_only_where_they_matter():
     flat = {**RECORD, "ndim": 2, "inflate": None}
-    params.check(flat, {**NETWORK, **CLAIMS, "ndim": 2})  # 2D weights are not inflated
+    check_fit(flat, {**NETWORK, **CLAIMS, "ndim": 2})  # 2D weights are not inflated
     colour = {**RECORD, "in_channels": 3}
     wanted = {**NETWORK, **CLAIMS, "in_channels": 3}
-    params.check(colour, {**wanted, "stem": "gray"})  # both leave three channels as they are
+    check_fit(colour, {**wanted, "stem": "gray"})  # both leave three channels as they are
     with pytest.raises(WeightsError, match="stem: found 'tile', expected 'reinit'"):
-        params.check(colour, {**wanted, "stem": "reinit"})
+        check_fit(colour, {**wanted, "stem": "reinit"})
 
 
 @pytest.mark.parametrize(
@@ -142,10 +143,10 @@ def test_claims_are_compared_only_where_they_matter():
 )
 def test_sources_agree_in_their_model_and_in_the_tag_where_both_have_one(id, wanted, fits):
     if fits:
-        params.check({"id": id}, {"source": wanted})
+        check_fit({"id": id}, {"source": wanted})
     else:
         with pytest.raises(WeightsError, match="source: found"):
-            params.check({"id": id}, {"source": wanted})
+            check_fit({"id": id}, {"source": wanted})
 
 
 @pytest.mark.parametrize("strange", ["abc", [1], None, {}])
@@ -153,16 +154,16 @@ def test_check_survives_strange_records(strange):
     for field in (*NETWORK, *CLAIMS):
         key = "id" if field == "source" else field
         with pytest.raises(WeightsError, match=f"{field}: found"):
-            params.check({key: strange}, {field: {**NETWORK, **CLAIMS}[field]})
+            check_fit({key: strange}, {field: {**NETWORK, **CLAIMS}[field]})
 
 
 def test_describe_is_total():
-    text = params.describe(RECORD)
+    text = describe(RECORD)
     for fact in ("(source timm,", "3D by repeat", "16 input channels by tile", "eps 0.001"):
         assert fact in text
     for record in ({}, {"eps": "1e-3"}, {"eps": None, "ndim": [3]}):
-        assert "eps " in params.describe(record)
-    assert "unknown (source unknown," in params.describe({}) and "None" not in params.describe({})
+        assert "eps " in describe(record)
+    assert "unknown (source unknown," in describe({}) and "None" not in describe({})
 
 
 # ------------------------------------------------------------------ files for a network
@@ -176,7 +177,7 @@ def arrays(rng):
 
 @pytest.fixture
 def file(tmp_path, arrays):
-    return params.save_weights(tmp_path / "w.safetensors", arrays, WHOLE)
+    return save_weights(tmp_path / "w.safetensors", arrays, WHOLE)
 
 
 @pytest.fixture(scope="module")
@@ -186,11 +187,11 @@ def needs():
     image = jax.ShapeDtypeStruct((1, 32, 32, 32, 4), jnp.float32)
     claims = {"source": WHOLE["id"], "inflate": "repeat", "stem": "tile"}
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
-    return params.requirements(model, variables) | claims
+    return requirements(model, variables) | claims
 
 
 def test_the_file_that_is_asked_for_is_taken(file, needs):
-    params.check(params.load_weights(file).metadata, needs)
+    check_fit(load_weights(file).metadata, needs)
 
 
 @pytest.mark.parametrize(
@@ -204,10 +205,10 @@ def test_the_file_that_is_asked_for_is_taken(file, needs):
     ids=["architecture", "padding", "eps", "channels"],
 )
 def test_weights_of_another_network_are_refused(change, match, arrays, needs, tmp_path):
-    path = params.save_weights(tmp_path / "other.safetensors", arrays, WHOLE | change)
-    weights = params.load_weights(path)
+    path = save_weights(tmp_path / "other.safetensors", arrays, WHOLE | change)
+    weights = load_weights(path)
     with pytest.raises(WeightsError, match=f"(?s)other.safetensors is not.*{match}"):
-        params.check(weights.metadata, needs, name=weights.name)
+        check_fit(weights.metadata, needs, name=weights.name)
 
 
 # ------------------------------------------------------------------ running statistics
@@ -232,7 +233,7 @@ def test_statistics_that_do_not_describe_the_weights_are_refused(change, needs):
     record = BATCH | change
     expected = needs | {"norm": record["norm"], "inflate": record["inflate"], "inflate_at": None}
     with pytest.raises(WeightsError, match=r"w.safetensors: found .*statistics.*reestimate=16"):
-        params.check(record, expected, name="w.safetensors")
+        check_fit(record, expected, name="w.safetensors")
     check_statistics(record, reestimate=8)  # they will be measured anew
 
 

@@ -9,8 +9,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from crossdim_jax.errors import WeightsError
-from crossdim_jax.weights import params
-from crossdim_jax.weights.file import HEAD, content_sha256
+from crossdim_jax.weights.file import FORMAT, content_sha256, load_weights, save_weights
+from crossdim_jax.weights.paths import HEAD
 from tests.weight_record import RECORD
 
 
@@ -26,7 +26,7 @@ def arrays(rng):
 
 @pytest.fixture
 def file(tmp_path, arrays):
-    return params.save_weights(tmp_path / "w.safetensors", arrays, RECORD)
+    return save_weights(tmp_path / "w.safetensors", arrays, RECORD)
 
 
 def header(path):
@@ -38,8 +38,8 @@ def header(path):
 
 
 def test_files_come_back_as_written(tmp_path, arrays):
-    path = params.save_weights(tmp_path / "a" / "w.safetensors", arrays, RECORD)
-    weights = params.load_weights(path)
+    path = save_weights(tmp_path / "a" / "w.safetensors", arrays, RECORD)
+    weights = load_weights(path)
     assert weights.metadata == RECORD and weights.path == path
     assert weights.arrays.keys() == arrays.keys()
     assert all(np.array_equal(weights.arrays[key], arrays[key]) for key in arrays)
@@ -48,12 +48,12 @@ def test_files_come_back_as_written(tmp_path, arrays):
 
 def test_transposed_views_are_written_in_their_own_order(tmp_path, rng):
     kernel = rng.normal(size=(4, 3, 2)).astype(np.float32).transpose(2, 0, 1)
-    path = params.save_weights(tmp_path / "w.safetensors", {"params/encoder/k": kernel}, {})
-    np.testing.assert_array_equal(params.load_weights(path).arrays["params/encoder/k"], kernel)
+    path = save_weights(tmp_path / "w.safetensors", {"params/encoder/k": kernel}, {})
+    np.testing.assert_array_equal(load_weights(path).arrays["params/encoder/k"], kernel)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, arrays, monkeypatch):
-    path = params.save_weights(tmp_path / "w.safetensors", arrays, RECORD)
+    path = save_weights(tmp_path / "w.safetensors", arrays, RECORD)
     before = path.read_bytes()
 
     def full(_):
@@ -62,27 +62,27 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, arrays, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(WeightsError, match=r"w.safetensors: .*No space left"):
-        params.save_weights(path, {}, {})
+        save_weights(path, {}, {})
     assert path.read_bytes() == before and os.listdir(tmp_path) == [path.name]
 
 
 def test_weights_are_as_readable_as_other_files(tmp_path, arrays):
-    path = params.save_weights(tmp_path / "w.safetensors", arrays, RECORD)
+    path = save_weights(tmp_path / "w.safetensors", arrays, RECORD)
     (tmp_path / "other").touch()
     assert path.stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 def test_saving_refuses_other_suffixes_and_collections(tmp_path, arrays):
     with pytest.raises(WeightsError, match="end with .safetensors"):
-        params.save_weights(tmp_path / "w.npz", arrays, {})
+        save_weights(tmp_path / "w.npz", arrays, {})
     with pytest.raises(WeightsError, match="found keys encoder/a"):
-        params.save_weights(tmp_path / "w.safetensors", {"encoder/a": np.zeros(1)}, {})
+        save_weights(tmp_path / "w.safetensors", {"encoder/a": np.zeros(1)}, {})
 
 
 def test_a_classification_head_can_be_kept(tmp_path, arrays):
     arrays = arrays | {f"{HEAD}/encoder/classifier/bias": np.zeros(10, np.float32)}
-    path = params.save_weights(tmp_path / "h.safetensors", arrays, {})
-    assert params.load_weights(path).arrays.keys() == arrays.keys()
+    path = save_weights(tmp_path / "h.safetensors", arrays, {})
+    assert load_weights(path).arrays.keys() == arrays.keys()
 
 
 # ------------------------------------------------------------------ what cannot be read
@@ -90,10 +90,10 @@ def test_a_classification_head_can_be_kept(tmp_path, arrays):
 
 @pytest.mark.parametrize("keep", [0, 5, 100, -1])
 def test_truncated_files_are_named(keep, tmp_path, arrays):
-    path = params.save_weights(tmp_path / "w.safetensors", arrays, RECORD)
+    path = save_weights(tmp_path / "w.safetensors", arrays, RECORD)
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(WeightsError, match=r"w.safetensors: not a readable safetensors"):
-        params.load_weights(path)
+        load_weights(path)
 
 
 @pytest.mark.parametrize("keep", [0.1, 0.5, 0.9, 0.999])
@@ -101,26 +101,26 @@ def test_a_truncated_file_is_refused(keep, file):
     content = file.read_bytes()
     file.write_bytes(content[: int(keep * len(content))])
     with pytest.raises(WeightsError, match="w.safetensors: not a readable.*cut short"):
-        params.load_weights(file)
+        load_weights(file)
 
 
 def test_files_of_other_kinds_say_what_to_do(tmp_path):
     with pytest.raises(WeightsError, match=r"gone.safetensors: no such.*weight_port"):
-        params.load_weights(tmp_path / "gone.safetensors")
+        load_weights(tmp_path / "gone.safetensors")
     with pytest.raises(
         WeightsError, match=r"w.pth: a PyTorch.*weight_port NAME --checkpoint=.*w.pth"
     ):
-        params.load_weights(tmp_path / "w.pth")
+        load_weights(tmp_path / "w.pth")
     path = tmp_path / "timm.safetensors"
     save_file({"conv_stem.weight": np.zeros(3, np.float32)}, path)
     with pytest.raises(WeightsError, match=r"timm.safetensors: found format None.*--checkpoint"):
-        params.load_weights(path)
-    save_file({}, path, {"format": params.FORMAT, "record": "{"})
+        load_weights(path)
+    save_file({}, path, {"format": FORMAT, "record": "{"})
     with pytest.raises(WeightsError, match="record in its header"):
-        params.load_weights(path)
-    save_file({}, path, {"format": params.FORMAT, "record": "[1]"})
+        load_weights(path)
+    save_file({}, path, {"format": FORMAT, "record": "[1]"})
     with pytest.raises(WeightsError, match=r"record in its header is \[1\]"):
-        params.load_weights(path)
+        load_weights(path)
 
 
 # ------------------------------------------------------------------ hashes
@@ -146,7 +146,7 @@ def test_the_hash_is_of_paths_types_shapes_and_values(arrays):
 
 def test_the_file_holds_its_hash_and_agrees(file, arrays):
     assert header(file)["content_sha256"] == content_sha256(arrays)
-    assert params.load_weights(file).checked
+    assert load_weights(file).checked
 
 
 @pytest.mark.parametrize("at", [0.02, 0.3, 0.55, 0.999])
@@ -155,7 +155,7 @@ def test_one_altered_byte_anywhere_is_refused(at, file):
     content[int(at * len(content))] ^= 1
     file.write_bytes(content)
     with pytest.raises(WeightsError, match="w.safetensors: .*(again|python -m weight_port)"):
-        params.load_weights(file)
+        load_weights(file)
 
 
 def test_altered_tensors_are_named_as_such(file):
@@ -163,7 +163,7 @@ def test_altered_tensors_are_named_as_such(file):
     content[-1] ^= 1
     file.write_bytes(content)
     with pytest.raises(WeightsError, match="its tensors are not what was.*content_sha256.*copy it"):
-        params.load_weights(file)
+        load_weights(file)
 
 
 def test_an_altered_record_is_refused(file, arrays):
@@ -172,7 +172,7 @@ def test_an_altered_record_is_refused(file, arrays):
     held["record"] = held["record"].replace('"same"', '"symmetric"')
     save_file(arrays, file, held)
     with pytest.raises(WeightsError, match="its record is not what was written"):
-        params.load_weights(file)
+        load_weights(file)
 
 
 def test_a_hash_that_was_taken_out_is_missed(file, arrays):
@@ -180,15 +180,15 @@ def test_a_hash_that_was_taken_out_is_missed(file, arrays):
     del held["record_sha256"]
     save_file(arrays, file, held)
     with pytest.raises(WeightsError, match="expected None"):
-        params.load_weights(file)
+        load_weights(file)
 
 
 def test_files_from_before_hashes_are_loaded_unchecked(file, arrays):
-    save_file(arrays, file, {"format": params.FORMAT, "record": json.dumps(RECORD)})
-    weights = params.load_weights(file)
+    save_file(arrays, file, {"format": FORMAT, "record": json.dumps(RECORD)})
+    weights = load_weights(file)
     assert not weights.checked and weights.metadata == RECORD
-    params.save_weights(file, weights.arrays, weights.metadata)
-    assert params.load_weights(file).checked
+    save_weights(file, weights.arrays, weights.metadata)
+    assert load_weights(file).checked
 
 
 # ------------------------------------------------------------------ what cannot be weights
@@ -208,9 +208,9 @@ def test_files_from_before_hashes_are_loaded_unchecked(file, arrays):
 def test_numbers_that_cannot_be_weights_are_refused_by_name(path, array, says, tmp_path, arrays):
     if isinstance(array, list):
         array = np.array(array, np.float32)
-    file = params.save_weights(tmp_path / "w.safetensors", arrays | {path: array}, RECORD)
+    file = save_weights(tmp_path / "w.safetensors", arrays | {path: array}, RECORD)
     with pytest.raises(WeightsError, match=rf"w.safetensors: 1 tensors[^:]*:\n  {path} .*{says}"):
-        params.load_weights(file)
+        load_weights(file)
 
 
 @pytest.mark.parametrize(
@@ -233,22 +233,22 @@ def test_numbers_that_cannot_be_weights_are_refused_by_name(path, array, says, t
     ],
 )
 def test_a_record_of_other_types_is_refused_by_field(changes, tmp_path, arrays):
-    file = params.save_weights(tmp_path / "w.safetensors", arrays, RECORD | changes)
+    file = save_weights(tmp_path / "w.safetensors", arrays, RECORD | changes)
     (field,) = changes
     with pytest.raises(WeightsError, match=f"w.safetensors: its record is damaged:\n  {field}: "):
-        params.load_weights(file)
+        load_weights(file)
 
 
 def test_a_record_nested_beyond_reading_is_refused(tmp_path, arrays):
     file = tmp_path / "w.safetensors"
-    save_file(arrays, file, {"format": params.FORMAT, "record": "[" * 100_000})
+    save_file(arrays, file, {"format": FORMAT, "record": "[" * 100_000})
     with pytest.raises(WeightsError, match="w.safetensors: the record in its header"):
-        params.load_weights(file)
+        load_weights(file)
 
 
 def test_only_regular_files_are_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe.safetensors")
     with pytest.raises(WeightsError, match="pipe.safetensors: is a named pipe"):
-        params.load_weights(tmp_path / "pipe.safetensors")
+        load_weights(tmp_path / "pipe.safetensors")
     with pytest.raises(WeightsError, match=": is a folder"):
-        params.load_weights(tmp_path)
+        load_weights(tmp_path)

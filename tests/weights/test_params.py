@@ -12,8 +12,11 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from crossdim_jax.errors import WeightsError
-from crossdim_jax.weights import params
+from crossdim_jax.weights.file import Weights
+from crossdim_jax.weights.merge import depth_form, merge
+from crossdim_jax.weights.paths import flatten, select, unflatten
 
+B0 = "efficientnet_b0"
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -42,9 +45,9 @@ def variables():
 
 
 def test_flatten_and_unflatten_are_inverse(variables):
-    flat = params.flatten(variables)
+    flat = flatten(variables)
     assert list(flat)[0] == "params/encoder/stem/kernel"
-    assert jax.tree.structure(params.unflatten(flat)) == jax.tree.structure(variables)
+    assert jax.tree.structure(unflatten(flat)) == jax.tree.structure(variables)
 
 
 @pytest.mark.parametrize(
@@ -61,12 +64,12 @@ def test_patterns_match_whole_paths_with_or_without_collection(patterns, expecte
     paths = ["params/encoder/a", "params/encoder/b", "batch_stats/encoder/b", "params/head/a"]
     if patterns == ["encoder/.*", "head/a"]:
         expected = set(paths)
-    assert params.select(patterns, paths) == expected
+    assert select(patterns, paths) == expected
 
 
 def test_wrong_patterns_are_all_named():
     with pytest.raises(WeightsError) as caught:
-        params.select(["encoder", "a(", "encoder/a"], ["params/encoder/a"])
+        select(["encoder", "a(", "encoder/a"], ["params/encoder/a"])
     text = str(caught.value)
     assert "'encoder': matches no path" in text and "'a(': not a regular expression" in text
     assert "'encoder/a': " not in text
@@ -76,8 +79,8 @@ def test_wrong_patterns_are_all_named():
 
 
 def test_merge_fills_its_modules_and_touches_nothing_else(arrays, variables):
-    merged, report = params.merge(variables, params.Weights(arrays))
-    flat = params.flatten(merged)
+    merged, report = merge(variables, Weights(arrays))
+    flat = flatten(merged)
     assert jax.tree.structure(merged) == jax.tree.structure(variables)
     for path, array in arrays.items():
         np.testing.assert_array_equal(flat[path], array)
@@ -91,7 +94,7 @@ def test_merge_lists_everything_wrong_at_once(arrays, variables):
     arrays["params/encoder/stem/extra"] = arrays.pop("params/encoder/stem/bn/scale")
     del arrays["batch_stats/encoder/stem/bn/mean"]
     with pytest.raises(WeightsError) as caught:
-        params.merge(variables, params.Weights(arrays, path=Path("some/w.safetensors")))
+        merge(variables, Weights(arrays, path=Path("some/w.safetensors")))
     text = str(caught.value)
     assert text.startswith("some/w.safetensors does not fit the model (4 problems)")
     assert "missing in the file: params/encoder/stem/bn/scale" in text
@@ -102,14 +105,14 @@ def test_merge_lists_everything_wrong_at_once(arrays, variables):
 
 def test_merge_into_a_model_without_that_module(arrays):
     with pytest.raises(WeightsError, match="unknown to the model: params/encoder/stem/kernel"):
-        params.merge({"params": {"head": {"kernel": jnp.zeros(3)}}}, params.Weights(arrays))
+        merge({"params": {"head": {"kernel": jnp.zeros(3)}}}, Weights(arrays))
 
 
 def test_skip_leaves_fresh_and_unused_as_asked(arrays, variables):
     arrays["params/encoder/stem/kernel"] = np.zeros((3, 3, 5, 8), np.float32)  # would not fit
     arrays["params/encoder/top/kernel"] = np.zeros(3, np.float32)
     skip = ["encoder/stem/kernel", "encoder/top/.*"]
-    merged, report = params.merge(variables, params.Weights(arrays), skip=skip)
+    merged, report = merge(variables, Weights(arrays), skip=skip)
     assert report.fresh == ("params/encoder/stem/kernel",)
     assert report.unused == ("params/encoder/stem/kernel", "params/encoder/top/kernel")
     kept = variables["params"]["encoder"]["stem"]["kernel"]
@@ -119,7 +122,7 @@ def test_skip_leaves_fresh_and_unused_as_asked(arrays, variables):
 def test_the_classification_head_is_reported_and_not_merged(arrays, variables):
     """Nor is it mistaken for a module of the model that is called `head`."""
     arrays |= {f"head/encoder/classifier/{leaf}": np.zeros(3, np.float32) for leaf in "ab"}
-    merged, report = params.merge(variables, params.Weights(arrays))
+    merged, report = merge(variables, Weights(arrays))
     np.testing.assert_array_equal(merged["params"]["head"]["kernel"], 7.0)
     assert merged.keys() == {"params", "batch_stats"} and len(report.filled) == 3
     assert report.unused == ("head/encoder/classifier/a", "head/encoder/classifier/b")
@@ -129,13 +132,13 @@ def test_the_classification_head_is_reported_and_not_merged(arrays, variables):
     )
     for pattern in ("head/.*", "classifier/.*"):
         with pytest.raises(WeightsError, match="matches no path"):
-            params.merge(variables, params.Weights(arrays), skip=[pattern])
+            merge(variables, Weights(arrays), skip=[pattern])
 
 
 def test_a_module_called_head_keeps_its_name_in_patterns():
     """`head` is a collection of weight files, not one that patterns may leave out."""
     with pytest.raises(WeightsError, match="'kernel': matches no path"):
-        params.select(["kernel"], ["head/kernel", "encoder/kernel"])
+        select(["kernel"], ["head/kernel", "encoder/kernel"])
 
 
 def test_how_kernels_extend_along_depth_is_read_off_their_shapes():
@@ -147,16 +150,25 @@ def test_how_kernels_extend_along_depth_is_read_off_their_shapes():
         "params/encoder/blocks_2_0/conv_dw/kernel": (4, 5, 5, 5, 1, 8),  # four experts
         "params/decoder/conv/kernel": (7, 7, 7, 8, 8),
     }
-    assert params.depth_form(shapes, 3) == {"depth_taps": [1, 3, 1, 5], "factorised": False}
+    assert depth_form("efficientnet_b0", shapes, 3) == {
+        "depth_taps": [1, 3, 1, 5],
+        "factorised": False,
+    }
     shapes["params/encoder/blocks_1_0/conv_dw/kernel"] = (1, 3, 3, 1, 8)
     shapes["params/encoder/blocks_1_0/conv_dw/depth_kernel"] = (2, 1, 1, 1, 8)
-    assert params.depth_form(shapes, 3) == {"depth_taps": [1, 3, 2, 5], "factorised": True}
-    assert params.depth_form(shapes, 2) == {"depth_taps": None, "factorised": None}
+    assert depth_form("efficientnet_b0", shapes, 3) == {
+        "depth_taps": [1, 3, 2, 5],
+        "factorised": True,
+    }
+    assert depth_form("efficientnet_b0", shapes, 2) == {
+        "depth_taps": None,
+        "factorised": None,
+    }
 
 
 def test_a_skip_pattern_that_matches_nothing_is_an_error(arrays, variables):
     with pytest.raises(WeightsError, match="'head/.*': matches no path"):
-        params.merge(variables, params.Weights(arrays), skip=["head/.*"])  # outside: not merged
+        merge(variables, Weights(arrays), skip=["head/.*"])  # outside: not merged
 
 
 def test_merge_keeps_dtype_and_sharding(arrays, variables):
@@ -164,7 +176,7 @@ def test_merge_keeps_dtype_and_sharding(arrays, variables):
     spread = NamedSharding(mesh, PartitionSpec(None, None, None, "data"))
     stem = variables["params"]["encoder"]["stem"]
     stem["kernel"] = jax.device_put(stem["kernel"].astype(jnp.bfloat16), spread)
-    merged, _ = params.merge(variables, params.Weights(arrays))
+    merged, _ = merge(variables, Weights(arrays))
     kernel = merged["params"]["encoder"]["stem"]["kernel"]
     assert kernel.dtype == jnp.bfloat16 and kernel.sharding == spread
     expected = arrays["params/encoder/stem/kernel"].astype(jnp.bfloat16)
@@ -173,7 +185,7 @@ def test_merge_keeps_dtype_and_sharding(arrays, variables):
 
 def test_merged_arrays_are_committed_only_where_the_model_is(arrays, variables):
     """Otherwise a model that was free to move would be pinned to the first device."""
-    merged, _ = params.merge(variables, params.Weights(arrays))
+    merged, _ = merge(variables, Weights(arrays))
     assert not any(leaf.committed for leaf in jax.tree.leaves(merged))
 
 
@@ -184,7 +196,7 @@ def test_merge_into_abstract_variables(arrays, variables):
     abstract["params"]["encoder"]["stem"]["bn"]["scale"] = jax.ShapeDtypeStruct(
         (8,), jnp.float32, sharding=everywhere
     )
-    merged, _ = params.merge(abstract, params.Weights(arrays))
+    merged, _ = merge(abstract, Weights(arrays))
     assert isinstance(merged["params"]["encoder"]["stem"]["kernel"], jax.Array)
     assert merged["params"]["encoder"]["stem"]["bn"]["scale"].sharding == everywhere
     assert isinstance(merged["params"]["head"]["kernel"], jax.ShapeDtypeStruct)
@@ -203,7 +215,7 @@ def test_the_package_imports_neither_torch_nor_timm():
 def test_loading_the_package_loads_neither_torch_nor_timm():
     program = (
         "import sys\n"
-        "import crossdim_jax.models, crossdim_jax.weights.params\n"
+        "import crossdim_jax.models, crossdim_jax.weights.merge\n"
         "assert not {'torch', 'timm'} & set(sys.modules), 'imported'\n"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)

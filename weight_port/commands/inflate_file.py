@@ -3,7 +3,7 @@
 import argparse
 
 from crossdim_jax.errors import WeightsError
-from crossdim_jax.weights import params
+from crossdim_jax.weights.file import Weights
 from weight_port import channels, ours, plan, records
 from weight_port.commands import recipe_flags
 from weight_port.commands.making import make
@@ -45,7 +45,7 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_stem(weights: params.Weights, recipe: Recipe) -> None:
+def _check_stem(weights: Weights, recipe: Recipe) -> None:
     """Raises WeightsError if another stem is asked for and the file no longer has the source's."""
     record = weights.metadata
     found = (record["in_channels"], record["stem"])

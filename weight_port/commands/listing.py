@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from crossdim_jax.errors import WeightsError
 from crossdim_jax.text import say
-from weight_port import names
+from weight_port import families, names
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +31,7 @@ def main(args: argparse.Namespace) -> int:
         )
     if args.json:
         found = [dataclasses.asdict(row) for row in rows]
-        print(json.dumps({"supported": found, "left_out": names.LEFT_OUT}, indent=1))
+        print(json.dumps({"supported": found, "left_out": names.all_left_out()}, indent=1))
     else:
         say(table(rows, tags=args.tags))
     return 0
@@ -62,26 +62,19 @@ def table(rows: Sequence[names.Row], *, tags: bool = False) -> str:
                 licence = (source.licences or {}).get(tag)
                 lines.append(f"    {tag}{f'  ({licence})' if licence else ''}")
     lines += ["", f"{len(rows)} architectures, {sum(len(row.models) for row in rows)} names."]
-    lines.append("tf_ names: SAME padding and eps 1e-3; the others: symmetric padding, eps 1e-5.")
-    odd = [
-        name
-        for row in rows
-        for name, padding in row.paddings.items()
-        if (padding == "same") != name.startswith("tf_")
-    ]
-    if odd:
-        lines.append(f"As tf_ names: {', '.join(odd)}.")
+    for family in dict.fromkeys(families.of(row.architecture) for row in rows):
+        mine = [row.paddings for row in rows if families.of(row.architecture) is family]
+        lines += family.notes({name: p for paddings in mine for name, p in paddings.items()})
     # Patterns there: "..." reads better than the end of one.
-    left_out = {name.replace(r"(_\w+)?", "..."): why for name, why in names.LEFT_OUT.items()}
+    left_out = {name.replace(r"(_\w+)?", "..."): why for name, why in names.all_left_out().items()}
     lines += [f"Left out: {name}: {why}." for name, why in left_out.items()]
     return "\n".join(lines)
 
 
 def _cells(row: names.Row) -> tuple[str, ...]:
-    both = f"[tf_]{row.architecture}" if len(row.models) == 2 else row.models[0]
     return (
         row.architecture,
-        both,
+        families.of(row.architecture).label(row.architecture),
         f"{row.parameters:,}",
         str(row.resolution),
         " ".join(map(str, row.channels)),

@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from crossdim_jax.models.dxnet import DXNet
+from crossdim_jax.models.encoders import PLANE_FIELDS
 from crossdim_jax.text import say
-from crossdim_jax.weights import params
-from crossdim_jax.weights.file import HEAD
-from weight_port import norms, plan, records, source
+from crossdim_jax.weights.file import Weights, save_weights
+from crossdim_jax.weights.merge import depth_form
+from crossdim_jax.weights.paths import HEAD
+from crossdim_jax.weights.record import describe
+from weight_port import families, norms, plan, records, source
 from weight_port.convert import Converted, Recipe, convert
 
 
@@ -18,8 +21,8 @@ def make(todo: plan.Plan, origin: source.Source, *, certificate: bool) -> None:
     """Converts, checks, writes, certifies, and prints what was done."""
     converted = convert(origin, todo.recipe)
     metadata = record(origin, todo.recipe, converted)
-    todo.check(params.Weights(converted.arrays, metadata, todo.out))
-    params.save_weights(todo.out, converted.arrays, metadata)
+    todo.check(Weights(converted.arrays, metadata, todo.out))
+    save_weights(todo.out, converted.arrays, metadata)
     if certificate:
         from weight_port import verify  # runs networks: only where it is asked for
 
@@ -39,7 +42,7 @@ def record(origin: source.Source, recipe: Recipe, converted: Converted) -> dict[
         "inflate": recipe.inflate,
         "inflate_at": list(recipe.inflate_at),
         "depth_kernels": recipe.depth_kernels,
-        **params.depth_form(shapes, recipe.ndim),
+        **depth_form(origin.name.architecture, shapes, recipe.ndim),
         "in_channels": recipe.in_channels,
         "stem": recipe.stem,
         "norm": recipe.norm,
@@ -53,9 +56,9 @@ def record(origin: source.Source, recipe: Recipe, converted: Converted) -> dict[
     }
 
 
+COUNTERS = "BatchNorm counters"
 UNUSED = {
-    "BatchNorm counters": r".*num_batches_tracked",
-    "classification head": r"(conv_head|bn2|classifier)\..*",
+    COUNTERS: r".*num_batches_tracked",
     "running statistics": r".*running_(mean|var)",
 }
 
@@ -63,8 +66,11 @@ UNUSED = {
 def summary(todo: plan.Plan, metadata: dict[str, Any], converted: Converted) -> str:
     """What was done, for people; ends with the next command."""
     groups: dict[str, int] = {}
+    of_head = families.of(metadata["architecture"]).of_head
     for name in converted.unused:
         kind = next((k for k, pattern in UNUSED.items() if re.fullmatch(pattern, name)), name)
+        # First of all: the head's norm has running statistics too.
+        kind = "classification head" if of_head(name) and kind != COUNTERS else kind
         groups[kind] = groups.get(kind, 0) + 1
     unused = ", ".join(f"{kind} {n}" for kind, n in groups.items())
     counts = collections.Counter()
@@ -72,7 +78,7 @@ def summary(todo: plan.Plan, metadata: dict[str, Any], converted: Converted) -> 
         counts[path.partition("/")[0]] += array.size
     head = f", and {counts[HEAD]:,} numbers of the head" if counts[HEAD] else ""
     lines = {
-        "weights": params.describe(metadata),
+        "weights": describe(metadata),
         "sha256": metadata["sha256"] or "none",
         "tensors": f"{len(converted.used)} used of {len(converted.used) + len(converted.unused)}",
         "unused": unused or "none",
@@ -116,14 +122,19 @@ def next_command(todo: plan.Plan, metadata: Mapping[str, Any]) -> str:
         return shlex.join(["python", "-m", "weight_port", "inflate", str(todo.out)])
     # Where they are those of a config that says nothing of them, there is nothing to say.
     network = {"encoder": "architecture", "padding": "padding", "encoder_eps": "eps"}
-    named = {name: metadata[field] for name, field in network.items()}
+    usual = DXNet().encoder
+    named = {
+        name: metadata[field]
+        for name, field in network.items()
+        if metadata[field] != getattr(usual, PLANE_FIELDS[name])
+    }
     said = {
         "weights.file": todo.out,
         "weights.source": todo.name,
         "weights.inflate": recipe.inflate,
         "weights.inflate_at": recipe.inflate_at,
         "weights.stem": recipe.stem,
-        **{f"model.{k}": v for k, v in named.items() if v != getattr(DXNet, k)},
+        **{f"model.{name}": value for name, value in named.items()},
         "model.norm": recipe.norm,
         "model.depth_kernels": recipe.depth_kernels,
         "model.factorised": recipe.factorised,

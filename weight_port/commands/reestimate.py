@@ -19,8 +19,9 @@ from crossdim_jax.run.config_gate import MOST_VOXELS
 from crossdim_jax.runtime import sharding
 from crossdim_jax.text import say
 from crossdim_jax.training import batch_stats
-from crossdim_jax.weights import params
-from weight_port import forward, norms, records, rename
+from crossdim_jax.weights.file import Weights, load_weights, save_weights
+from crossdim_jax.weights.paths import ENCODER, flatten, unflatten
+from weight_port import forward, norms, records
 from weight_port.certificate import recipe_of
 from weight_port.commands import recipe_flags
 from weight_port.convert import check_shapes
@@ -54,7 +55,7 @@ def main(args: argparse.Namespace) -> int:
     out = _out(path, args.out)
     if out.exists() and not args.overwrite:
         raise WeightsError(f"{out} exists; replace it with --overwrite, or choose --out=PATH.")
-    weights = params.load_weights(path)
+    weights = load_weights(path)
     record = weights.metadata
     if record.get("norm") not in norms.KEEPING:
         raise WeightsError(
@@ -80,7 +81,7 @@ def main(args: argparse.Namespace) -> int:
         "fresh": fresh,
         **records.stamp(),
     }
-    params.save_weights(out, arrays, metadata)
+    save_weights(out, arrays, metadata)
     if args.certificate:
         from weight_port import verify  # runs networks: only where it is asked for
 
@@ -103,21 +104,21 @@ def _out(path: Path, out: str | None) -> Path:
 
 
 def measure(
-    weights: params.Weights, batches: Iterator[np.ndarray], *, patches: int, seed: int = 0
+    weights: Weights, batches: Iterator[np.ndarray], *, patches: int, seed: int = 0
 ) -> tuple[dict[str, np.ndarray], int]:
     """The file's tensors with new running statistics, and the number of patches used."""
     record = weights.metadata
     # Frozen norms measure nothing; the tensors are those of batch norms.
     settings = forward.attributes(record) | {"norm": "batch", "drop_path_rate": 0.0}
     encoder = encoders.build(record["architecture"], **settings)
-    tree = params.unflatten(dict(weights.arrays))
+    tree = unflatten(dict(weights.arrays))
     mesh = sharding.make_mesh(1)
-    variables = {c: tree[c][rename.MODULE] for c in ("params", "batch_stats")}
+    variables = {c: tree[c][ENCODER] for c in ("params", "batch_stats")}
     variables = jax.device_put(jax.tree.map(jnp.asarray, variables), sharding.replicated(mesh))
     stats, used = batch_stats.reestimate(
         encoder, variables, batches, mesh, patches=patches, seed=seed
     )
-    found = params.flatten({"batch_stats": {rename.MODULE: stats}})
+    found = flatten({"batch_stats": {ENCODER: stats}})
     return dict(weights.arrays) | {k: np.asarray(v, np.float32) for k, v in found.items()}, used
 
 

@@ -1,18 +1,7 @@
-"""Parameters by path: one naming, one pattern language, and ported weights into a model.
-
-A parameter's path is its place in the variables, joined with "/": `params/encoder/bn1/scale`,
-`batch_stats/encoder/bn1/mean`. The first part is the *collection*, the second the *module*.
-
-Patterns are Python regular expressions that must match the whole path (`re.fullmatch`), with or
-without its collection: `encoder/conv_stem/kernel`, `encoder/.*`, `.*/(scale|bias)`. A pattern that
-matches nothing is an error, because it is a misspelling.
-
-The names of `weights`, which reads and writes the files, can be had from here too.
-"""
+"""Weights into a model: what it needs of them, and the merge, which is total or loud."""
 
 import dataclasses
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,43 +10,14 @@ import numpy as np
 
 from crossdim_jax.errors import WeightsError
 from crossdim_jax.models import encoders
-from crossdim_jax.weights.file import (
-    CLAIMS,
-    COLLECTIONS,
-    FORMAT,
-    Weights,
-    check,
-    describe,
-    is_head,
-    load_weights,
-    save_weights,
-)
-
-__all__ = [
-    "CLAIMS",
-    "FORMAT",
-    "MergeReport",
-    "Weights",
-    "check",
-    "claims",
-    "depth_form",
-    "describe",
-    "flatten",
-    "load_weights",
-    "merge",
-    "requirements",
-    "save_weights",
-    "select",
-    "unflatten",
-]
-
-
-ENCODER = "encoder"  # the module that weight files hold
+from crossdim_jax.weights.file import Weights
+from crossdim_jax.weights.paths import ENCODER, flatten, inner, is_head, select, unflatten
+from crossdim_jax.weights.record import CLAIMS
 
 
 @dataclasses.dataclass(frozen=True)
 class MergeReport:
-    """What `merge` did; paths, sorted.
+    """Account of a `merge`; paths, sorted.
 
     Attributes:
       filled: took the file's value.
@@ -82,123 +42,50 @@ class MergeReport:
         )
 
 
-# --------------------------------------------------------------------------- paths and patterns
-
-
-def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings -> {"a/b/c": leaf}, in the tree's order; empty branches vanish."""
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update({f"{key}/{path}": leaf for path, leaf in flatten(value).items()})
-        else:
-            flat[str(key)] = value
-    return flat
-
-
-def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """{"a/b/c": leaf} -> nested dicts; the inverse of `flatten`."""
-    tree: dict[str, Any] = {}
-    for path, leaf in flat.items():
-        *parents, last = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = leaf
-    return tree
-
-
-def select(patterns: Iterable[str], paths: Iterable[str]) -> set[str]:
-    """The paths that at least one pattern matches, in the module's pattern language.
-
-    Args:
-      patterns: regular expressions for whole paths, with or without the collection.
-      paths: the paths to choose from, with or without the collection.
-
-    Raises:
-      WeightsError: naming every pattern that is not a regular expression or matches nothing.
-    """
-    if isinstance(patterns, str):  # a lone string would be taken letter by letter
-        patterns = (patterns,)
-    paths = list(paths)
-    chosen: set[str] = set()
-    problems = []
-    for pattern in patterns:
-        try:
-            compiled = re.compile(pattern)
-        except re.error as error:
-            problems.append(f"{pattern!r}: not a regular expression ({error})")
-            continue
-        matched = {p for p in paths if compiled.fullmatch(p) or compiled.fullmatch(_inner(p))}
-        if not matched:
-            problems.append(f"{pattern!r}: matches no path")
-        chosen |= matched
-    if problems:
-        example = _inner(paths[0]) if paths else "(there is none)"
-        raise WeightsError(
-            "Parameter patterns are wrong:\n  "
-            + "\n  ".join(problems)
-            + f"\nA pattern must match a whole path, such as {example!r}; 'encoder/.*' takes all "
-            "of the encoder."
-        )
-    return chosen
-
-
-def _inner(path: str) -> str:
-    """The path without its collection."""
-    collection, _, rest = path.partition("/")
-    return rest if collection in COLLECTIONS and rest else path
-
-
-# --------------------------------------------------------------------------- into a model
-
-
 def requirements(model: Any, variables: Mapping[str, Any]) -> dict[str, Any]:
-    """What a network needs of its encoder's weights, in the terms of `check`.
+    """Record that a network needs its encoder's weights to have, for `record.check_fit`.
 
-    A config's own words are added so: `| claims(config.weights)`.
+    A config's claims are added so: `| claims(config.weights)`.
 
     Args:
-      model: a network with the attributes `encoder`, `norm`, `padding` and `encoder_eps`, and
-        `encoder_path` if its encoder is not at the top.
+      model: a network with the attribute `encoder`, an `EncoderSpec`, and `encoder_path` if its
+        encoder is not at the top.
       variables: its variables, concrete or abstract.
     """
-    inside = f"params/{encoder_path(model)}/"
+    spec, inside = model.encoder, f"params/{encoder_path(model)}/"
     flat = {
         f"params/{ENCODER}/{path.removeprefix(inside)}": leaf
         for path, leaf in flatten(variables).items()
         if path.startswith(inside)
     }
-    kernel = flat[f"params/{ENCODER}/{encoders.stem(model.encoder)}"]  # (*k, in, out)
+    kernel = flat[f"params/{ENCODER}/{encoders.stem(spec.name)}"]  # (*k, in, out)
     ndim = len(kernel.shape) - 2
     return {
-        "architecture": model.encoder,
+        "architecture": spec.name,
         "ndim": ndim,
         "in_channels": kernel.shape[-2],
-        "padding": model.padding,
-        "eps": model.encoder_eps,
-        "norm": model.norm,
-        **depth_form({path: leaf.shape for path, leaf in flat.items()}, ndim),
+        "padding": spec.padding,
+        "eps": spec.eps,
+        "norm": spec.norm,
+        **depth_form(spec.name, {path: leaf.shape for path, leaf in flat.items()}, ndim),
     }
 
 
 def encoder_path(model: Any) -> str:
-    """Where a network keeps its encoder, whose weights files hold as `encoder`."""
+    """Path of a network's encoder, which weight files call `encoder`."""
     return getattr(model, "encoder_path", ENCODER)
 
 
 def claims(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config's section `weights` says of how its file was made, in the terms of `check`."""
+    """Claims of a config's section `weights` on how its file was made, for `record.check_fit`."""
     return {field: options.get(field) for field in CLAIMS}
 
 
-_STAGE = re.compile(r"params/encoder/blocks_(\d+)_")
-
-
-def depth_form(shapes: Mapping[str, Sequence[int]], ndim: int) -> dict[str, Any]:
-    """How an encoder's kernels extend along depth.
+def depth_form(architecture: str, shapes: Mapping[str, Sequence[int]], ndim: int) -> dict[str, Any]:
+    """Extent of an encoder's kernels along depth.
 
     Args:
+      architecture: its name.
       shapes: path -> shape of its tensors; other modules' are not looked at.
       ndim: its spatial rank; in 2D there is nothing to say.
 
@@ -208,12 +95,12 @@ def depth_form(shapes: Mapping[str, Sequence[int]], ndim: int) -> dict[str, Any]
     """
     if ndim != 3:
         return {"depth_taps": None, "factorised": None}
-    taps, factorised = {0: 1}, False
+    taps, factorised, prefix = {0: 1}, False, f"params/{ENCODER}/"
     for path, shape in shapes.items():
         leaf = path.rpartition("/")[2]
-        if path.startswith("params/encoder/") and leaf in ("kernel", "depth_kernel"):
-            stage = _STAGE.match(path)
-            index = int(stage[1]) + 1 if stage else 0
+        if path.startswith(prefix) and leaf in ("kernel", "depth_kernel"):
+            stage = encoders.stage(architecture, path.removeprefix(prefix))
+            index = stage[1] + 1 if stage else 0
             if len(shape) >= 5:  # (..., depth, k, k, in, out)
                 taps[index] = max(taps.get(index, 1), int(shape[-5]))
             factorised |= leaf == "depth_kernel"
@@ -258,7 +145,7 @@ def merge(
     held = arrays.keys()
     names = {key.split("/")[1] for key in weights.arrays.keys() - head if "/" in key}
     modules = {_placed(f"/{name}/", encoder) for name in names}
-    inside = {key for key in targets if f"/{_inner(key)}".startswith(tuple(modules))}
+    inside = {key for key in targets if f"/{inner(key)}".startswith(tuple(modules))}
     skipped = select(skip, sorted(inside | held))
     filled = (inside & held) - skipped
     shapes = {key: (arrays[key].shape, tuple(targets[key].shape)) for key in filled}

@@ -1,0 +1,41 @@
+"""The contract of an encoder: a row for each member of a family of networks.
+
+A family is a file that has `ENCODERS`, name -> `Encoder`; `encoders.FAMILIES` lists the files.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+
+
+class Feature(NamedTuple):
+    """Channels of one encoder output, and by how much it is reduced in the plane."""
+
+    channels: int
+    reduction: int
+
+
+class Encoder(NamedTuple):
+    """An encoder's row.
+
+    Attributes:
+      family: the name under which `weight_port` knows how its weights are ported.
+      build: makes the module; its method `depths()` raises ValueError if its depth options do not
+        fit it.
+      stem: path of its first kernel, (*k, in, out); its shape tells the rank and the input
+        channels, and porting adapts it to them.
+      norm: the norm that its weights are made for, "batch" or "group".
+      info: gives its `Feature`s.
+      depth_reductions: `depth_strides` -> by how much each feature is reduced along depth.
+      stage: regular expression for the start of a parameter's path inside the encoder, if it is in
+        a stage; group 1 is the stage's name, group 2 its number, from 0.
+    """
+
+    family: str
+    build: Callable[..., nn.Module]
+    stem: str
+    norm: str
+    info: Callable[[], tuple[Feature, ...]]
+    depth_reductions: Callable[..., tuple[int, ...]]
+    stage: str
