@@ -39,7 +39,8 @@ class Dataset(Challenge):
       root: of the data; what is read there says channels, labels and cases.
       size: (y, x) to which every slice is brought, for 2D networks; None for volumes.
       file: name of the JSON in `root`.
-      spacing_mm: (z, y, x) to which volumes are resampled; None: they are not.
+      spacing_mm: (z, y, x) to which volumes are resampled, see `imaging.spacing`; None: they are
+        not.
       normalisation: a scheme for each channel, of `description.SCHEMES`, or one for all; None: as
         the channels' names say.
       intensities: for "ct", `intensities.STATISTICS` of the data set's foreground by the number or
@@ -93,14 +94,9 @@ class Dataset(Challenge):
         check_name("aggregate", aggregate, metrics.MODES)
         settings.check_flag("outside_root", outside_root)
         settings.check_pattern(patient)
-        if spacing_mm is not None:
-            raise ConfigError(
-                f"challenge.spacing_mm is {tuple(spacing_mm)}; volumes are not resampled, expected "
-                "None"
-            )
         self.size = settings.slice_size(size)
         self.aggregate, self.fold, self.file = aggregate, fold, file
-        self.spacing_mm = None
+        self.spacing_mm = settings.spacing(spacing_mm, self.size)
         self.profile = settings.profile(tolerance_mm)
         self._rules = layouts.Rules((), outside_root, patient)
         if described is None:
@@ -190,7 +186,12 @@ class Dataset(Challenge):
     def prepare(self, case: Case) -> Prepared:
         """See `Challenge.prepare` and `preparation.prepare`."""
         return preparation.prepare(
-            case, self.modalities, self.normalisation, self.intensities, self.size
+            case,
+            self.modalities,
+            self.normalisation,
+            self.intensities,
+            size=self.size,
+            spacing_mm=self.spacing_mm,
         )
 
     def finish(self, probabilities: np.ndarray, prepared: Prepared) -> np.ndarray:
@@ -201,7 +202,9 @@ class Dataset(Challenge):
             )
         if not np.isfinite(probabilities).all():
             raise DataError("the network's probabilities contain NaN or infinity")
-        return preparation.restore(probabilities, prepared, self.labels.decode)
+        return preparation.restore(
+            probabilities, prepared, self.labels.decode, spacing_mm=self.spacing_mm
+        )
 
     def encode(self, label: np.ndarray, kind: str = "") -> tuple[np.ndarray, np.ndarray]:
         """See `Challenge.encode`; with an ignore label int8 targets, -1 where nobody annotated."""

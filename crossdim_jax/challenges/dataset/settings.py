@@ -74,3 +74,22 @@ def statistics(
             )
         found.append(None if one is None else {n: float(one[n]) for n in intensities.STATISTICS})
     return tuple(found)
+
+
+def spacing(spacing_mm: Sequence[float] | None, size: object) -> tuple[float, ...] | None:
+    """Target spacing (z, y, x). Raises ConfigError if it is none, or slices have one size."""
+    if spacing_mm is None:
+        return None
+    values = tuple(spacing_mm) if isinstance(spacing_mm, list | tuple) else ()
+    good = [isinstance(v, int | float) and 1e-3 <= v <= 1e3 for v in values]
+    if len(values) != 3 or not all(good):
+        raise ConfigError(
+            f"challenge.spacing_mm is {spacing_mm!r}; expected three lengths (z, y, x) in mm, from "
+            "0.001 to 1000, or None"
+        )
+    if size is not None:
+        raise ConfigError(
+            f"challenge.spacing_mm is {spacing_mm!r}, but a 2D network gets every slice in the "
+            "size of data.patch; expected None"
+        )
+    return tuple(float(v) for v in values)
