@@ -100,11 +100,16 @@ def test_other_schemes(tmp_path, scheme, expected):
 def test_settings_that_cannot_be(tmp_path):
     root = folders.nnunet(tmp_path, channels=2)
     for settings, expected in (
-        ({"normalisation": ("zscore", "percentile")}, "normalisation is 'percentile'; known: ct"),
+        (
+            {"normalisation": ("zscore", "percentile")},
+            "normalisation='percentile' is unknown; known: ct",
+        ),
         ({"normalisation": ("zscore",)}, "normalisation has 1 schemes; expected 2"),
-        ({"spacing_mm": (1, 1, 1)}, "not resampled"),
+        ({"spacing_mm": (1, 1)}, "expected three lengths"),
+        ({"spacing_mm": (1, 0, 1)}, "expected three lengths"),
+        ({"spacing_mm": (1, 1, 1), "size": (32, 32)}, "a 2D network gets every slice"),
         ({"tolerance_mm": 0}, "tolerance_mm is 0"),
-        ({"sides": "no"}, "sides is 'no'; known: auto, none"),
+        ({"sides": "no"}, "sides='no' is unknown; known: auto, none"),
         ({"patient": "("}, "no pattern"),
         ({"patient": "a.*"}, "expected a group"),
         ({"outside_root": "False"}, "outside_root is 'False'"),
@@ -135,6 +140,22 @@ def test_a_file_that_is_wrong_is_named(tmp_path):
     folders.save(root / "imagesTr/a_0000.nii.gz", image)
     with pytest.raises(DataError, match=r"a_0000\.nii\.gz \(channel 0, CT\): 1 of .* NaN"):
         first(ours, root)
+
+
+def test_volumes_are_resampled_and_labels_come_back_on_their_own_grid(tmp_path):
+    root = folders.nnunet(tmp_path, ("a",))
+    case = first(plain := challenge(root), root)
+    own = plain.prepare(case)
+    for factor in ((1, 1, 1), (2, 2, 2), (1, 3, 2)):
+        target = tuple(mm / n for mm, n in zip(case.spacing_mm, factor, strict=True))
+        ours = challenge(root, spacing_mm=target)
+        prepared = ours.prepare(case)
+        expected = tuple(n * f for n, f in zip(own.image.shape[:3], factor, strict=True))
+        assert prepared.image.shape[:3] == prepared.label.shape == expected
+        np.testing.assert_array_equal(there_and_back(ours, case), case.label)
+    assert ours.fingerprint() != plain.fingerprint()
+    coarse = challenge(root, spacing_mm=tuple(2 * mm for mm in case.spacing_mm))
+    assert there_and_back(coarse, case).shape == case.label.shape
 
 
 # --------------------------------------------------------------------------- labels

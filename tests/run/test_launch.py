@@ -72,12 +72,16 @@ def fails(process, *parts):
         assert part in process.stderr
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
+@pytest.fixture(
+    scope="module",
+    params=["--config=tests/run/short.py", pytest.param(DEBUG, marks=pytest.mark.slow)],
+    ids=["short", "whole"],
+)
+def run(request, tmp_path_factory):
     """A finished debug run: its folder and the flags that name it."""
     folder = tmp_path_factory.mktemp("run")
     flags = [
-        DEBUG,
+        request.param,
         f"--workdir={folder / 'work'}",
         f"--config.data.root={folder / 'cases'}",
         f"--config.data.cache={folder / 'cache'}",

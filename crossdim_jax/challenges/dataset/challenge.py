@@ -4,27 +4,26 @@ import concurrent.futures
 import dataclasses
 import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from crossdim_jax import metrics
-from crossdim_jax.challenges.base import Challenge, Evaluated, Table, choose
+from crossdim_jax.challenges.base import Challenge, Evaluated, Table
 from crossdim_jax.challenges.dataset import (
     colours,
     description,
     folds,
-    intensities,
     labels,
     layouts,
     preparation,
-    sides,
+    settings,
 )
+from crossdim_jax.challenges.dataset import sides as sides_lib
 from crossdim_jax.challenges.dataset.description import Channel, Description
 from crossdim_jax.challenges.nifti_folders import warn_once
-from crossdim_jax.errors import ConfigError, DataError, ManyErrors
+from crossdim_jax.errors import ConfigError, DataError, ManyErrors, check_name
 from crossdim_jax.imaging import grid, nifti, preprocess, volume
 from crossdim_jax.imaging.case import Case, CaseFiles, Prepared
 from crossdim_jax.imaging.geometry import Geometry
@@ -40,7 +39,8 @@ class Dataset(Challenge):
       root: of the data; what is read there says channels, labels and cases.
       size: (y, x) to which every slice is brought, for 2D networks; None for volumes.
       file: name of the JSON in `root`.
-      spacing_mm: (z, y, x) to which volumes are resampled; None: they are not.
+      spacing_mm: (z, y, x) to which volumes are resampled, see `imaging.spacing`; None: they are
+        not.
       normalisation: a scheme for each channel, of `description.SCHEMES`, or one for all; None: as
         the channels' names say.
       intensities: for "ct", `intensities.STATISTICS` of the data set's foreground by the number or
@@ -90,19 +90,14 @@ class Dataset(Challenge):
                 "config.data.root is empty: say where the data set is, --config.data.root=/path/to/"
                 f"folder with a {description.FILE}"
             )
-        choose("sides", sides, ("auto", "none"))
-        choose("aggregate", aggregate, metrics.MODES)
-        _check_flag("outside_root", outside_root)
-        _check_pattern(patient)
-        if spacing_mm is not None:
-            raise ConfigError(
-                f"challenge.spacing_mm is {tuple(spacing_mm)}; volumes are not resampled, expected "
-                "None"
-            )
-        self.size = _size(size)
+        check_name("sides", sides, ("auto", "none"))
+        check_name("aggregate", aggregate, metrics.MODES)
+        settings.check_flag("outside_root", outside_root)
+        settings.check_pattern(patient)
+        self.size = settings.slice_size(size)
         self.aggregate, self.fold, self.file = aggregate, fold, file
-        self.spacing_mm = None
-        self.profile = _profile(tolerance_mm)
+        self.spacing_mm = settings.spacing(spacing_mm, self.size)
+        self.profile = settings.profile(tolerance_mm)
         self._rules = layouts.Rules((), outside_root, patient)
         if described is None:
             self._own = description.read(Path(root), file)
@@ -115,9 +110,9 @@ class Dataset(Challenge):
         self.labels = self.description.labels
         self.classes, self.regions = self.labels.classes, self.labels.names
         self.activation = "sigmoid" if self.labels.regions else "softmax"
-        self.sides = _sides(self.labels) if sides == "auto" else ()
-        self.normalisation = _schemes(normalisation, self.description.channels)
-        self.intensities = _statistics(intensities, self.modalities)
+        self.sides = sides_lib.pairs(self.labels.names) if sides == "auto" else ()
+        self.normalisation = settings.schemes(normalisation, self.description.channels)
+        self.intensities = settings.statistics(intensities, self.modalities)
         self._colours = colours.of(self.regions, self.description.colours)
 
     # ----------------------------------------------------------------------- cases
@@ -191,7 +186,12 @@ class Dataset(Challenge):
     def prepare(self, case: Case) -> Prepared:
         """See `Challenge.prepare` and `preparation.prepare`."""
         return preparation.prepare(
-            case, self.modalities, self.normalisation, self.intensities, self.size
+            case,
+            self.modalities,
+            self.normalisation,
+            self.intensities,
+            size=self.size,
+            spacing_mm=self.spacing_mm,
         )
 
     def finish(self, probabilities: np.ndarray, prepared: Prepared) -> np.ndarray:
@@ -202,7 +202,9 @@ class Dataset(Challenge):
             )
         if not np.isfinite(probabilities).all():
             raise DataError("the network's probabilities contain NaN or infinity")
-        return preparation.restore(probabilities, prepared, self.labels.decode)
+        return preparation.restore(
+            probabilities, prepared, self.labels.decode, spacing_mm=self.spacing_mm
+        )
 
     def encode(self, label: np.ndarray, kind: str = "") -> tuple[np.ndarray, np.ndarray]:
         """See `Challenge.encode`; with an ignore label int8 targets, -1 where nobody annotated."""
@@ -359,78 +361,6 @@ def _labels_of_files(found: Description, cases: Sequence[CaseFiles]) -> labels.L
         + str(record).replace("'", '"')
     )
     return told
-
-
-# --------------------------------------------------------------------------- settings
-
-
-def _size(size: Sequence[int] | None) -> tuple[int, int] | None:
-    if size is None:
-        return None
-    if len(size) != 2 or min(size) < 1:
-        raise ConfigError(f"size is {tuple(size)}; expected (y, x), each at least 1")
-    return int(size[0]), int(size[1])
-
-
-def _check_flag(name: str, value: object) -> None:
-    if not isinstance(value, bool):  # of "False", bool() makes True
-        raise ConfigError(f"{name} is {value!r}; expected True or False")
-
-
-def _check_pattern(pattern: str) -> None:
-    try:
-        groups = re.compile(pattern).groups
-    except re.error as error:
-        raise ConfigError(f"patient is {pattern!r}, which is no pattern ({error})") from error
-    if pattern and not groups:
-        raise ConfigError(
-            f"patient is {pattern!r}; expected a group for the patient's name, such as "
-            "'(sub-[0-9]+)_.*'"
-        )
-
-
-def _profile(tolerance_mm: float) -> str:
-    if isinstance(tolerance_mm, bool) or not 0 < tolerance_mm <= 1000:
-        raise ConfigError(f"tolerance_mm is {tolerance_mm!r}; expected above 0, at most 1000 mm")
-    return f"segmentation_{float(tolerance_mm):.9f}".rstrip("0").rstrip(".") + "mm"
-
-
-def _sides(told: labels.Labels) -> tuple[tuple[str, str], ...]:
-    """Pairs of sides among the labels; regions have no background to be taken for."""
-    return sides.pairs(told.names)
-
-
-def _schemes(given: Sequence[str] | str | None, channels: Sequence[Channel]) -> tuple[str, ...]:
-    """The scheme of each channel. Raises ConfigError if one is unknown or their number is wrong."""
-    if given is None:
-        return tuple(channel.normalisation for channel in channels)
-    found = (given,) * len(channels) if isinstance(given, str) else tuple(given)
-    if len(found) != len(channels):
-        raise ConfigError(
-            f"normalisation has {len(found)} schemes; expected {len(channels)}, one for each of "
-            + ", ".join(channel.name for channel in channels)
-        )
-    found = tuple(scheme.casefold() for scheme in found)  # nnU-Net writes noNorm
-    for scheme in found:
-        choose("normalisation", scheme, description.SCHEMES)
-    return found
-
-
-def _statistics(
-    given: Mapping[str, Mapping[str, float]] | None, names: Sequence[str]
-) -> tuple[Mapping[str, float] | None, ...]:
-    """Statistics of each channel, None where they are not given."""
-    if given is None:
-        return (None,) * len(names)
-    found = []
-    for number, name in enumerate(names):
-        one = given.get(str(number), given.get(name))
-        if one is not None and (lacking := set(intensities.STATISTICS) - set(one)):
-            raise ConfigError(
-                f"intensities of channel {number} ({name}) lack {', '.join(sorted(lacking))}"
-            )
-        found.append(None if one is None else {n: float(one[n]) for n in intensities.STATISTICS})
-    return tuple(found)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from crossdim_jax.challenges.dataset import intensities
-from crossdim_jax.imaging import preprocess, resample
+from crossdim_jax.imaging import preprocess, resample, spacing
 from crossdim_jax.imaging.case import Case, Prepared
 
 Statistics = Sequence[Mapping[str, float] | None]
@@ -16,15 +16,18 @@ def prepare(
     names: Sequence[str],
     schemes: Sequence[str],
     statistics: Statistics,
-    size: tuple[int, int] | None,
+    *,
+    size: tuple[int, int] | None = None,
+    spacing_mm: tuple[float, ...] | None = None,
 ) -> Prepared:
-    """Crops away the blank outside of masked images and normalises each channel.
+    """Crops away the blank outside of masked images, normalises each channel, and resamples.
 
     Args:
       case: with or without a label.
       names, schemes, statistics: of each channel, see `intensities.normalise`.
       size: (y, x) to which every slice is brought, for 2D networks; these are not cropped, and all
-        of their pixels are inside. None for volumes, which keep their grid.
+        of their pixels are inside. None for volumes.
+      spacing_mm: (z, y, x) to which volumes are resampled; None: they keep their grid.
     """
     full_shape = case.image.shape[:3]
     inside = np.ones(case.image.shape, bool)
@@ -44,6 +47,10 @@ def prepare(
     if size is not None:
         channels = resample.resize(channels, size)
         label = None if label is None else _nearest(label, size)
+    shape, separate = spacing.grid(image.shape[:3], case.spacing_mm, spacing_mm)
+    if spacing_mm is not None:
+        channels = spacing.resample_image(channels, shape, separate)
+        label = None if label is None else spacing.resample_label(label, shape, separate)
     return Prepared(channels, label, bbox, full_shape, case.spacing_mm, case.kind, "; ".join(notes))
 
 
@@ -60,15 +67,22 @@ def restore(
     probabilities: np.ndarray,
     prepared: Prepared,
     decode: Callable[[np.ndarray], np.ndarray],
+    *,
+    spacing_mm: tuple[float, ...] | None = None,
 ) -> np.ndarray:
     """Probabilities (z, y, x, k) of a prepared case -> label (z, y, x) on the case's own grid.
 
-    Slices of another size are brought back as probabilities, one at a time: a border may then lie
-    between the network's pixels, and memory holds one slice of all classes.
+    Slices of another size, and volumes of another spacing, are brought back as probabilities, one
+    slice at a time: a border may then lie between the network's voxels, and memory holds one slice
+    of all classes.
     """
     box = tuple(stop - start for start, stop in prepared.bbox)
     if probabilities.shape[:3] == box:
         label = decode(probabilities)
+    elif spacing_mm is not None:
+        separate = spacing.grid(box, prepared.spacing_mm, spacing_mm).separate
+        slices = spacing.probability_slices(probabilities, box, separate)
+        label = np.stack([decode(one) for one in slices])
     else:
         slices = (resample.resize(one[None], box[1:]) for one in probabilities)
         label = np.concatenate([decode(one) for one in slices])
