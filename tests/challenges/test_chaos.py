@@ -305,7 +305,7 @@ def test_settings_that_mean_nothing_are_refused(root):
         ({"statistics": "image"}, "statistics='image' is unknown; known: slice, volume"),
         ({"formats": ("jpg",)}, "formats='jpg' is unknown; known: png, seg"),
         ({"kind": "PET"}, "kind='PET' is unknown; known: auto, CT"),
-        ({"aggregate": "mean"}, "aggregate is 'mean'"),
+        ({"aggregate": "mean"}, "aggregate='mean' is unknown; known: clean, synapse2022"),
         ({"deidentify": "False"}, "deidentify is 'False'; expected True or False"),
         ({"deidentify": 1}, "deidentify is 1; expected True or False"),
         ({"keep_largest": "no"}, "keep_largest is 'no'; expected True or False"),

@@ -31,7 +31,7 @@ def test_variants_differ_as_the_released_code_does():
     assert "batch_stats" not in abstract(variant="paper")
     assert "batch_stats" in abstract(variant="released")
     # A stated attribute wins over the variant's; None leaves it to the variant.
-    mixed = models.build("dxnet", variant="released", norm="group", padding=None)
+    mixed = models.build("dxnet", variant="released", norm="group", padding=None).encoder
     assert (mixed.norm, mixed.padding) == ("group", "symmetric")
 
 

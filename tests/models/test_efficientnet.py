@@ -93,9 +93,8 @@ def test_the_names_of_encoders_lead_to_their_rows():
     assert encoders.build("efficientnetv2_s").variant == "v2_s"
     assert encoders.build("efficientnet_b0").variant == "b0"
     assert encoders.norm("efficientnet_b0_gn") == "group"
-    assert [*encoders.feature_info("efficientnetv2_s")] == [
-        *efficientnet.features("efficientnetv2_s")
-    ]
+    reductions = [f.reduction for f in encoders.feature_info("efficientnetv2_s")]
+    assert reductions == [2, 4, 8, 16, 32]
 
 
 def test_names_are_the_same_in_2d_and_3d():

@@ -1,5 +1,7 @@
 """Omnia-Net: golden parameter counts, its twin in PyTorch, sizes, volumes."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -122,4 +124,5 @@ def test_unknown_names_list_the_known_ones():
 
 def test_only_the_encoders_convention_differs_in_the_released_code():
     paper, released = (models.build("omnianet", variant=v) for v in ("paper", "released"))
-    assert released == paper.clone(padding="symmetric", encoder_eps=1e-5, drop_path_rate=0.4)
+    spec = dataclasses.replace(paper.encoder, padding="symmetric", eps=1e-5, drop_path_rate=0.4)
+    assert released == paper.clone(encoder=spec)

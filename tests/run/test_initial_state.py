@@ -8,6 +8,7 @@ import pytest
 
 from configs import brats_dxnet
 from crossdim_jax.errors import ConfigError, WeightsError
+from crossdim_jax.models.encoders import EncoderSpec
 from crossdim_jax.models.layers import Norm
 from crossdim_jax.run import cases, experiment, initial_state
 from crossdim_jax.training import optim
@@ -42,16 +43,16 @@ class Measured(nn.Module):
     """Its first norm stands for a network's; it refuses what measuring must not ask of it."""
 
     classes: int = 3
-    norm: str = "frozen"
-    drop_path_rate: float = 0.5
+    encoder: EncoderSpec = EncoderSpec(norm="frozen", drop_path_rate=0.5)
 
     def check_size(self, spatial):
         """Any size will do."""
 
     @nn.compact
     def __call__(self, x, *, train=False):
-        assert not train or (self.norm, self.drop_path_rate) == ("batch", 0.0)
-        return Norm(self.norm, name="norm")(x, train=train)
+        spec = self.encoder
+        assert not train or (spec.norm, spec.drop_path_rate) == ("batch", 0.0)
+        return Norm(spec.norm, name="norm")(x, train=train)
 
 
 def test_statistics_are_measured_on_the_patches_training_sees_first(monkeypatch, tmp_path, rng):

@@ -40,7 +40,7 @@ def launch(*arguments):
 MANY = """
 import json, os, runpy, sys
 from crossdim_jax.report import compare
-from crossdim_jax.run import folds, modes, plan
+from crossdim_jax.run import launch
 
 for arguments, log in json.loads(sys.argv[1]):
     if os.fork() == 0:
@@ -239,7 +239,7 @@ def test_mistakes_in_the_config_are_one_clear_message(mistaken, number):
 TELLING = r"""
 import logging, os, warnings
 from absl import app
-import launch
+from crossdim_jax.run import launch
 
 name = os.fsdecode(b"M\xfcller\x1b[2J")
 

@@ -293,7 +293,7 @@ def test_repeat_with_running_statistics_is_refused():
         ({"ndim": 2, "inflate": None, "factorised": True}, "3D weights only: factorised"),
         ({"ndim": 2, "inflate": None, "depth_kernels": 3}, "3D weights only: depth kernels"),
         ({"statistics": "reestimate"}, "'instance' keeps no running statistics"),
-        ({"statistics": "measure"}, "known choices: carry, reestimate"),
+        ({"statistics": "measure"}, "known: carry, reestimate"),
     ],
 )
 def test_recipes_that_make_no_sense(change, match):

@@ -28,7 +28,8 @@ def file(tmp_path_factory):
 
 
 def test_everything_is_shown_in_a_hundred_columns(file, capsys):
-    assert main(["inspect", str(file)]) == 0
+    with tiny.registered():
+        assert main(["inspect", str(file)]) == 0
     told = capsys.readouterr().out
     assert max(map(len, told.splitlines())) <= 100
     words = " ".join(told.split())
