@@ -2,10 +2,10 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from crossdim_jax import ops
+from tests.ops.agreement import assert_same, value_and_gradients
 
 
 @pytest.mark.parametrize("coarse", [(3, 4, 5), (1, 1, 1), (2, 1, 3), (3, 4), (1, 2)])
@@ -22,16 +22,14 @@ def test_folded_equals_step_by_step(rng, coarse):
                 (*(3,) * nd, 9, 6),
             )
         ]
-        results = []
-        for f in (
-            lambda *a: ops.up_concat_conv(*a, mode="fast", min_coarse_voxels=0),
-            ops.up_concat_conv_reference,
-        ):
-            y, pull = jax.vjp(f, *arguments)
-            results.append([y, *pull(jnp.cos(jnp.arange(y.size)).reshape(y.shape))])
-        for ours, reference in zip(*results, strict=True):
-            scale = float(jnp.abs(reference).max())
-            np.testing.assert_allclose(ours, reference, rtol=0, atol=1e-10 * scale)
+        ours, reference = (
+            value_and_gradients(f, *arguments)
+            for f in (
+                lambda *a: ops.up_concat_conv(*a, mode="fast", min_coarse_voxels=0),
+                ops.up_concat_conv_reference,
+            )
+        )
+        assert_same(ours, reference, 1e-10)
 
 
 def test_small_grids_and_lax_are_not_folded():

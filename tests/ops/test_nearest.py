@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from crossdim_jax import ops
+from tests.ops.agreement import assert_same, value_and_gradients
 
 
 @pytest.mark.parametrize(("n", "size"), [(3, 11), (43, 128), (22, 43), (4, 4), (5, 13), (1, 3)])
@@ -38,13 +39,11 @@ def test_folded_equals_step_by_step(rng, coarse, fine, c_skip):
     with jax.enable_x64(True):
         shapes = (2, *coarse, 3), (2, *fine, c_skip), (*(3,) * nd, 3 + c_skip, 6)
         arguments = [jnp.asarray(rng.normal(size=shape)) for shape in shapes]
-        results = []
-        for f in (
-            lambda *a: ops.nearest_concat_conv(*a, mode="fast", min_coarse_voxels=0),
-            ops.nearest_concat_conv_reference,
-        ):
-            y, pull = jax.vjp(f, *arguments)
-            results.append([y, *pull(jnp.cos(jnp.arange(y.size)).reshape(y.shape))])
-        for ours, reference in zip(*results, strict=True):
-            scale = float(jnp.abs(reference).max(initial=0))
-            np.testing.assert_allclose(ours, reference, rtol=0, atol=1e-10 * scale)
+        ours, reference = (
+            value_and_gradients(f, *arguments)
+            for f in (
+                lambda *a: ops.nearest_concat_conv(*a, mode="fast", min_coarse_voxels=0),
+                ops.nearest_concat_conv_reference,
+            )
+        )
+        assert_same(ours, reference, 1e-10)

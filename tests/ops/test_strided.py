@@ -1,11 +1,13 @@
 """A stride along depth alone: the plain convolution, in value and gradient."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from crossdim_jax import ops
+from tests.ops.agreement import assert_same, value_and_gradients
 
 
 @pytest.mark.parametrize(
@@ -16,21 +18,10 @@ def test_equals_the_plain_convolution_in_value_and_gradient(rng, depth, stride, 
     with jax.enable_x64(True):
         x = jnp.asarray(rng.normal(size=(2, depth, 3, 4, 3)))
         kernel = jnp.asarray(rng.normal(size=(window, 3, 3, 3, 5)))
-        results = []
-        for mode in ("fast", "lax"):
-            y, pull = jax.vjp(
-                lambda x, k, mode=mode: ops.conv(
-                    x,
-                    k,
-                    strides=(stride, 1, 1),
-                    padding=((pad, pad), (1, 1), (1, 1)),
-                    mode=mode,
-                ),
-                x,
-                kernel,
-            )
-            results.append([y, *pull(jnp.cos(jnp.arange(y.size)).reshape(y.shape))])
-        assert results[0][0].shape[1] == -(-depth // stride)
-        for ours, reference in zip(*results, strict=True):
-            scale = float(jnp.abs(reference).max())
-            np.testing.assert_allclose(ours, reference, rtol=0, atol=1e-10 * scale)
+        shape = {"strides": (stride, 1, 1), "padding": ((pad, pad), (1, 1), (1, 1))}
+        ours, reference = (
+            value_and_gradients(functools.partial(ops.conv, mode=mode, **shape), x, kernel)
+            for mode in ("fast", "lax")
+        )
+        assert ours[0].shape[1] == -(-depth // stride)
+        assert_same(ours, reference, 1e-10)
