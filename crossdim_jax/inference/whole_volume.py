@@ -35,7 +35,7 @@ class WholeVolume:
       check_size: raises ValueError for a `spatial` that the network does not take.
       mesh: its axis `depth` shares the image; along `data` everyone does the same.
       window: predicts images that the network cannot take whole.
-      flips: test-time flips, see `inference.flip_axes`.
+      flips: test-time flips, see `sliding_window.flip_axes`.
       activation: a key of `losses.ACTIVATIONS`.
     """
 

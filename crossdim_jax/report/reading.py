@@ -166,7 +166,7 @@ def _is_group(value: Any) -> bool:
 def read_summary(path: Path) -> dict[str, Any]:
     """Summary of an evaluation; empty if there is none.
 
-    Raises DataError, naming the file, if it is not what `evaluate.evaluate_cases` writes.
+    Raises DataError, naming the file, if it is not what `evaluation.score.evaluate_cases` writes.
     """
     if not os.path.lexists(path):
         return {}

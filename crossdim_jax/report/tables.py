@@ -1,6 +1,6 @@
 """Tables 5 and 6 of the paper from an evaluation's summary, as Markdown and as HTML.
 
-`summary` is what `evaluate.evaluate_cases` returns and writes to summary.json.
+`summary` is what `evaluation.score.evaluate_cases` returns and writes to summary.json.
 Messaoudi et al. 2023, Tables 5 and 6: mean, median and quartiles per region.
 """
 
