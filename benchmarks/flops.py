@@ -33,7 +33,7 @@ class Layer:
 
     @property
     def kernel_shape(self) -> tuple[int, ...]:
-        """As Flax keeps the kernel: `(*window, in / groups, out)`."""
+        """Shape in which Flax keeps the kernel: `(*window, in / groups, out)`."""
         groups_in = 1 if self.kind == "depthwise" else self.c_in
         return (*(self.window,) * len(self.spatial), groups_in, self.c_out)
 

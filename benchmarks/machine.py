@@ -1,4 +1,4 @@
-"""What the numbers were measured on, and how much of it others were using meanwhile.
+"""Machine that the numbers were measured on, and how much of it others were using meanwhile.
 
 Imports neither jax nor torch: it is asked before them, as OpenMP reads its settings once.
 """
@@ -51,7 +51,7 @@ class Others:
 
 
 def settle_openmp() -> str:
-    """On a machine that is not quiet, has torch's threads sleep rather than spin while they wait.
+    """Has, on a machine that is not quiet, torch's threads sleep rather than spin while they wait.
 
     Spinning threads that lose their core hold up small operations for whole time slices, 50 ms
     instead of 1 ms: that would be measured as PyTorch's. To be called before torch is imported; a

@@ -34,7 +34,7 @@ DSNET_DEPTH = 112  # slices, whatever the size in the plane
 
 
 def shape(network: str, size: int) -> tuple[int, int, int]:
-    """Of the volume: a cube, or for DS-Net as many slices as it takes."""
+    """Shape of the volume: a cube, or for DS-Net as many slices as it takes."""
     return (DSNET_DEPTH if network == "dsnet" else size, size, size)
 
 

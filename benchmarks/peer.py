@@ -96,7 +96,7 @@ class DXNet(nn.Module):
 
 
 def wide(x: torch.Tensor) -> torch.Tensor:
-    """In float32, if it is in a shorter type."""
+    """Tensor in float32, if it was in a shorter type."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

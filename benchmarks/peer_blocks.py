@@ -1,4 +1,4 @@
-"""What the PyTorch networks are made of, in 2D and in 3D: EfficientNet-B0's body and the decoder.
+"""Blocks of the PyTorch networks, in 2D and in 3D: EfficientNet-B0's body and the decoder.
 
 Modules are named as in the Flax tree. Nothing here imports jax. Tensors are
 `(b, channels, *spatial)`. What differs between the networks is given to the modules:

@@ -49,7 +49,7 @@ def _arrays(folder: Path) -> object:
 
 
 def differences(old: Path, new: Path) -> tuple[int, list[str]]:
-    """How many things were compared, and the names of those that differ."""
+    """Number of things compared, and the names of those that differ."""
     before, after = dict(contents(old)), dict(contents(new))
     names = sorted(before.keys() | after.keys())
     return len(names), [name for name in names if not _equal(before.get(name), after.get(name))]

@@ -188,7 +188,7 @@ def race(
 
 
 def within(contestant: Contestant, rounds: int, sample_s: float, budget_s: float) -> Samples:
-    """As many rounds as fit into a budget, at least one: for what is known to be slow."""
+    """Number of rounds that fit into a budget, at least one: for what is known to be slow."""
     start = time.perf_counter()
     once(contestant)
     if time.perf_counter() - start > budget_s / 2:

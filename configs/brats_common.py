@@ -34,7 +34,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def phantoms(config: ConfigDict, patch: tuple[int, int, int], **recipe) -> None:
-    """Phantoms instead of patients, and random weights; `recipe` as `challenges.brats.phantom` takes."""
+    """Phantoms instead of patients, and random weights; `recipe` as `brats.phantom` takes."""
     config.challenge = ConfigDict({"name": "phantom", "et_min_mm3": 200.0, "aggregate": "clean"})
     config.phantoms = ConfigDict({"seed": 0, **recipe})  # written to data.root
     config.data.root = "runs/phantoms"

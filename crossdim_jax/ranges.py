@@ -1,4 +1,4 @@
-"""What a config's fields may hold: one table, dotted field -> range, and the check against it.
+"""Ranges of a config's fields: one table, dotted field -> range, and the check against it.
 
 Library functions that take the same numbers check them here, too (`check`), so that a range is
 written down once. A field without a row is not looked at: configs of one's own may have more.
@@ -45,12 +45,12 @@ class Number:
         return tuple(int(end) if self.whole else float(end) for end in (low, high))
 
     def problems(self, value: Any) -> Iterator[str]:
-        """What is expected, if the value is something else."""
+        """Yields what is expected, if the value is something else."""
         if not self.holds(value):
             yield self.expected
 
     def holds(self, value: Any) -> bool:
-        """Whether the value is allowed."""
+        """True if the value is allowed."""
         if value is None:
             return self.none
         kind = numbers.Integral if self.whole else numbers.Real
@@ -65,7 +65,7 @@ class Number:
 
     @property
     def expected(self) -> str:
-        """In words: "a whole number, 1 or more, at most 1024"."""
+        """Description in words: "a whole number, 1 or more, at most 1024"."""
         (low, high), ends = self.bounds, self.interval[0] + self.interval[-1]
         parts = ["a whole number" if self.whole else "a finite number"]
         parts.append(f"{low:.12g} or more" if ends[0] == "[" else f"above {low:.12g}")
@@ -95,7 +95,7 @@ class Sequence:
     flag: bool = False
 
     def problems(self, value: Any) -> Iterator[str]:
-        """What is expected, if the value is something else."""
+        """Yields what is expected, if the value is something else."""
         if (value is None and self.none) or (isinstance(value, bool) and self.flag):
             return
         if isinstance(value, list | tuple):
@@ -109,7 +109,7 @@ class Sequence:
 
     @property
     def expected(self) -> str:
-        """In words."""
+        """Description in words."""
         many = f" of {' or '.join(map(str, self.lengths))} values" if self.lengths else ""
         others = f"{', or one value for all' * self.alone}{', or None' * self.none}"
         return f"a sequence{many}{others}{', or True or False' * self.flag}"
@@ -119,7 +119,7 @@ class Text:
     """A string."""
 
     def problems(self, value: Any) -> Iterator[str]:
-        """What is expected, if the value is something else."""
+        """Yields what is expected, if the value is something else."""
         if not isinstance(value, str):
             yield "a string in quotes"
 
@@ -128,7 +128,7 @@ class Pattern(Text):
     """A regular expression."""
 
     def problems(self, value: Any) -> Iterator[str]:
-        """What is expected, if the value is something else, or why it does not compile."""
+        """Yields what is expected, if the value is something else, or why it does not compile."""
         yield from super().problems(value)
         if isinstance(value, str):
             try:
@@ -141,7 +141,7 @@ class ModePattern(Pattern):
     """A choice of an inflation mode, "PATTERN=MODE"."""
 
     def problems(self, value: Any) -> Iterator[str]:
-        """What is expected, if the value is something else, or why it does not compile."""
+        """Yields what is expected, if the value is something else, or why it does not compile."""
         if not isinstance(value, str) or not all(value.rpartition("=")[::2]):
             yield "a string PATTERN=MODE, such as 'blocks_[56]_.*=center'"
         else:
@@ -155,7 +155,7 @@ class Rate:
     factor: Number
 
     def problems(self, value: Any) -> Iterator[str]:
-        """What is expected, if the value is something else, or why it does not compile."""
+        """Yields what is expected, if the value is something else, or why it does not compile."""
         if not isinstance(value, list | tuple) or len(value) != 2:
             yield "a pair of a pattern and a factor, such as ('net2d/.*', 0.1)"
         else:

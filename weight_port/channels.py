@@ -67,7 +67,7 @@ def check(policy: str, channels: int) -> None:
 
 
 def draws(policy: str, channels: int) -> bool:
-    """Whether the stem is drawn anew rather than carried over.
+    """True if the stem is drawn anew rather than carried over.
 
     The released code redraws whenever the number of channels is neither 1 nor 3.
     """

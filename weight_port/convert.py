@@ -22,7 +22,7 @@ DEPTH_KERNEL = "depth_kernel"  # name of a factorised convolution's depth filter
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How an encoder's weights are made of a source's.
+    """Recipe by which an encoder's weights are made of a source's.
 
     Attributes:
       ndim: spatial rank, 2 or 3.

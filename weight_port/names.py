@@ -17,7 +17,7 @@ from weight_port.families import FAMILIES
 
 @dataclasses.dataclass(frozen=True)
 class Name:
-    """What a timm name says.
+    """Content of a timm name.
 
     Attributes:
       timm: the name as given, "tf_efficientnet_b0.ns_jft_in1k".

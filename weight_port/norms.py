@@ -1,4 +1,4 @@
-"""What becomes of BatchNorm when an encoder normalises otherwise, or in 3D."""
+"""Fate of BatchNorm when an encoder normalises otherwise, or in 3D."""
 
 from collections.abc import Collection
 
@@ -48,7 +48,7 @@ def check_source(norm: str, architecture: str, statistics: str) -> None:
 
 
 def drops(path: str, norm: str) -> bool:
-    """Whether a tensor has no place under this norm: running statistics, if it keeps none.
+    """True if a tensor has no place under this norm: running statistics, if it keeps none.
 
     Scale and bias carry over to every norm.
     """
@@ -56,5 +56,5 @@ def drops(path: str, norm: str) -> bool:
 
 
 def recorded(norm: str, statistics: str) -> str:
-    """What the file's record says of the running statistics: carried, stale or dropped."""
+    """Entry of the file's record for the running statistics: carried, stale or dropped."""
     return STATISTICS[statistics] if norm in KEEPING else "dropped"

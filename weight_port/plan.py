@@ -1,4 +1,4 @@
-"""What to port, to where: said by hand, or read from an experiment's config."""
+"""Plan of what to port, to where: said by hand, or read from an experiment's config."""
 
 import dataclasses
 import hashlib

@@ -1,4 +1,4 @@
-"""Where weights come from: a timm name, a checkpoint file or a random initialisation.
+"""Sources of weights: a timm name, a checkpoint file or a random initialisation.
 
 Each gives the same: torch-named numpy arrays, and a record of their origin. Pickled checkpoints are
 opened with `weights_only=True` and in no other way, so no code in them is ever run.

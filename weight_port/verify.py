@@ -38,7 +38,7 @@ RELATIVE = 0.05  # of measured departures, which hang on rounding in other machi
 
 
 def certificate_path(path: str | os.PathLike) -> Path:
-    """Where the copy of a file's certificate lies: beside it."""
+    """Path of the copy of a file's certificate, beside it."""
     return Path(f"{path}{SUFFIX}")
 
 
@@ -78,7 +78,7 @@ def certify(
 
 
 def departures(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What two certificates of one file disagree on, as sentences; parts that one lacks are left.
+    """Disagreements of two certificates of one file, as sentences; parts that one lacks are left.
 
     Errors below the tolerance are rounding and equal; measured departures and moments may differ by
     a few per cent between machines; hashes, names and counts must be the same. What was compared
@@ -162,7 +162,7 @@ def _show(value: Any) -> str:
 
 
 def beside(path: str | os.PathLike, stored: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the copy that lies beside the file; nothing if there is none."""
+    """Problem of the copy that lies beside the file; nothing if there is none."""
     copy = certificate_path(path)
     if not copy.exists():
         return []
@@ -179,7 +179,7 @@ def beside(path: str | os.PathLike, stored: Mapping[str, Any]) -> list[str]:
 def find_source(
     weights: Weights, *, checkpoint: str | None = None, file: str | None = None
 ) -> tuple[Source | None, str]:
-    """What a weight file was made of, or None and why it is not there. No network is asked.
+    """Source that a weight file was made of, or None and why it is not there. No network is asked.
 
     Args:
       weights: the file.

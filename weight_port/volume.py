@@ -19,7 +19,7 @@ FROM_SOURCE = "the source"  # how a certificate says where its 2D network comes 
 
 @dataclasses.dataclass(frozen=True)
 class Promise:
-    """What an inflation promises on a depth-constant volume, for one way of padding the depth.
+    """Promise of an inflation on a depth-constant volume, for one way of padding the depth.
 
     Attributes:
       where: "everywhere"; "inside", on slices whose field of view stays clear of the ends; "up to

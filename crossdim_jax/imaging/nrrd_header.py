@@ -56,7 +56,7 @@ _UNITS_MM |= dict.fromkeys(("um", "µm", "μm", "micron", "micrometer", "microme
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What a header promises.
+    """Header of an NRRD file, i.e. what it promises.
 
     Attributes:
       sizes: of all axes, fastest first.

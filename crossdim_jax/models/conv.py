@@ -24,7 +24,7 @@ DEPTH_PADDINGS = {"zero": "constant", "edge": "edge", "reflect": "reflect"}
 
 @dataclasses.dataclass(frozen=True)
 class Depth:
-    """What a convolution does along the depth of a volume; in 2D it says nothing.
+    """Behaviour of a convolution along the depth of a volume; in 2D it says nothing.
 
     Attributes:
       window: taps along depth, for convolutions that have more than one in the plane; None: as
@@ -207,7 +207,7 @@ class Upsampled(NamedTuple):
 
     @property
     def channels(self) -> int:
-        """Of the upsampled tensor."""
+        """Channels of the upsampled tensor."""
         return (self.x if self.kernel is None else self.kernel).shape[-1]
 
 

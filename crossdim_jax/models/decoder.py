@@ -15,7 +15,7 @@ UPSAMPLES = ("transposed", "nearest")
 
 
 class SkipDecoder(nn.Module):
-    """From the coarsest feature to the finest skip.
+    """Decoder from the coarsest feature to the finest skip.
 
     A level is: upsample to the skip's size, concatenate the skip, two (conv3, norm, activation).
 

@@ -46,7 +46,7 @@ class DXNet(nn.Module):
     ops: str = "auto"
 
     def divisors(self, nd: int) -> tuple[int, ...]:
-        """What the size along each of nd axes must be a multiple of."""
+        """Divisors that the size along each of nd axes must have."""
         plane = self.encoder.feature_info()[-1].reduction
         return (self.encoder.depth_reductions()[-1], plane, plane) if nd == 3 else (plane,) * nd
 

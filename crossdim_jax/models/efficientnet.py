@@ -33,7 +33,7 @@ def depths(
     padding: str = "zero",
     factorised: bool = False,
 ) -> tuple[Depth, ...]:
-    """What the stem, then each stage, does along depth; the arguments are `EfficientNet`'s.
+    """Depth options of the stem, then of each stage; the arguments are `EfficientNet`'s.
 
     Raises:
       ValueError: there are too few or too many entries, one is not a positive number, a stage that
@@ -76,7 +76,7 @@ def _per_stage(variant, name, given, count):
 
 
 def depth_reductions(variant: str, strides: int | Sequence[int] | None = None) -> tuple[int, ...]:
-    """By how much each of the five features is reduced along depth, finest first.
+    """Reductions of the five features along depth, finest first.
 
     Args:
       variant: a key of `efficientnet_table.ROWS`.
@@ -226,7 +226,7 @@ class EfficientNet(nn.Module):
     ops_mode: str = "auto"
 
     def depths(self) -> tuple[Depth, ...]:
-        """What the stem, then each stage, does along depth; ValueError as `depths` says."""
+        """Depth options of the stem, then of each stage; ValueError as `depths` says."""
         return depths(
             self.variant,
             self.depth_kernels,

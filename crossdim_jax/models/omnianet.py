@@ -48,7 +48,7 @@ class OmniaNet(nn.Module):
     ops: str = "auto"
 
     def divisors(self, nd: int) -> tuple[int, ...]:
-        """What the size along each of nd axes must be a multiple of."""
+        """Divisors that the size along each of nd axes must have."""
         return (self.encoder.feature_info()[-1].reduction,) * nd
 
     def check_size(self, spatial: Sequence[int]) -> None:

@@ -144,7 +144,7 @@ def _of_one_voxel(x: jax.Array, matrix: jax.Array) -> jax.Array:
 
 
 def channel_multiple(dtype: jnp.dtype, *, backend: str | None = None) -> int:
-    """What a dense convolution's channels should be a multiple of.
+    """Number that a dense convolution's channels should be a multiple of.
 
     8 for bfloat16 on a GPU: tensor cores want that, and XLA pads channels for float16 only.
 

@@ -128,7 +128,7 @@ class _Axis(NamedTuple):
 
     @classmethod
     def of(cls, n: int, outputs: int, taps: int, stride: int, low: int) -> "_Axis":
-        """For n inputs, so many outputs and taps, and `low` zeros before the first input."""
+        """Windows for n inputs, outputs and taps, with `low` zeros before the first input."""
         size, found = -(-n // stride), []
         for e in range(stride):
             own = range((e + low) % stride, taps, stride)

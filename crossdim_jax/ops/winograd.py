@@ -35,7 +35,7 @@ class Filtering(NamedTuple):
         return len(self.outputs)
 
     def groups(self, depth: int) -> int:
-        """Of so many output slices, the last group may be one in part."""
+        """Number of groups for so many output slices; the last may be one in part."""
         return -(-depth // self.size)
 
 
@@ -68,7 +68,7 @@ def filtering_for(depth: int) -> Filtering:
 
 
 def mixed_slices(x: jax.Array, low: int, depth: int, filtering: Filtering) -> list[jax.Array]:
-    """What each convolution takes.
+    """Slices, mixed as each convolution takes them.
 
     Args:
       x: `(b, d, h, w, c)`.

@@ -154,7 +154,7 @@ def find(
     processes: int | None = None,
     process: int | None = None,
 ) -> Cluster | None:
-    """What arguments and environment say; see `start`."""
+    """Cluster that arguments and environment describe; see `start`."""
     environment = dict(environment)
     if processes is not None:
         environment["JAX_NUM_PROCESSES"] = str(processes)

@@ -1,4 +1,4 @@
-"""What a process holds at its peak; and what a compiler leaves behind goes back to the system."""
+"""Peak memory of a process; and what a compiler leaves behind goes back to the system."""
 
 import ctypes
 import resource
@@ -16,7 +16,7 @@ TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux
 
 
 def give_back_after_compiling() -> None:
-    """From now on, whatever a long compilation has freed is given back when it ends.
+    """Sees to it that what a long compilation has freed is given back when it ends.
 
     Glibc keeps freed memory for later, in blocks that are too small for a training step: those
     would be held beside it as long as the process lives. Elsewhere than on Linux with glibc nothing

@@ -47,7 +47,7 @@ class Interrupted(SystemExit):
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """What a stop does while the main thread is in this phase.
+    """Answer to a stop while the main thread is in this phase.
 
     Attributes:
       says: follows the signal's name in the message that is printed at once.
@@ -158,7 +158,7 @@ class Program:
                 self._raise_if_due()
 
     def notice(self, number: int, *, told: bool = False) -> None:
-        """What a signal does; where answers are not installed, the next phase heeds it.
+        """Handles a signal; where answers are not installed, the next phase heeds it.
 
         told: by another process, which may have got the same Ctrl-C as this one.
         """
@@ -190,7 +190,7 @@ class Program:
 
     @contextlib.contextmanager
     def at_the_end(self, call: Callable[[], None]) -> Iterator[None]:
-        """Around work after which `call` is called, also if a stop ends the process within it."""
+        """Context manager: calls `call` after the work, also if a stop ends the process within."""
         self._endings.append(call)
         try:
             yield

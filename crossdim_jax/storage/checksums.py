@@ -34,7 +34,7 @@ def write(folder: str | os.PathLike, *, without: Collection[str] = ()) -> None:
 
 
 def damage(folder: str | os.PathLike) -> str | None:
-    """What is wrong with the first file that is not what was recorded; None if all are.
+    """Damage of the first file that is not what was recorded; None if all are.
 
     A folder without a record was written before there were any, and is taken as it is.
     """

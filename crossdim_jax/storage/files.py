@@ -103,7 +103,7 @@ def _nobody_reads() -> bool:
 
 
 def duration(seconds: float) -> str:
-    """As "7 s", "20 min 07 s" or "3 h 05 min"."""
+    """Formats seconds as "7 s", "20 min 07 s" or "3 h 05 min"."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -20,14 +20,14 @@ LIMIT = 256 << 20  # bytes; a summary of a hundred thousand cases has 30 million
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """What a field must be. words: for the message. holds: whether a value is of this form."""
+    """Form of a field. words: for the message. holds: whether a value is of this form."""
 
     words: str
     holds: Callable[[Any], bool]
 
 
 def is_number(value: Any) -> bool:
-    """Whether a JSON value is a finite number; true and false are none.
+    """True if a JSON value is a finite number; true and false are none.
 
     Nor is an integer that no float can hold: whoever calculates with it would fail.
     """
@@ -37,7 +37,7 @@ def is_number(value: Any) -> bool:
 
 
 def is_count(value: Any) -> bool:
-    """Whether a JSON value is a whole number from 0 that 64 bits can hold."""
+    """True if a JSON value is a whole number from 0 that 64 bits can hold."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 

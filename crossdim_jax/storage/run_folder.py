@@ -105,7 +105,7 @@ def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
 
 
 def read_cost(workdir: str | os.PathLike) -> dict[str, Any]:
-    """What the training cost, see `run.cost`; empty if that is not recorded.
+    """Cost of the training, see `run.cost`; empty if that is not recorded.
 
     Raises DataError, naming the file, if it is damaged.
     """
@@ -161,7 +161,7 @@ def _writing(workdir: Path) -> contextlib.AbstractContextManager[None]:
 
 
 def has_checkpoint(workdir: str | os.PathLike) -> bool:
-    """Whether a training has got as far as its first checkpoint there."""
+    """True if a training has got as far as its first checkpoint there."""
     # One that is only half written has a longer name.
     found = (Path(workdir) / CHECKPOINTS).glob("[0-9]*")
     return any(path.name.isdigit() for path in found)

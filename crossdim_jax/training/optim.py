@@ -100,7 +100,7 @@ def slow(params: Any) -> Any:
 
 
 def since_sync(opt_state: Any) -> jax.Array | int:
-    """How many updates were made since fast and slow parameters were equal; 0 without lookahead."""
+    """Number of updates made since fast and slow parameters were equal; 0 without lookahead."""
     return opt_state.steps_since_sync if isinstance(opt_state, optax.LookaheadState) else 0
 
 

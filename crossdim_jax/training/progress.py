@@ -25,7 +25,7 @@ def _if_read[**P](show: Callable[P, None]) -> Callable[P, None]:
 
 
 class Progress:
-    """How far the training is: a bar on a terminal, now and then a line elsewhere.
+    """Progress of the training: a bar on a terminal, now and then a line elsewhere.
 
     Args:
       total: steps of the training.

@@ -37,7 +37,7 @@ def variables(state: TrainState) -> dict[str, Any]:
 
 
 def training_arrays(state: TrainState) -> dict[str, Any]:
-    """What a resume needs besides `variables`: step, fast parameters, optimiser's state."""
+    """Arrays that a resume needs besides `variables`: step, fast parameters, optimiser's state."""
     fast = state.params.fast if isinstance(state.params, optax.LookaheadParams) else None
     return {"step": state.step, "fast": fast, "opt_state": state.opt_state}
 

@@ -32,11 +32,11 @@ class Totals:
 
     @property
     def names(self) -> list[str]:
-        """What has been added, in the order of its first coming."""
+        """Names that have been added, in the order of its first coming."""
         return list(self._sums)
 
     def json(self) -> dict[str, Any]:
-        """What the constructor takes back."""
+        """Plain values that the constructor takes back."""
         return {
             name: (total.tolist(), count.tolist()) for name, (total, count) in self._sums.items()
         }

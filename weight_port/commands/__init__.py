@@ -1,4 +1,4 @@
-"""What `python -m weight_port` can do: one module a command.
+"""Commands of `python -m weight_port`, one module each.
 
 A command's module has `add_arguments(parser)` and `main(args) -> exit status`, and is imported only
 when it is asked for.

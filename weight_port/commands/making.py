@@ -64,7 +64,7 @@ UNUSED = {
 
 
 def summary(todo: plan.Plan, metadata: dict[str, Any], converted: Converted) -> str:
-    """What was done, for people; ends with the next command."""
+    """Summary of what was done, for people; ends with the next command."""
     groups: dict[str, int] = {}
     of_head = families.of(metadata["architecture"]).of_head
     for name in converted.unused:

@@ -109,7 +109,7 @@ def flax_path(torch_name: str) -> str | None:
 
 
 def of_head(torch_name: str) -> bool:
-    """Whether a timm tensor is of the classification head."""
+    """True if a timm tensor is of the classification head."""
     return _HEAD.match(torch_name.rpartition(".")[0]) is not None
 
 

@@ -1,4 +1,4 @@
-"""What a data set says of itself: channels, labels, colours, and the files that it lists.
+"""Description of a data set: channels, labels, colours, and the files that it lists.
 
 Four forms become one `Description`: nnU-Net's raw folders (dataset.json with `channel_names`),
 tasks of the Medical Segmentation Decathlon (`modality`, `training`), datalists of MONAI
@@ -71,7 +71,7 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What a data set says of itself.
+    """Description that a data set gives of itself.
 
     Attributes:
       path: of the JSON, or of the root where there is none.

@@ -21,7 +21,7 @@ Faults = list[tuple[str, str]]
 
 @dataclasses.dataclass(frozen=True)
 class Labels:
-    """What label values mean.
+    """Meaning of label values.
 
     Attributes:
       names: of the foreground labels or regions, in order.

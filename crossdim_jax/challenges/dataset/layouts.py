@@ -1,4 +1,4 @@
-"""Where a data set keeps the files of its cases: in two folders, or as its JSON lists them."""
+"""Layouts of a data set: the files of its cases in two folders, or as its JSON lists them."""
 
 import collections
 import dataclasses
@@ -24,7 +24,7 @@ _VARIABLE = re.compile(r"\$(\w+|\{\w+\})")
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """How cases are told from files.
+    """Rules by which cases are told from files.
 
     Attributes:
       channels: names of the channels; () where their number is not known yet.
