@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3.12 python3.13 python3.14 python3 python; do \
 BIN := .venv/bin
 PYTEST := $(BIN)/pytest -n auto --maxprocesses=4 --dist=worksteal
 
-.PHONY: help env demo test test-all bench lint format clean
+.PHONY: help env demo test say-test test-all bench lint format clean
 
 help:
 	@echo "make demo      environment, then DX-Net on generated phantoms, ending in a report"
@@ -39,8 +39,13 @@ env: .venv/base
 demo: .venv/base
 	$(BIN)/python launch.py --config=configs/brats_dxnet.py:demo --workdir=runs/demo
 
-test: .venv/dev
+test: say-test .venv/dev
 	$(PYTEST) -m "not slow"
+
+say-test:
+	@echo "make test: the environment with torch and timm where it is not there yet (minutes, a few GB)," \
+		"then some 3,600 tests on up to four processes: about MINUTES minutes on two quiet cores." \
+		"make test-all also runs those marked slow, on programs as optimised as users' own."
 
 test-all: .venv/dev
 	XLA_FLAGS=--xla_backend_optimization_level=3 $(PYTEST)

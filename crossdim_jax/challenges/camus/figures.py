@@ -14,7 +14,7 @@ from crossdim_jax.challenges.base import Challenge, Evaluated
 from crossdim_jax.challenges.camus.layouts import STILLS, VIEWS
 from crossdim_jax.challenges.camus.volumes import QUANTITIES, UNITS, Measured
 from crossdim_jax.imaging.case import Case
-from crossdim_jax.metrics import volume
+from crossdim_jax.metrics import biplane
 
 METHOD = "camus_official"  # what the challenge's own table is made with
 _WIDTH, _EDGE, _TOP, _BOTTOM, _GAP = 7.2, 0.32, 0.42, 0.30, 0.03  # inches
@@ -154,7 +154,7 @@ def _scatter(axes: Axes, quantity: str, values: np.ndarray) -> None:
     limits = (low - room, high + room)
     axes.plot(limits, limits, color="#888888", lw=0.8)
     axes.plot(*values.T, **_POINTS)
-    r = volume.agreement(*values.T)["r"]
+    r = biplane.agreement(*values.T)["r"]
     said = "r not defined" if math.isnan(r) else f"r = {r:.3f}"
     axes.set(title=f"{quantity}, {said}, n = {len(values)}", xlim=limits, ylim=limits)
     axes.set(xlabel=f"Truth ({unit})", ylabel=f"Prediction ({unit})", box_aspect=1)
@@ -163,7 +163,7 @@ def _scatter(axes: Axes, quantity: str, values: np.ndarray) -> None:
 
 
 def _bland_altman(axes: Axes, quantity: str, values: np.ndarray) -> None:
-    unit, found = UNITS[quantity], volume.agreement(*values.T)
+    unit, found = UNITS[quantity], biplane.agreement(*values.T)
     axes.axhline(0, color="#cccccc", lw=0.8)
     axes.plot(values.mean(1), values[:, 1] - values[:, 0], **_POINTS)
     lines = {"bias": (found["bias"], "-"), "": (found["low"], "--"), " ": (found["high"], "--")}

@@ -7,8 +7,8 @@ import numpy as np
 
 from crossdim_jax.challenges.base import Evaluated, Table
 from crossdim_jax.challenges.camus.volumes import QUANTITIES, UNITS, Measured
-from crossdim_jax.metrics import volume
-from crossdim_jax.metrics.volume import UNKNOWN, Volumes
+from crossdim_jax.metrics import biplane
+from crossdim_jax.metrics.biplane import UNKNOWN, Volumes
 
 METRICS = {"dice": "Dice", "mad_mm": "MAD (mm)", "hd_mm": "HD (mm)"}
 STATISTICS = ("n", "r", "bias", "sd", "mae", "low", "high")
@@ -70,7 +70,7 @@ def agreement(
 ) -> Table:
     """Table 3: how EF, EDV and ESV of predictions agree with the truth's and with the cfgs'."""
     rows: list[tuple[str | float | None, ...]] = []
-    for method in volume.METHODS:
+    for method in biplane.METHODS:
         for reference in ("truth", "cfg"):
             for quantity, field in QUANTITIES.items():
                 pairs = [
@@ -80,7 +80,7 @@ def agreement(
                 ]
                 if reference == "cfg" and all(math.isnan(known) for known, _ in pairs):
                     continue
-                found = volume.agreement(*zip(*pairs, strict=True))
+                found = biplane.agreement(*zip(*pairs, strict=True))
                 numbers = [_number(found[name]) for name in STATISTICS]
                 rows.append(
                     (
@@ -103,7 +103,7 @@ def agreement(
             "Prediction minus reference. Truth: the same method on the annotated masks; cfg: what "
             "the cardiologist measured, as Info_*.cfg states.",
             "r: Pearson's correlation. LoA: limits of agreement, bias -+ 1.96 sd (n - 1).",
-            *(f"{name}: {text}." for name, text in volume.METHODS.items()),
+            *(f"{name}: {text}." for name, text in biplane.METHODS.items()),
             *_unknown("prediction", {p: prediction.get(p) for p in truth}),
             *_unknown("truth", truth),
         ),
@@ -117,14 +117,14 @@ def patients(
 ) -> Table:
     """Volumes of every patient, as a file only."""
     columns = ["patient"]
-    for method in volume.METHODS:
+    for method in biplane.METHODS:
         for quantity in QUANTITIES.values():
             columns += [f"{quantity}_{method}_truth", f"{quantity}_{method}_prediction"]
     columns += [f"{quantity}_cfg" for quantity in QUANTITIES.values()]
     rows = []
     for patient in truth:
         row: list[str | float | None] = [patient]
-        for method in volume.METHODS:
+        for method in biplane.METHODS:
             for quantity in QUANTITIES.values():
                 for measured in (truth.get(patient), prediction.get(patient)):
                     row.append(_number(getattr(_volumes(measured, method), quantity)))
@@ -141,7 +141,7 @@ def patients(
     return Table("patients", "Volumes", (*columns, "note"), tuple(rows), shown=False)
 
 
-_NONE = Measured(dict.fromkeys(volume.METHODS, UNKNOWN), "", "no prediction on the image's grid")
+_NONE = Measured(dict.fromkeys(biplane.METHODS, UNKNOWN), "", "no prediction on the image's grid")
 
 
 def _or(measured: Mapping[str, Measured], patient: str) -> Measured:

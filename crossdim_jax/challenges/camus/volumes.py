@@ -12,8 +12,8 @@ from crossdim_jax.challenges.camus.layouts import FILMS, STILLS, VIEWS, Info, in
 from crossdim_jax.errors import DataError
 from crossdim_jax.imaging.case import CaseFiles
 from crossdim_jax.imaging.nifti import Geometry
-from crossdim_jax.metrics import volume
-from crossdim_jax.metrics.volume import Volumes
+from crossdim_jax.metrics import biplane
+from crossdim_jax.metrics.biplane import Volumes
 from crossdim_jax.storage.files import write_text, writing
 from crossdim_jax.storage.plain import csv_text
 
@@ -31,7 +31,7 @@ class Measured:
     """Volumes of one patient from label files.
 
     Attributes:
-      volumes: {method: volumes}, see `metrics.volume.METHODS`.
+      volumes: {method: volumes}, see `metrics.biplane.METHODS`.
       source: "stills", "half_sequence" or "sequence".
       why: the volumes are not known, or are known only so far; "" if there is nothing to say.
     """
@@ -89,7 +89,7 @@ def measure(patient: str, items: Sequence[tuple[CaseFiles, Path]], read: Read) -
             (cavity[ed], pixel_mm),
             (cavity[es], pixel_mm),
         )
-    volumes, why = volume.biplane(masks, patient)
+    volumes, why = biplane.biplane(masks, patient)
     odd = {found.ef_percent for found in volumes.values() if not 0 <= found.ef_percent <= 100}
     if odd := {ef for ef in odd if not math.isnan(ef)}:
         notes.append(
@@ -132,7 +132,7 @@ def clinical(files: Sequence[CaseFiles]) -> Volumes:
 def write_patients(path: Path, measured: Mapping[str, Measured]) -> Path:
     """Writes a row for each patient: EDV, ESV and EF by both methods, from what, and why not."""
     columns = [
-        f"{quantity}_{method}" for method in volume.METHODS for quantity in QUANTITIES.values()
+        f"{quantity}_{method}" for method in biplane.METHODS for quantity in QUANTITIES.values()
     ]
     rows = [
         [
@@ -140,7 +140,7 @@ def write_patients(path: Path, measured: Mapping[str, Measured]) -> Path:
             found.source,
             *(
                 _cell(getattr(found.volumes[method], quantity))
-                for method in volume.METHODS
+                for method in biplane.METHODS
                 for quantity in QUANTITIES.values()
             ),
             found.why,

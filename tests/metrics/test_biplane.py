@@ -5,7 +5,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from crossdim_jax.metrics import volume
+from crossdim_jax.metrics import biplane
 
 
 def ventricle(half_width_mm, *, apex_mm=60.0, base_mm=30.0, spacing_mm=(0.5, 0.5), tilt=0.0):
@@ -53,8 +53,8 @@ def test_golden(shared_data):
     image = nib.load(shared_data / "echo/segmentation_reference.nii.gz")
     label, spacing = np.asarray(image.dataobj).T, image.header.get_zooms()[1::-1]
     ed, es = (label[24] == 1, spacing), (label[10] == 1, spacing)
-    found, why = volume.biplane({"2CH_ED": ed, "4CH_ED": ed, "2CH_ES": es, "4CH_ES": es})
-    assert found["camus_official"] == volume.Volumes(52, 37, 29) and not why
+    found, why = biplane.biplane({"2CH_ED": ed, "4CH_ED": ed, "2CH_ES": es, "4CH_ES": es})
+    assert found["camus_official"] == biplane.Volumes(52, 37, 29) and not why
     textbook = found["textbook"]
     assert textbook.edv_ml == pytest.approx(52, abs=0.5)
     assert textbook.ef_percent > 32  # its systolic disks are not as high as the diastolic ones
@@ -69,7 +69,7 @@ def test_a_truncated_ellipsoid_has_its_analytic_volume(spacing_mm, tilt):
     are 0 to 1.5 pixels too long, by the steps of half a pixel and the pixels' own edges. The axis
     is uncertain by a pixel at each end.
     """
-    found, _ = volume.biplane(patient(spacing_mm=spacing_mm, tilt=tilt))
+    found, _ = biplane.biplane(patient(spacing_mm=spacing_mm, tilt=tilt))
     pixel = min(spacing_mm)
     axis = 2 * pixel / 90.0
     for phase, pair in (("edv_ml", (24.0, 20.0)), ("esv_ml", (17.0, 14.0))):
@@ -86,9 +86,9 @@ def test_a_truncated_ellipsoid_has_its_analytic_volume(spacing_mm, tilt):
 
 def test_the_methods_differ_in_the_height_of_disks_and_in_rounding():
     masks = patient(es_scale=0.8)
-    found, _ = volume.biplane(masks)
+    found, _ = biplane.biplane(masks)
     official, textbook = found["camus_official"], found["textbook"]
-    lengths = {name: volume.disks(*pair).length_mm for name, pair in masks.items()}
+    lengths = {name: biplane.disks(*pair).length_mm for name, pair in masks.items()}
     taller = max(lengths.values()) / max(lengths["2CH_ES"], lengths["4CH_ES"])
     assert taller == pytest.approx(1.25, rel=0.02)
     assert official.esv_ml == round(textbook.esv_ml * taller)
@@ -97,7 +97,7 @@ def test_the_methods_differ_in_the_height_of_disks_and_in_rounding():
 
 
 def test_the_axis_goes_from_the_base_to_the_apex():
-    found = volume.disks(ventricle(24.0), (0.5, 0.5))
+    found = biplane.disks(ventricle(24.0), (0.5, 0.5))
     middle, apex = found.axis_px * found.pixel_mm - 70
     assert middle == pytest.approx((30, 0), abs=1)
     assert apex[0] == pytest.approx(-60, abs=0.5)
@@ -110,7 +110,7 @@ def test_outlines_start_at_the_top_and_the_topmost_comes_first():
     mask = np.zeros((12, 14), bool)
     mask[5:9, 2:6] = True
     mask[2:4, 8:10] = True
-    first, second = volume.outlines(mask)
+    first, second = biplane.outlines(mask)
     assert first[:, 0].min() == 1.5 and second[:, 0].min() == 4.5
     for line in (first, second):
         np.testing.assert_array_equal(line[0], line[-1])
@@ -118,7 +118,7 @@ def test_outlines_start_at_the_top_and_the_topmost_comes_first():
         np.testing.assert_allclose(np.hypot(*np.diff(line, axis=0).T), 1, atol=0.3)
     corner = np.zeros((6, 6), bool)
     corner[2, 2] = corner[3, 3] = True  # pixels that meet in a corner are apart
-    assert len(volume.outlines(corner)) == 2
+    assert len(biplane.outlines(corner)) == 2
 
 
 @pytest.mark.parametrize(
@@ -133,30 +133,30 @@ def test_without_a_base_volumes_are_unknown_with_a_warning(caplog, change, says)
     masks = patient(spacing_mm=(1.0, 1.0))
     change(masks)
     with caplog.at_level(logging.WARNING):
-        found, why = volume.biplane(masks, "patient0007")
+        found, why = biplane.biplane(masks, "patient0007")
     assert why == says and f"patient0007: no volumes: {says}" in caplog.text
     assert all(math.isnan(v.edv_ml) and math.isnan(v.ef_percent) for v in found.values())
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1)])
 def test_tiny_masks_never_crash(shape):
-    with pytest.raises(volume.NoBase):
-        volume.disks(np.ones(shape, bool), (1.0, 1.0))
+    with pytest.raises(biplane.NoBase):
+        biplane.disks(np.ones(shape, bool), (1.0, 1.0))
 
 
 def test_odd_masks_give_a_number_or_no_base(rng):
     for _ in range(60):
         mask = rng.random((20, 24)) > rng.uniform(0.1, 0.97)
         try:
-            found = volume.disks(mask, (0.7, 1.0))
-        except volume.NoBase:
+            found = biplane.disks(mask, (0.7, 1.0))
+        except biplane.NoBase:
             continue
         assert np.isfinite(found.diameters_mm).all() and found.length_mm > 0
 
 
 def test_agreement_by_hand():
     reference, measured = [50.0, 60.0, 70.0, math.nan], [52.0, 59.0, 73.0, 10.0]
-    found = volume.agreement(reference, measured)
+    found = biplane.agreement(reference, measured)
     sd = math.sqrt(((2 - 4 / 3) ** 2 + (-1 - 4 / 3) ** 2 + (3 - 4 / 3) ** 2) / 2)
     assert found == pytest.approx(
         {
@@ -174,5 +174,5 @@ def test_agreement_by_hand():
 
 def test_agreement_of_too_little():
     for pair in (([], []), ([math.nan], [1.0]), ([50.0], [51.0]), ([50.0, 50.0], [51.0, 53.0])):
-        assert math.isnan(volume.agreement(*pair)["r"])
-    assert volume.agreement([50.0], [51.0])["bias"] == 1 and volume.agreement([], [])["n"] == 0
+        assert math.isnan(biplane.agreement(*pair)["r"])
+    assert biplane.agreement([50.0], [51.0])["bias"] == 1 and biplane.agreement([], [])["n"] == 0
