@@ -359,7 +359,7 @@ def test_no_two_patients_are_needed_for_a_table(phantoms, challenge, tmp_path):
     found = evaluated(challenge, phantoms["nifti"], tmp_path)[:4]
     _, table3, _ = challenge.tables(found)
     assert all(row[4] is None and row[3] == "1" for row in table3.rows)
-    assert math.isnan(tables.volume.agreement([1.0], [1.0])["sd"])
+    assert math.isnan(tables.biplane.agreement([1.0], [1.0])["sd"])
 
 
 def test_figures_are_made_of_evaluated_cases(phantoms, challenge, tmp_path):
