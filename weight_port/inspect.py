@@ -94,7 +94,7 @@ def _tensors(weights: Weights) -> list[str]:
     """A line per stage: tensors, values, windows of its kernels."""
     stages: dict[str, list[str]] = {}
     architecture = weights.metadata.get("architecture")
-    known = architecture in encoders.ENCODERS
+    known = architecture in [*encoders.ENCODERS]
     for path in weights.arrays:
         inside = path.partition(f"/{ENCODER}/")[2]
         stage = encoders.stage(architecture, inside) if known else None
