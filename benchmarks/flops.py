@@ -132,7 +132,7 @@ def of_program(model: Any, shape: Sequence[int], *, train: bool = False) -> int:
 
 
 def _products(equations: Any) -> Iterator[int]:
-    """Of every convolution and matrix product, two per multiply-add, in the program's order."""
+    """Operations of each convolution and matrix product, two per multiply-add, in order."""
     for equation in equations:
         for inner in jax.tree.leaves(list(equation.params.values())):
             if hasattr(inner, "eqns"):

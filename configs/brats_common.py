@@ -1,4 +1,4 @@
-"""What the experiments on BraTS share: data and challenge, and how their demos run on phantoms."""
+"""Common part of the experiments on BraTS: data, challenge, and how demos run on phantoms."""
 
 from ml_collections import ConfigDict, config_dict
 

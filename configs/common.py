@@ -1,4 +1,4 @@
-"""What the experiments share: every field, with its default and its meaning."""
+"""Common part of all experiments: every field, with its default and its meaning."""
 
 from ml_collections import ConfigDict, config_dict
 

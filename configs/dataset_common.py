@@ -1,4 +1,4 @@
-"""What the experiments on a data set of one's own share: the data, and how their demos run."""
+"""Common part of the experiments on one's own data set: the data, and how their demos run."""
 
 from ml_collections import ConfigDict, config_dict
 

@@ -1,4 +1,4 @@
-"""What the experiments with Omnia-Net share: the network, and how it is trained."""
+"""Common part of the experiments with Omnia-Net: the network, and how it is trained."""
 
 from ml_collections import ConfigDict, config_dict
 

@@ -130,7 +130,7 @@ class ConvNormAct(nn.Module):
     def __call__(
         self, x: jax.Array, *, below: Upsampled | None = None, train: bool = False
     ) -> jax.Array:
-        """Of x, or of `concat(upsampled below, x)`."""
+        """Output for x, or for `concat(upsampled below, x)`."""
         x = Conv(
             self.features,
             self.window,

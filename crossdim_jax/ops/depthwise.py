@@ -113,7 +113,7 @@ def _input_gradient(x, kernel, g, strides, padding):
 
 
 class _Axis(NamedTuple):
-    """What the input's gradient needs along one axis.
+    """Geometry that the input's gradient needs along one axis.
 
     Attributes:
       size: places of one kind, at most one per output.

@@ -156,7 +156,7 @@ def _compose(up_kernel: Array, kernel: Array) -> Array:
 
 
 def _bias_field(bias: Array, kernel: Array, spatial: tuple[int, ...]) -> Array:
-    """What a constant `bias` becomes under the zero-padded convolution: less at the borders.
+    """Field that a constant `bias` becomes under the zero-padded convolution: less at the borders.
 
     `(1, *spatial, c_out)`. Along each axis only the first and the last voxel differ.
     """

@@ -72,7 +72,7 @@ def kernel_gradient(
 
 
 def _of_slices(x, g, window, low):
-    """Of a block: `(kh c_in, kd kw c_out)`."""
+    """Gradient of a block: `(kh c_in, kd kw c_out)`."""
     taps, depth = window[0], x.shape[1]
     # Column (t, j) at (u, v) is g[u - t + low, v - j + w_low].
     g = pad_or_cut(g, 1, taps - 1 - low, depth + low - g.shape[1])
@@ -80,7 +80,7 @@ def _of_slices(x, g, window, low):
 
 
 def _of_groups(x, g, window, low):
-    """Of a block, the products of minimal filtering: `(m + 2, kh c_in, kw c_out)`."""
+    """Gradient of a block, as the products of minimal filtering: `(m + 2, kh c_in, kw c_out)`."""
     depth = g.shape[1]
     filtering = winograd.filtering_for(depth)
     m = filtering.size
@@ -91,7 +91,7 @@ def _of_groups(x, g, window, low):
 
 
 def _product(x, parts, window):
-    """What each window sees in its rows of x, times all parts' copies shifted along a row."""
+    """Product of the windows' rows of x with all parts' copies, shifted along a row."""
     _, kh, kw = window
     rows, width = parts[0].shape[2], x.shape[3]
     seen = jnp.concatenate([x[:, :, i : i + rows] for i in range(kh)], -1)

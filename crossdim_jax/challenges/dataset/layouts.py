@@ -206,7 +206,7 @@ def _number_fault(
     rules: Rules,
     strict: bool,
 ) -> str:
-    """What is wrong with the channels of a case; "" if nothing is."""
+    """Fault of the channels of a case; "" if nothing is."""
     first = next(iter(numbers.values()))[0]
     suffix = ending or volume.suffix_of(first)
     if None in numbers:
