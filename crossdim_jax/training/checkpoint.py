@@ -32,7 +32,13 @@ from crossdim_jax.storage import checksums
 from crossdim_jax.storage.files import write_text
 from crossdim_jax.storage.run_folder import CHECKPOINTS
 from crossdim_jax.text import without_paths
-from crossdim_jax.training.checkpoint_faults import check_record, check_saved, find_damaged, naming
+from crossdim_jax.training.checkpoint_faults import (
+    check_record,
+    check_saved,
+    find_damaged,
+    naming,
+    silence_late_answers,
+)
 from crossdim_jax.training.state import TrainState, from_checkpoint, training_arrays, variables
 
 BEST = "best"
@@ -53,6 +59,7 @@ class Checkpointer:
     def __init__(self, workdir: str | os.PathLike, *, keep: int = 2):
         self.folder = Path(workdir).absolute() / CHECKPOINTS
         self._writing: int | None = None
+        silence_late_answers()
         with naming(self.folder, "opening the checkpoints"):
             (self.folder / BEST).mkdir(parents=True, exist_ok=True)
             self._latest = _manager(self.folder, keep)

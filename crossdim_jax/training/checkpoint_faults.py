@@ -1,6 +1,8 @@
 """Faults of checkpoints: damage, records of other steps, failures of the disk."""
 
 import contextlib
+import functools
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,27 @@ def check_saved(saved: bool, folder: Path, step: int) -> None:
             "one of a later step; is another process training in this run folder? See to it that "
             "there is one only, then run the same command to go on"
         )
+
+
+@functools.cache
+def silence_late_answers() -> None:
+    """Keeps what TensorStore answers to a write that was given up already off the terminal.
+
+    Where one file of a checkpoint cannot be written, Orbax closes its event loop on the first
+    error. Every other file's answer then finds the loop closed, on a thread of TensorStore's, and
+    Python would print a traceback of each beside the error that says it all.
+    """
+    shown = sys.unraisablehook
+
+    def show(unraisable) -> None:
+        if not (
+            isinstance(unraisable.exc_value, RuntimeError)
+            and str(unraisable.exc_value) == "Event loop is closed"
+            and unraisable.object is None
+        ):
+            shown(unraisable)
+
+    sys.unraisablehook = show
 
 
 @contextlib.contextmanager

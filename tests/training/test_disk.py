@@ -1,10 +1,13 @@
 """A disk that is full while a checkpoint is written."""
 
+import asyncio
 import subprocess
+import sys
 
 import pytest
+import tensorstore
 
-from crossdim_jax.training import checkpoint
+from crossdim_jax.training import checkpoint, checkpoint_faults
 from tests import small_run
 
 
@@ -60,3 +63,24 @@ def test_a_file_that_cannot_be_written_whole_leaves_the_last_checkpoint_intact(c
     assert f"{workdir / 'checkpoints'}: writing the checkpoint of step 4 failed" in message
     assert "too large" in message and "The last complete checkpoint is step 2." in message
     assert_goes_on(cases, workdir)
+
+
+def test_answers_to_a_write_that_was_given_up_are_silent_and_others_are_shown(monkeypatch):
+    shown = []
+    monkeypatch.setattr(sys, "unraisablehook", shown.append)
+    promise, answer = tensorstore.Promise.new()
+
+    async def await_then_give_up(answer):
+        next(answer.__await__())
+
+    asyncio.run(await_then_give_up(answer))
+    checkpoint_faults.silence_late_answers.__wrapped__()
+    promise.set_result(0)
+    assert not shown
+
+    class Broken:
+        def __del__(self):
+            raise RuntimeError("Event loop is closed")
+
+    Broken()
+    assert len(shown) == 1
