@@ -13,13 +13,14 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
 from crossdim_jax.challenges.base import Challenge, Evaluated
 from crossdim_jax.errors import DataError
 from crossdim_jax.imaging.case import CaseFiles
-from crossdim_jax.report import elements, figures, tables
+from crossdim_jax.report import elements, figures, tables, viewer
 from crossdim_jax.report.elements import escape, scrolled, warning
 from crossdim_jax.report.reading import (
     CASES,
@@ -229,7 +230,7 @@ class _Run:
             + ("the patient's right is on the left; " if subjects[0].oriented else "")
             + "grey values from the 1st to the 99th percentile of non-zero voxels.",
         )
-        out += self._further(folder)
+        out += self._viewers() + self._further(folder)
         return out + "".join(self._views(subject, folder) for subject in subjects)
 
     def _views(self, subject: figures.Subject, folder: Path) -> str:
@@ -244,6 +245,18 @@ class _Run:
             f"Axial, sagittal and coronal slices of {caption}",
             f"{caption}. Each view where the true outer region is largest.",
         )
+
+    def _viewers(self) -> str:
+        """Links to the viewer pages of the cases, or the command that writes them."""
+        pages = [row["id"] for row in self.rows if viewer.path(self.workdir, row["id"]).exists()]
+        if not pages:
+            command = self._command("view")
+            return f"<p>To scroll through the cases in the browser: <code>{command}</code></p>\n"
+        links = (
+            f'<a href="{quote(viewer.path(Path(), case).as_posix())}">{escape(case)}</a>'
+            for case in pages
+        )
+        return f"<p>Scroll through a case: {', '.join(links)}</p>\n"
 
     def _further(self, folder: Path) -> str:
         """Figures of the challenge's own, of the cases that can be read if not of all."""
@@ -340,12 +353,14 @@ class _Run:
             return warning(without_folders(self.damaged[what], [self.workdir / "any"]) + ".")
         if mode == "evaluate" and not self.files:
             return "<p>No case was held out, so there is nothing to evaluate.</p>\n"
-        command = (
-            f"python launch.py --config=CONFIG --workdir={_folder(self.workdir)} --mode={mode}"
-        )
         return (
             f'<div class="warn"><p>Not here yet: {escape(what)}. Made by '
-            f"<code>{escape(command)}</code></p></div>\n"
+            f"<code>{self._command(mode)}</code></p></div>\n"
+        )
+
+    def _command(self, mode: str) -> str:
+        return escape(
+            f"python launch.py --config=CONFIG --workdir={_folder(self.workdir)} --mode={mode}"
         )
 
 

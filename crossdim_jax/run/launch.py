@@ -7,7 +7,7 @@ from ml_collections import config_flags
 
 from crossdim_jax.errors import ConfigError, CrossdimError
 from crossdim_jax.report import compare
-from crossdim_jax.run import config, evaluate, experiment, folds, plan, predict, train
+from crossdim_jax.run import config, evaluate, experiment, folds, plan, predict, train, view
 from crossdim_jax.runtime import compile_cache, distributed, memory
 from crossdim_jax.storage import files
 from crossdim_jax.text import for_stream, make_visible
@@ -17,12 +17,14 @@ WORKDIR = flags.DEFINE_string("workdir", "", "The run folder; report: several, w
 MODE = flags.DEFINE_enum(
     "mode",
     "train",
-    ["train", "folds", "evaluate", "predict", "report", "plan"],
+    ["train", "folds", "evaluate", "predict", "report", "plan", "view"],
     "train ends with evaluation and the report; folds trains all folds and scores them together; "
-    "plan says what training would take.",
+    "plan says what training would take; view writes a page for each case, to scroll through it.",
 )
-INPUT = flags.DEFINE_string("input", "", "predict: a folder of cases, with or without labels.")
-OUTPUT = flags.DEFINE_string("output", "", "predict, report of several: where to write.")
+INPUT = flags.DEFINE_string("input", "", "predict, view: a folder of cases, labelled or not.")
+OUTPUT = flags.DEFINE_string(
+    "output", "", "predict, report of several: where to write; view: predictions."
+)
 BUDGET = flags.DEFINE_float("budget_gib", None, "plan: memory of a device; default what it has.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "predict: also cases that are already there.")
 COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, for several hosts.")
@@ -53,6 +55,8 @@ def main(argv: list[str]) -> None:
     )
     if MODE.value == "predict":
         told = predict.run(job, INPUT.value, OUTPUT.value, overwrite=OVERWRITE.value)
+    elif MODE.value == "view":
+        told = view.run(job, INPUT.value, OUTPUT.value)
     elif MODE.value == "plan":
         told = plan.run(job, budget_gib=BUDGET.value)
     else:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from urllib.parse import unquote
 
 import nibabel as nib
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from crossdim_jax.challenges.brats import challenge as brats
 from crossdim_jax.errors import DataError
 from crossdim_jax.evaluation import score
-from crossdim_jax.report import page
+from crossdim_jax.report import page, viewer
 from crossdim_jax.report.reading import mean_dice, read_metrics, select
 
 REGIONS = ("WT", "TC", "ET")
@@ -343,3 +344,14 @@ def test_steps_logged_twice_count_once(tmp_path):
     assert [row["loss"] for row in train] == [9.0, 7.0, None]
     assert validation == [] and unread == 2
     assert read_metrics(tmp_path / "absent") == ([], [], 0)
+
+
+def test_viewer_pages_that_are_there_are_linked_from_the_folder_itself(copy):
+    workdir, challenge, files = copy
+    for case in files[:2]:
+        path = viewer.path(workdir, case.id)
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    text = page.write(workdir, challenge, files).read_text(encoding="utf-8")
+    links = [attrs["href"] for tag, attrs in Checker(text).tags if tag == "a"]
+    assert len(links) == 2 and all((workdir / unquote(link)).is_file() for link in links)

@@ -165,6 +165,24 @@ def test_prediction_goes_on_after_a_faulty_case_and_skips_what_is_there(run, tmp
     assert nib.load(mine).shape == nib.load(cases / "Phantom_000/Phantom_000_t1.nii.gz").shape
 
 
+def test_pages_to_scroll_through_held_out_and_through_new_cases(run, tmp_path):
+    workdir, flags = run
+    phantom.generate(tmp_path / "new", 2, shape=(32, 36, 32), seed=5)
+    predictions = tmp_path / "predictions"
+    predictions.mkdir()
+    seg = tmp_path / "new" / "Phantom_001" / "Phantom_001_seg.nii.gz"
+    shutil.copy(seg, predictions / "Phantom_001.nii.gz")
+    new = [f"--input={tmp_path / 'new'}", f"--output={predictions}"]
+    mine, theirs = (launch(*flags, "--mode=view", *more) for more in ([], new))
+    assert mine.returncode == 0, mine.stderr
+    split = json.loads((workdir / "splits.json").read_text())
+    pages = sorted(path.stem for path in (workdir / "viewer").iterdir())
+    assert pages == split["validation"]
+    assert all(f"viewer/{case}.html" in (workdir / "report.html").read_text() for case in pages)
+    fails(theirs, "Phantom_000.nii.gz", "is not there")  # and the other case is shown
+    assert [path.stem for path in (predictions / "viewer").iterdir()] == ["Phantom_001"]
+
+
 def test_every_faulty_case_is_reported_at_once(tmp_path):
     cases = tmp_path / "cases"
     folders = phantom.generate(cases, 9, shape=(32, 36, 32))
