@@ -1,4 +1,4 @@
-"""All of CAMUS on a network of a few blocks: from files to tables, figures and predictions."""
+"""All of CAMUS on a network of two convolutions: from files to tables, figures and predictions."""
 
 import csv
 import json
@@ -11,7 +11,7 @@ from configs import camus_omnianet
 from crossdim_jax.challenges.camus import phantom
 from crossdim_jax.imaging import metaimage
 from crossdim_jax.run import experiment, predict, train
-from tests.weight_port import tiny
+from tests import toy
 
 
 @pytest.fixture(scope="module")
@@ -22,10 +22,6 @@ def job(tmp_path_factory):
     config = camus_omnianet.get_config("debug")
     with config.unlocked():
         del config.phantoms
-        config.model.encoder = "efficientnet_tiny"
-        config.model.widths = (8, 8, 8, 8, 8)
-        config.model.stem_width = 8
-        config.model.ops = "lax"  # compiles fastest
         config.mesh.data = 1
         config.data.root, config.data.cache = str(root), str(folder / "cache")
         config.data.split.kind = "official"
@@ -33,10 +29,10 @@ def job(tmp_path_factory):
         config.train.epochs = 1
         config.train.batch_size = 4
         config.train.validate_every_epochs = 1
-    with tiny.registered():
+    with toy.standing_in_for("omnianet"):
         made = experiment.build(config, folder / "run")
         train.run(made)
-        yield made
+    return made
 
 
 def test_the_test_set_of_the_official_split_is_what_is_scored(job):
