@@ -26,7 +26,7 @@ def finish(process):
 
 
 def terminate(folder, name, steps):
-    """Tells a new run to terminate in the midst of training; returns the step that it then saved."""
+    """Tells a new run to terminate while it trains; returns the step that it then saved."""
     process = small_run.begin(folder, name, steps, seconds=0.1)
     small_run.wait_for(process, "ready")
     while not small_run.lines(folder / name):

@@ -64,7 +64,7 @@ def test_equals_its_twin_in_pytorch_in_value_and_gradient(
     if b0_length == "short":
         for module in (dsnet, dsnet_peer):
             monkeypatch.setattr(module, "WIDTHS", (4, 8, 6, 10))
-    model = models.build("dsnet", variant=variant, drop_path_rate=0.0, ops="lax")
+    model = models.build("dsnet", variant=variant, drop_path_rate=0.0, ops="fast")
     twin = dsnet_peer.DSNet(2, released=variant == "released")
     check_twin(model, twin, rng.normal(size=(batch, depth, 32, 32, 2)).astype(np.float32), rng)
 
