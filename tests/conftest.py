@@ -16,6 +16,9 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_force_host_platform_device_count=4"
 )
 
+# One thread each for torch and NumPy: theirs wait by spinning, which costs the tests beside them.
+os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
 # Compiled programs are kept for what a worker and the programs it starts compile again, and end
 # with the tests. A folder for each worker, as jax does not write its entries at once.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -36,6 +39,18 @@ import pytest  # noqa: E402
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def coarse_figures():
+    """Figures are drawn with few dots, and their PDFs with the fonts every reader has: a subset of
+    a font takes longer than the figure."""
+    from crossdim_jax.report import figures
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "DPI", 50)
+        patch.setitem(figures.STYLE, "pdf.use14corefonts", True)
+        yield
 
 
 @pytest.fixture

@@ -56,6 +56,14 @@ def registered(network=ToyNet):
         yield
 
 
+@contextlib.contextmanager
+def standing_in_for(name):
+    """The network of that name is two convolutions meanwhile, whatever its attributes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.NETWORKS, name, lambda out_channels, **_: ToyNet(classes=out_channels))
+        yield
+
+
 def read_metrics(workdir):
     """The lines of a run's metrics file; empty if there is none."""
     path = Path(workdir) / "metrics.jsonl"

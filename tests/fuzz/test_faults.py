@@ -1,6 +1,7 @@
-"""A training that is killed again and again is the training that is not."""
+"""A training that is stopped or killed again and again is the training that is not."""
 
 import random
+import re
 import signal
 import time
 
@@ -24,12 +25,27 @@ def finish(process):
     return stderr
 
 
+def terminate(folder, name, steps):
+    """Tells a new run to terminate while it trains; returns the step that it then saved."""
+    process = small_run.begin(folder, name, steps, seconds=0.1)
+    small_run.wait_for(process, "ready")
+    while not small_run.lines(folder / name):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 75, stderr
+    return int(re.search(r"stopped and saved after step (\d+)", stderr)[1])
+
+
 @pytest.mark.parametrize(
-    ("kills", "steps"), [(3, 24), pytest.param(20, 120, marks=pytest.mark.slow)]
+    ("kills", "steps"), [(2, 24), pytest.param(20, 120, marks=pytest.mark.slow)]
 )
-def test_a_run_killed_at_random_moments_ends_as_the_uninterrupted_one(folder, kills, steps):
+def test_a_run_stopped_at_random_moments_ends_as_the_uninterrupted_one(folder, kills, steps):
     straight, workdir = folder / f"straight_{steps}", folder / f"killed_{steps}"
     finish(small_run.begin(folder, straight.name, steps))
+    stopped = terminate(folder, workdir.name, steps)
+    assert 3 <= stopped < steps
     chance, done = random.Random(kills), 0
     while done < kills:
         with small_run.begin(folder, workdir.name, steps, seconds=0.04) as process:
@@ -40,7 +56,8 @@ def test_a_run_killed_at_random_moments_ends_as_the_uninterrupted_one(folder, ki
             process.send_signal(signal.SIGKILL)
         done += 1
     assert not (workdir / "final.npz").exists()
-    finish(small_run.begin(folder, workdir.name, steps))
+    told = finish(small_run.begin(folder, workdir.name, steps))
+    assert int(re.search(rf"going on after step (\d+) of {steps}", told)[1]) >= stopped
     expected, found = small_run.final(straight), small_run.final(workdir)
     assert found.keys() == expected.keys() and len(found) > 10
     for name, array in expected.items():

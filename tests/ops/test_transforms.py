@@ -74,8 +74,15 @@ CONDITIONS = {
 }
 
 
-@pytest.mark.parametrize("nd", [2, 3])
-@pytest.mark.parametrize("condition", CONDITIONS)
+# Images are met by `make test` in the program that users run alone.
+RANKS = [
+    pytest.param(c, nd, marks=() if nd == 3 or c == "optimised" else pytest.mark.slow)
+    for c in CONDITIONS
+    for nd in (2, 3)
+]
+
+
+@pytest.mark.parametrize(("condition", "nd"), RANKS)
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_agrees_with_its_reference(rng, name, condition, nd):
     ours, reference, tensors, parameters = OPERATIONS[name]

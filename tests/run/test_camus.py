@@ -1,5 +1,6 @@
-"""All of CAMUS on a network of a few blocks: from files to tables, figures and predictions."""
+"""All of CAMUS on a network of two convolutions, whole in the slow tests: from files to tables, figures and predictions."""
 
+import contextlib
 import csv
 import json
 
@@ -11,21 +12,17 @@ from configs import camus_omnianet
 from crossdim_jax.challenges.camus import phantom
 from crossdim_jax.imaging import metaimage
 from crossdim_jax.run import experiment, predict, train
-from tests.weight_port import tiny
+from tests import toy
 
 
-@pytest.fixture(scope="module")
-def job(tmp_path_factory):
+@pytest.fixture(scope="module", params=["short", pytest.param("whole", marks=pytest.mark.slow)])
+def job(request, tmp_path_factory):
     """A run on the official split of four patients, one epoch of it."""
     folder = tmp_path_factory.mktemp("camus")
     root = phantom.ensure(folder / "p", 4, pixel_mm=1.5, n_frames=2)
     config = camus_omnianet.get_config("debug")
     with config.unlocked():
         del config.phantoms
-        config.model.encoder = "efficientnet_tiny"
-        config.model.widths = (8, 8, 8, 8, 8)
-        config.model.stem_width = 8
-        config.model.ops = "lax"  # compiles fastest
         config.mesh.data = 1
         config.data.root, config.data.cache = str(root), str(folder / "cache")
         config.data.split.kind = "official"
@@ -33,10 +30,11 @@ def job(tmp_path_factory):
         config.train.epochs = 1
         config.train.batch_size = 4
         config.train.validate_every_epochs = 1
-    with tiny.registered():
+    standing_in = toy.standing_in_for("omnianet")
+    with standing_in if request.param == "short" else contextlib.nullcontext():
         made = experiment.build(config, folder / "run")
         train.run(made)
-        yield made
+    return made
 
 
 def test_the_test_set_of_the_official_split_is_what_is_scored(job):

@@ -1,5 +1,6 @@
-"""The whole of CHAOS on a network of a few blocks: from DICOM to tables, figures, a submission."""
+"""CHAOS on a network of two convolutions, whole in the slow tests: from DICOM to tables, figures, a submission."""
 
+import contextlib
 import csv
 import json
 import shutil
@@ -12,28 +13,26 @@ from crossdim_jax.challenges.chaos import phantom, submission
 from crossdim_jax.errors import ConfigError, ManyErrors
 from crossdim_jax.imaging import nifti
 from crossdim_jax.run import experiment, predict, train
-from tests.weight_port import tiny
+from tests import toy
 
 
-@pytest.fixture(scope="module")
-def job(tmp_path_factory):
+@pytest.fixture(scope="module", params=["short", pytest.param("whole", marks=pytest.mark.slow)])
+def job(request, tmp_path_factory):
     """A run of one epoch on two phantoms of each modality, with augmentation."""
     folder = tmp_path_factory.mktemp("chaos")
     root = phantom.ensure(folder / "p", 2, size=48)
     config = chaos_omnianet.get_config("debug")
     with config.unlocked():
         del config.phantoms
-        config.model.encoder = "efficientnet_tiny"
-        config.model.widths = (16, 16, 8, 8, 8)
-        config.model.stem_width = 8
         config.data.root, config.data.cache = str(root), str(folder / "cache")
         config.data.num_threads = 1
         config.challenge.formats = ("png", "seg")
         config.mesh.data = 1
-    with tiny.registered():
+    standing_in = toy.standing_in_for("omnianet")
+    with standing_in if request.param == "short" else contextlib.nullcontext():
         made = experiment.build(config, folder / "run")
         train.run(made)
-        yield made
+    return made
 
 
 def test_the_run_ends_in_the_tables_of_the_tasks(job):

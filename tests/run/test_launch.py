@@ -1,6 +1,7 @@
 """The command, as a user runs it; and what it says to bad input."""
 
 import gzip
+import itertools
 import json
 import os
 import shutil
@@ -24,8 +25,8 @@ ONE_DEVICE = " --xla_force_host_platform_device_count=1"
 ENVIRONMENT = os.environ | {"XLA_FLAGS": os.environ["XLA_FLAGS"] + ONE_DEVICE}
 
 
-def launch(*arguments):
-    """Runs launch.py on one CPU device; returns the finished process."""
+def launch_anew(*arguments):
+    """Runs launch.py on one CPU device as a user does; returns the finished process."""
     return subprocess.run(
         [sys.executable, "launch.py", *map(str, arguments)],
         cwd=ROOT,
@@ -36,31 +37,46 @@ def launch(*arguments):
     )
 
 
-# Starts launch.py several times, each in a copy of a process that has its imports already.
-MANY = """
+# Runs launch.py for each line of arguments, in a copy of a process that has its imports already.
+SERVER = """
 import json, os, runpy, sys
 from crossdim_jax.report import compare
 from crossdim_jax.run import launch
 
-for arguments, log in json.loads(sys.argv[1]):
+for line in sys.stdin:
+    arguments, *logs = json.loads(line)
     if os.fork() == 0:
-        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), 2)
+        for number, log in enumerate(logs, 1):
+            os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), number)
         sys.argv = ["launch.py", *arguments]
         runpy.run_path("launch.py", run_name="__main__")
         sys.exit()
-    print(os.waitstatus_to_exitcode(os.wait()[1]))
+    print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
 """
 
 
-def launch_many(folder, commands):
-    """The finished processes of several `launch`es, with what they wrote to stderr."""
-    logs = [str(folder / f"{number}.log") for number in range(len(commands))]
-    program = [sys.executable, "-c", MANY, json.dumps(list(zip(commands, logs, strict=True)))]
-    done = subprocess.run(program, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
-    return [
-        subprocess.CompletedProcess(command, int(status), stderr=Path(log).read_text())
-        for command, status, log in zip(commands, done.stdout.split(), logs, strict=True)
-    ]
+@pytest.fixture(scope="module")
+def launch(tmp_path_factory):
+    """`launch_anew` without the seconds that the imports take."""
+    folder, numbers = tmp_path_factory.mktemp("launched"), itertools.count()
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVER],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as server:
+
+        def run(*arguments):
+            arguments, number = [*map(str, arguments)], next(numbers)
+            logs = [folder / f"{number}.{stream}" for stream in ("out", "err")]
+            print(json.dumps([arguments, *map(str, logs)]), file=server.stdin, flush=True)
+            status = int(server.stdout.readline())
+            out, err = (log.read_text() for log in logs)
+            return subprocess.CompletedProcess(arguments, status, out, err)
+
+        yield run
 
 
 def fails(process, *parts):
@@ -86,7 +102,7 @@ def run(request, tmp_path_factory):
         f"--config.data.root={folder / 'cases'}",
         f"--config.data.cache={folder / 'cache'}",
     ]
-    process = launch(*flags)
+    process = launch_anew(*flags)
     assert process.returncode == 0, process.stderr
     assert process.stdout.rstrip().endswith(str(folder / "work" / "report.html"))
     return folder / "work", flags
@@ -108,7 +124,7 @@ def test_training_leaves_everything_a_run_folder_holds(run):
     assert (workdir / "report.html").stat().st_size > 100_000
 
 
-def test_the_same_command_again_trains_no_further_and_ends_the_same(run):
+def test_the_same_command_again_trains_no_further_and_ends_the_same(launch, run):
     workdir, flags = run
     before = (workdir / "metrics.jsonl").read_text()
     table = (workdir / "evaluation" / "cases.csv").read_text()
@@ -117,25 +133,25 @@ def test_the_same_command_again_trains_no_further_and_ends_the_same(run):
     assert (workdir / "evaluation" / "cases.csv").read_text() == table
 
 
-def test_a_folder_in_use_is_refused(run):
+def test_a_folder_in_use_is_refused(launch, run):
     workdir, flags = run
     with run_folder.only_process(workdir, "training"):
         fails(launch(*flags), "is training in this run folder", f"process {os.getpid()} on host")
 
 
-def test_another_config_is_refused_in_a_used_folder(run):
+def test_another_config_is_refused_in_a_used_folder(launch, run):
     _, flags = run
     process = launch(*flags, "--config.optim.learning_rate=0.01")
     fails(process, "optim.learning_rate", "0.001 -> 0.01", "--workdir")
 
 
-def test_another_network_than_the_trained_one_is_refused(run, tmp_path):
+def test_another_network_than_the_trained_one_is_refused(launch, run):
     _, flags = run
     process = launch(*flags, "--mode=evaluate", "--config.model.norm=group")
     fails(process, "model.norm", "None -> 'group'")
 
 
-def test_prediction_goes_on_after_a_faulty_case_and_skips_what_is_there(run, tmp_path):
+def test_prediction_goes_on_after_a_faulty_case_and_skips_what_is_there(launch, run, tmp_path):
     workdir, flags = run
     cases, output = tmp_path / "new", tmp_path / "out"
     for folder in phantom.generate(cases, 3, shape=(32, 36, 32), seed=5):
@@ -165,7 +181,7 @@ def test_prediction_goes_on_after_a_faulty_case_and_skips_what_is_there(run, tmp
     assert nib.load(mine).shape == nib.load(cases / "Phantom_000/Phantom_000_t1.nii.gz").shape
 
 
-def test_pages_to_scroll_through_held_out_and_through_new_cases(run, tmp_path):
+def test_pages_to_scroll_through_held_out_and_through_new_cases(launch, run, tmp_path):
     workdir, flags = run
     phantom.generate(tmp_path / "new", 2, shape=(32, 36, 32), seed=5)
     predictions = tmp_path / "predictions"
@@ -183,7 +199,7 @@ def test_pages_to_scroll_through_held_out_and_through_new_cases(run, tmp_path):
     assert [path.stem for path in (predictions / "viewer").iterdir()] == ["Phantom_001"]
 
 
-def test_every_faulty_case_is_reported_at_once(tmp_path):
+def test_every_faulty_case_is_reported_at_once(launch, tmp_path):
     cases = tmp_path / "cases"
     folders = phantom.generate(cases, 9, shape=(32, 36, 32))
 
@@ -241,17 +257,10 @@ MISTAKES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def mistaken(tmp_path_factory):
-    """The finished processes of `MISTAKES`, by their number."""
-    folder = tmp_path_factory.mktemp("mistakes")
-    common = ["--config=configs/brats_dxnet.py", f"--workdir={folder / 'work'}"]
-    return launch_many(folder, [[*common, *flags] for flags, _ in MISTAKES])
-
-
-@pytest.mark.parametrize("number", range(len(MISTAKES)), ids=[flags[-1] for flags, _ in MISTAKES])
-def test_mistakes_in_the_config_are_one_clear_message(mistaken, number):
-    fails(mistaken[number], *MISTAKES[number][1])
+@pytest.mark.parametrize(("flags", "parts"), MISTAKES, ids=[flags[-1] for flags, _ in MISTAKES])
+def test_mistakes_in_the_config_are_one_clear_message(launch, flags, parts, tmp_path):
+    common = ["--config=configs/brats_dxnet.py", f"--workdir={tmp_path / 'work'}"]
+    fails(launch(*common, *flags), *parts)
 
 
 TELLING = r"""
@@ -289,7 +298,7 @@ def test_what_libraries_say_of_files_gives_the_terminal_no_orders(tmp_path):
         assert word + rb" M\xfcller\x1b[2J" in process.stderr
 
 
-def test_a_run_folder_that_cannot_be_made_is_named(tmp_path):
+def test_a_run_folder_that_cannot_be_made_is_named(launch, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     cases = tmp_path / "cases"
     flags = [DEBUG, f"--config.data.root={cases}", f"--config.data.cache={tmp_path / 'cache'}"]

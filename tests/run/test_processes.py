@@ -1,7 +1,6 @@
 """Processes that train together, as on many hosts, are the training of one."""
 
 import json
-import re
 import signal
 import socket
 import time
@@ -109,19 +108,3 @@ def test_two_processes_then_four_have_the_curve_of_one(folder):
             place = count - 1 - index if first else index  # reversed after the first
             mine = slice(place * size, (place + 1) * size)
             assert part[:6] == [ids[mine] for ids in whole[first : first + 6]]
-
-
-def test_a_process_told_to_terminate_saves_and_asks_to_be_run_again(folder):
-    first = small_run.begin(folder, "told", STEPS, seconds=0.1)
-    small_run.wait_for(first, "ready")
-    while not small_run.lines(folder / "told"):  # until it is in the middle of training
-        assert first.poll() is None, first.stderr.read()
-        time.sleep(0.02)
-    first.send_signal(signal.SIGTERM)
-    _, stderr = first.communicate(timeout=60)
-    assert first.returncode == 75, stderr
-    stopped = int(re.search(r"stopped and saved after step (\d+)", stderr)[1])
-    codes, told = end_all([small_run.begin(folder, "told", STEPS)])
-    assert codes == [0] and f"going on after step {stopped} of {STEPS}" in told
-    steps = [line["step"] for line in small_run.lines(folder / "told") if line["kind"] == "train"]
-    assert steps == list(range(3, STEPS + 1, 3))
