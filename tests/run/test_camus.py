@@ -1,4 +1,7 @@
-"""All of CAMUS on a network of two convolutions, whole in the slow tests: from files to tables, figures and predictions."""
+"""All of CAMUS: from files to tables, figures and predictions.
+
+On a network of two convolutions; among the slow tests on the whole one.
+"""
 
 import contextlib
 import csv

@@ -1,4 +1,7 @@
-"""CHAOS on a network of two convolutions, whole in the slow tests: from DICOM to tables, figures, a submission."""
+"""All of CHAOS: from DICOM to tables, figures and a submission.
+
+On a network of two convolutions; among the slow tests on the whole one.
+"""
 
 import contextlib
 import csv
