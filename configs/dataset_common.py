@@ -18,7 +18,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.challenge = ConfigDict()
     config.challenge.name = "dataset"
     config.challenge.root = config.data.get_ref("root")
-    config.challenge.fold = config.get_ref("fold")
     config.challenge.file = "dataset.json"  # or that of a datalist in the data root
     config.challenge.spacing_mm = config_dict.placeholder(tuple)  # None: not resampled
     # A scheme for each channel: ct, zscore, noNorm, rescale_to_0_1, rgb_to_0_1; None: by its name.

@@ -14,8 +14,16 @@ DONE = "done"  # an empty file in the folder of a fold that is trained and evalu
 
 
 def of_fold(experiment: Experiment, fold: int) -> Experiment:
-    """The experiment of one fold, in its own folder."""
-    split = {"kind": "kfold", "fold": fold}
+    """The experiment of one fold, in its own folder.
+
+    Its split is one of the official folds where the config asks for the official split and that has
+    folds; else one of this project's own.
+    """
+    return _of_fold(experiment, fold, _official(experiment))
+
+
+def _of_fold(experiment: Experiment, fold: int, official: int) -> Experiment:
+    split = {"kind": "official" if official else "kfold", "fold": fold}
     config = ConfigDict(experiment.config.to_dict())  # plain values: no reference is shared
     config.data.split.update(split)
     if "fold" in config:
@@ -30,7 +38,16 @@ def of_fold(experiment: Experiment, fold: int) -> Experiment:
 
 def all_folds(experiment: Experiment) -> list[Experiment]:
     """The experiments of all folds of a cross-validation."""
-    return [of_fold(experiment, fold) for fold in range(experiment.data.split["folds"])]
+    official = _official(experiment)
+    count = official or experiment.data.split["folds"]
+    return [_of_fold(experiment, fold, official) for fold in range(count)]
+
+
+def _official(experiment: Experiment) -> int:
+    """Number of official folds if the config asks for them; 0 if it does not, or there are none."""
+    if experiment.data.split["kind"] != "official":
+        return 0
+    return experiment.challenge.official_folds(experiment.data.root)
 
 
 def members(experiment: Experiment) -> list[Experiment]:

@@ -49,7 +49,6 @@ class Dataset(Challenge):
       sides: "auto": labels whose names say left or right forbid mirroring; "none": they do not.
       patient: pattern whose first group is the patient in a case's name; "": by the rules of
         `patients.of_case`, or the file patients.json in `root`.
-      fold: of the data set's own split, see `folds.lists`.
       outside_root: True if files that the JSON lists may lie outside `root`.
       described: a dataset.json as a mapping, in place of that in `root`: what a network was trained
         with (see `Description.record`).
@@ -79,7 +78,6 @@ class Dataset(Challenge):
         tolerance_mm: float = 2.0,
         sides: str = "auto",
         patient: str = "",
-        fold: int = 0,
         outside_root: bool = False,
         described: Mapping[str, object] | None = None,
         aggregate: str = "clean",
@@ -95,7 +93,7 @@ class Dataset(Challenge):
         settings.check_flag("outside_root", outside_root)
         settings.check_pattern(patient)
         self.size = settings.slice_size(size)
-        self.aggregate, self.fold, self.file = aggregate, fold, file
+        self.aggregate, self.file = aggregate, file
         self.spacing_mm = settings.spacing(spacing_mm, self.size)
         self.profile = settings.profile(tolerance_mm)
         self._rules = layouts.Rules((), outside_root, patient)
@@ -120,12 +118,17 @@ class Dataset(Challenge):
     def scan(self, root: Path, *, labelled: bool) -> tuple[list[CaseFiles], list[tuple[str, str]]]:
         """See `Challenge.scan`, `layouts.training` and `layouts.new`."""
         root = Path(root)
-        own = self._own if self._own and self._own.root == root else None
         if labelled:
-            found = own or description.read(root, self.file)
+            found = self._of(root)
             self._check_same(found)
             return layouts.training(found, self._rules)
-        return layouts.new(root, own or self.description, self._rules)
+        own = self._own if self._own and self._own.root == root else self.description
+        return layouts.new(root, own, self._rules)
+
+    def _of(self, root: Path) -> Description:
+        """The description of the data set in a folder, as it was read if that is its own."""
+        own = self._own if self._own and self._own.root == root else None
+        return own or description.read(root, self.file)
 
     def _check_same(self, found: Description) -> None:
         """Raises DataError if another data set means other things by channels or labels."""
@@ -299,12 +302,14 @@ class Dataset(Challenge):
             raise DataError(f"{path}: is written as none of {', '.join(volume.WRITERS)}")
         return volume.WRITERS[ending](Path(path), label, geometry, self.labels.dtype)
 
-    def official_split(self, root: str | os.PathLike) -> dict[str, list[str]]:
+    def official_folds(self, root: str | os.PathLike) -> int:
+        """See `Challenge.official_folds` and `folds.count`."""
+        return folds.count(self._of(Path(root)))
+
+    def official_split(self, root: str | os.PathLike, *, fold: int = 0) -> dict[str, list[str]]:
         """See `Challenge.official_split` and `folds.lists`: one fold of the data set's own."""
-        root = Path(root)
-        own = self._own if self._own and self._own.root == root else None
-        cases, _ = self.scan(root, labelled=True)
-        return folds.lists(own or description.read(root, self.file), cases, self.fold)
+        cases, _ = self.scan(Path(root), labelled=True)
+        return folds.lists(self._of(Path(root)), cases, fold)
 
     def provenance(self) -> dict[str, object]:
         """See `Challenge.provenance`."""
