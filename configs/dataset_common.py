@@ -28,6 +28,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.challenge.sides = "auto"  # or none: names of labels forbid no mirroring
     config.challenge.patient = ""  # pattern, such as (sub-[0-9]+)_.*; "": BIDS names
     config.challenge.outside_root = False  # True: the JSON may list files elsewhere
+    config.challenge.analyze_axes = ""  # how those of Analyze files run, such as LAS; "": refused
 
     # dice_ce where labels are disjoint, dice_bce for regions.
     config.train.loss = "dice_ce"

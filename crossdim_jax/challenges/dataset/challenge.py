@@ -50,6 +50,8 @@ class Dataset(Challenge):
       patient: pattern whose first group is the patient in a case's name; "": by the rules of
         `patients.of_case`, or the file patients.json in `root`.
       outside_root: True if files that the JSON lists may lie outside `root`.
+      analyze_axes: how the axes of Analyze 7.5 files run, such as "LAS"; "": such files are
+        refused, see `imaging.analyze`.
       described: a dataset.json as a mapping, in place of that in `root`: what a network was trained
         with (see `Description.record`).
       aggregate: see `metrics.aggregate`.
@@ -79,6 +81,7 @@ class Dataset(Challenge):
         sides: str = "auto",
         patient: str = "",
         outside_root: bool = False,
+        analyze_axes: str = "",
         described: Mapping[str, object] | None = None,
         aggregate: str = "clean",
     ):
@@ -93,6 +96,7 @@ class Dataset(Challenge):
         settings.check_flag("outside_root", outside_root)
         settings.check_pattern(patient)
         self.size = settings.slice_size(size)
+        self._axes = settings.axes(analyze_axes)
         self.aggregate, self.file = aggregate, file
         self.spacing_mm = settings.spacing(spacing_mm, self.size)
         self.profile = settings.profile(tolerance_mm)
@@ -147,14 +151,18 @@ class Dataset(Challenge):
         if not cases:
             raise ManyErrors(f"{found.root}: no case can be used; repair or remove them", bad)
         if not found.channels:
-            found = dataclasses.replace(found, channels=_channels(cases, found.modality))
+            found = dataclasses.replace(
+                found, channels=_channels(cases, found.modality, self._axes)
+            )
         if found.labels is None:
-            found = dataclasses.replace(found, labels=_labels_of_files(found, cases))
+            found = dataclasses.replace(found, labels=_labels_of_files(found, cases, self._axes))
         return found
 
     def load(self, files: CaseFiles) -> Case:
         """See `Challenge.load`. All files of a case lie on one grid with axes at right angles."""
-        image, geometry = volume.read_image(files.images, tolerance_mm=self.grid_tolerance_mm)
+        image, geometry = volume.read_image(
+            files.images, tolerance_mm=self.grid_tolerance_mm, analyze_axes=self._axes
+        )
         image = image if image.ndim == 4 else image[..., None]
         if image.shape[-1] != len(self.modalities):
             raise DataError(
@@ -167,7 +175,7 @@ class Dataset(Challenge):
         grid.check_orthogonal(geometry, self.grid_tolerance_mm)
         label = None
         if files.label is not None:
-            label, label_geometry = volume.read_label(files.label)
+            label, label_geometry = volume.read_label(files.label, analyze_axes=self._axes)
             grid.check_same(geometry, label_geometry, self.grid_tolerance_mm)
             label = np.ascontiguousarray(label)
             self.check_label(files.label, label)
@@ -292,7 +300,7 @@ class Dataset(Challenge):
 
     def read_prediction(self, path: str | os.PathLike) -> tuple[np.ndarray, Geometry]:
         """See `Challenge.read_prediction`."""
-        return volume.read_label(path)
+        return volume.read_label(path, analyze_axes=self._axes)
 
     def write(self, path: str | os.PathLike, label: np.ndarray, geometry: Geometry) -> Path:
         """See `Challenge.write`: uint8, or uint16 where the data set has values above 255."""
@@ -326,6 +334,7 @@ class Dataset(Challenge):
             "normalisation": list(self.normalisation),
             "intensities": [None if s is None else dict(s) for s in self.intensities],
             "outside": preprocess.PARAMETERS["outside"],
+            **({"analyze_axes": self._axes} if self._axes else {}),
             **self.grid_fingerprint(),
         }
 
@@ -333,22 +342,24 @@ class Dataset(Challenge):
 # --------------------------------------------------------------------------- told from files
 
 
-def _channels(cases: Sequence[CaseFiles], modality: str) -> tuple[Channel, ...]:
+def _channels(cases: Sequence[CaseFiles], modality: str, axes: str | None) -> tuple[Channel, ...]:
     """Channels by number, as many as the first case has."""
     count = len(cases[0].images)
     if count == 1:
-        image, _ = volume.read_image(cases[0].images)
+        image, _ = volume.read_image(cases[0].images, analyze_axes=axes)
         count = image.shape[-1] if image.ndim == 4 else 1
     name = modality or "channel"
     names = [name] if count == 1 else [f"{name}_{i}" for i in range(count)]
     return tuple(dataclasses.replace(Channel.of(modality or n), name=n) for n in names)
 
 
-def _labels_of_files(found: Description, cases: Sequence[CaseFiles]) -> labels.Labels:
+def _labels_of_files(
+    found: Description, cases: Sequence[CaseFiles], axes: str | None
+) -> labels.Labels:
     """Labels from the values in all label files; says which, and how to name them."""
 
     def values(path: Path) -> np.ndarray:
-        return np.unique(volume.read_label(path)[0])
+        return np.unique(volume.read_label(path, analyze_axes=axes)[0])
 
     with concurrent.futures.ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         present = np.unique(np.concatenate([*pool.map(values, [c.label for c in cases])]))
