@@ -1,5 +1,7 @@
 """Data sets in formats that other programs leave behind: DICOM, Analyze, detached NRRD."""
 
+import re
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -114,3 +116,20 @@ def test_a_header_and_its_voxels_may_be_links_to_another_folder(tmp_path, ending
     (images / f"b_0000{ending}").write_bytes((store / f"b_0000{ending}").read_bytes())
     with pytest.raises(DataError, match=f"b_0000{voxels}: lies outside"):
         ours.load(ours.cases(root, labelled=True)[1])
+
+
+@pytest.mark.parametrize("form", ["folders", "decathlon"])
+def test_predictions_end_as_the_labels_do_where_nothing_says_an_ending(tmp_path, form):
+    root = folders.decathlon(tmp_path)
+    for path in sorted((root / "labelsTr").iterdir()):
+        label, geometry = volume.read_label(path)
+        path.unlink()
+        volume.write_label(path.with_name(path.name.replace(".nii.gz", ".nrrd")), label, geometry)
+    text = (root / "dataset.json").read_text()
+    (root / "dataset.json").write_text(re.sub(r"(labelsTr/t_\d)\.nii\.gz", r"\1.nrrd", text))
+    if form == "folders":
+        (root / "dataset.json").unlink()
+    ours = challenge(root)
+    assert ours.prediction_path("out", "t_1").name == "t_1.nrrd"
+    again = challenges.get("dataset", described=ours.description.record())
+    assert again.prediction_path("out", "t_1").name == "t_1.nrrd"

@@ -150,6 +150,9 @@ class Dataset(Challenge):
         cases, bad = layouts.training(found, self._rules)
         if not cases:
             raise ManyErrors(f"{found.root}: no case can be used; repair or remove them", bad)
+        if not found.label_ending:
+            ending = volume.suffix_of(cases[0].label)
+            found = dataclasses.replace(found, label_ending=ending)
         if not found.channels:
             found = dataclasses.replace(
                 found, channels=_channels(cases, found.modality, self._axes)
@@ -293,9 +296,9 @@ class Dataset(Challenge):
     def prediction_path(self, folder: str | os.PathLike, case_id: str) -> Path:
         """See `Challenge.prediction_path`: ends as the data set's labels do, if it can be written.
 
-        `CASE.nii.gz` where the data set names no ending.
+        `CASE.nii.gz` where that is not known.
         """
-        ending = self.description.ending.lower()
+        ending = self.description.label_ending.lower()
         return Path(folder) / f"{case_id}{ending if ending in volume.WRITERS else '.nii.gz'}"
 
     def read_prediction(self, path: str | os.PathLike) -> tuple[np.ndarray, Geometry]:
