@@ -14,13 +14,8 @@ from crossdim_jax.storage import run_folder
 DONE = "done"  # an empty file in the folder of a fold that is trained and evaluated
 
 
-def of_fold(experiment: Experiment, fold: int) -> Experiment:
-    """The experiment of one fold, in its own folder."""
-    return all_folds(experiment)[fold]
-
-
 def all_folds(experiment: Experiment) -> list[Experiment]:
-    """The experiments of all folds of a cross-validation.
+    """The experiments of all folds of a cross-validation, each in its own folder.
 
     Their split is official where the config asks for that and it has folds; else one of this
     project's own.

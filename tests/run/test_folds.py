@@ -125,7 +125,7 @@ def test_the_ensemble_is_the_mean_of_probabilities(job, trained, monkeypatch):
     predict, said = ensemble.predictor(job)
     np.testing.assert_array_equal(predict(image), np.full((1, 32, 32, 4), 2.0))
     assert said == "the mean of 5 folds, with the weights of steps 7, 7, 7, 7, 7"
-    predict, said = ensemble.predictor(ensemble.of_fold(job, 3))
+    predict, said = ensemble.predictor(ensemble.all_folds(job)[3])
     assert predict(image).max() == 3 and said == "the weights of step 7"
 
 
