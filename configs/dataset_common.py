@@ -18,7 +18,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.challenge = ConfigDict()
     config.challenge.name = "dataset"
     config.challenge.root = config.data.get_ref("root")
-    config.challenge.fold = config.get_ref("fold")
     config.challenge.file = "dataset.json"  # or that of a datalist in the data root
     config.challenge.spacing_mm = config_dict.placeholder(tuple)  # None: not resampled
     # A scheme for each channel: ct, zscore, noNorm, rescale_to_0_1, rgb_to_0_1; None: by its name.
@@ -29,6 +28,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.challenge.sides = "auto"  # or none: names of labels forbid no mirroring
     config.challenge.patient = ""  # pattern, such as (sub-[0-9]+)_.*; "": BIDS names
     config.challenge.outside_root = False  # True: the JSON may list files elsewhere
+    config.challenge.analyze_axes = ""  # how those of Analyze files run, such as LAS; "": refused
 
     # dice_ce where labels are disjoint, dice_bce for regions.
     config.train.loss = "dice_ce"

@@ -277,11 +277,21 @@ class Challenge(abc.ABC):
         del folder, predicted
         return []
 
-    def official_split(self, root: str | os.PathLike) -> dict[str, list[str]]:
+    def official_folds(self, root: str | os.PathLike) -> int:
+        """Number of folds of the official split; 0: it is none of folds.
+
+        Raises DataError if the split's files cannot be used.
+        """
+        del root
+        return 0
+
+    def official_split(self, root: str | os.PathLike, *, fold: int = 0) -> dict[str, list[str]]:
         """Official lists of patients: {"training", "validation", "testing"}.
 
+        fold: which of its `official_folds`; the only split that there is knows none.
         Raises ConfigError if the challenge has none, DataError if its files cannot be used.
         """
+        del root, fold
         raise ConfigError(
             f"challenge {self.name!r} has no official split; set split.kind to holdout or kfold"
         )

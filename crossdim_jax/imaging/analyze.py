@@ -14,8 +14,10 @@ import numpy as np
 from crossdim_jax.errors import DataError
 from crossdim_jax.imaging import grid, nifti_header, notes
 from crossdim_jax.imaging.geometry import Geometry
+from crossdim_jax.storage import reading
 from crossdim_jax.storage.reading import AGAIN, naming, open_regular
 
+OPTION = "--config.challenge.analyze_axes"
 _SIZE = 348
 _SLACK = 65536  # bytes that may follow the voxels: some programs pad
 
@@ -43,13 +45,12 @@ def read_analyze(path: str | os.PathLike, axes: str | None) -> tuple[np.ndarray,
         with open_regular(path) as file:
             block = file.read(nifti_header.SIZE)
         fields = _fields(path, block)
-        codes = "LR", "PA", "IS"
-        if axes is None or len(axes) != 3 or not all(sum(a in c for a in axes) == 1 for c in codes):
+        if axes is None or not is_order(axes):
             said = "" if axes is None else f" ({axes!r} is no such order)"
             raise DataError(
                 f"{path}: is an Analyze 7.5 file, which does not say which way its axes run, and "
                 "programs differ in left and right. Convert it to .nii.gz with the program that "
-                f'wrote it, or give the order of its axes, such as "LAS"{said}'
+                f"wrote it, or say how they run, {OPTION}=LAS (left, anterior, superior){said}"
             )
         shape = _shape(path, fields)
         sizes = np.array(fields["pixdim"][1:4], float)
@@ -69,10 +70,15 @@ def read_analyze(path: str | os.PathLike, axes: str | None) -> tuple[np.ndarray,
         return geometry.to_lps(array), geometry
 
 
+def is_order(axes: str) -> bool:
+    """True for the directions of three different axes, such as "LAS"."""
+    return len(axes) == 3 and all(sum(a in c for a in axes) == 1 for c in ("LR", "PA", "IS"))
+
+
 def voxels_file(path: str | os.PathLike) -> Path:
     """The file of a header's voxels."""
     path = Path(path)
-    return path.with_suffix(".IMG" if path.suffix.isupper() else ".img")
+    return reading.beside(path, path.with_suffix(".IMG" if path.suffix.isupper() else ".img").name)
 
 
 def _fields(path: Path, block: bytes) -> nib.AnalyzeHeader:
@@ -125,7 +131,7 @@ def _voxels(
         raise DataError(f"{path}: its vox_offset is {offset:g}; a whole number is expected")
     promised = int(offset) + int(np.prod(shape, dtype=object)) * dtype.itemsize
     try:
-        file = open_regular(source, inside=path.parent)
+        file = reading.open_beside(path, source)
     except DataError as error:
         raise DataError(f"{error}; {path} is the header of its voxels") from error
     with file:

@@ -30,6 +30,7 @@ UNEVEN = 0.1  # a step may differ from the usual one by so much of it
 # not say another number (`grid.OPTION`).
 TOLERANCE_MM = 0.2
 _COSINES_ATOL = 1e-3
+_ENDINGS = (".dcm", ".ima")
 _MIXED = "several series lie in one folder. Give each a folder of its own"
 # What a series may take in memory for each byte of its files, and in any case.
 _RATIO, _FREE = 1000, 1 << 28
@@ -74,7 +75,7 @@ def files_of(folder: str | os.PathLike) -> tuple[Path, ...]:
     folder = Path(folder)
     with naming(folder, "a folder of DICOM files"):
         visible = [p for p in folder.iterdir() if not p.name.startswith(".") and not p.is_dir()]
-    named = [path for path in visible if path.suffix.lower() in (".dcm", ".ima")]
+    named = [path for path in visible if path.suffix.lower() in _ENDINGS]
     if not visible:
         raise DataError(f"{folder}: holds no file; expected one DICOM file for each slice")
     if other := [p.name for p in visible if named and p not in named and _is_dicom(p)]:
@@ -90,6 +91,23 @@ def files_of(folder: str | os.PathLike) -> tuple[Path, ...]:
             what = "is a link to nothing" if path.is_symlink() else "is no regular file"
             raise DataError(f"{path}: {what}; remove it, or copy the whole series again")
     return files
+
+
+def is_folder(path: Path) -> bool:
+    """True for a folder with DICOM files in it, by their names or by the mark of the first."""
+    if not path.is_dir():
+        return False
+    with naming(path, "a folder"):
+        files = sorted(p for p in path.iterdir() if not p.name.startswith(".") and p.is_file())
+    return any(p.suffix.lower() in _ENDINGS for p in files) or any(map(_is_dicom, files[:1]))
+
+
+def is_one_series(folder: Path) -> bool:
+    """True for a folder with slices of a series, as far as the first two of its files tell."""
+    if not is_folder(folder):
+        return False
+    headers = [dicom_slice.open_dataset(p, pixels=False) for p in files_of(folder)[:2]]
+    return len({str(header.get("SeriesInstanceUID")) for header in headers}) < len(headers)
 
 
 def _is_dicom(path: Path) -> bool:

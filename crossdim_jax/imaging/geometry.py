@@ -35,6 +35,7 @@ class Geometry:
       header: the placing fields of the file's header (`qform_code`, `srow_x`, `pixdim`, ...).
       dtype: of the voxels on disk, before any intensity scaling; native byte order.
       oriented: False where the axes are no patient's: arrays are then (k, j, i) as on disk.
+      measured: False where no file says how large the voxels are, and 1 mm is a guess.
     """
 
     path: Path
@@ -43,6 +44,7 @@ class Geometry:
     header: Mapping[str, np.ndarray]
     dtype: np.dtype
     oriented: bool = True
+    measured: bool = True
 
     @classmethod
     def from_affine(
@@ -53,6 +55,7 @@ class Geometry:
         dtype: object,
         *,
         oriented: bool = True,
+        measured: bool = True,
     ) -> "Geometry":
         """Geometry of a file which is not NIfTI, with the header that a NIfTI file would have.
 
@@ -61,7 +64,7 @@ class Geometry:
           shape: (i, j, k).
           affine: (4, 4), voxel index (i, j, k) -> scanner millimetres (RAS+).
           dtype: of the voxels.
-          oriented: see above.
+          oriented, measured: see above.
 
         Raises DataError, naming the file, if an axis is longer than NIfTI can say.
         """
@@ -77,7 +80,9 @@ class Geometry:
         image.set_xyzt_units("mm")
         header = {name: np.array(image[name]) for name in PLACE}
         affine = np.asarray(affine, np.float64)
-        return cls(Path(path), tuple(map(int, shape)), affine, header, np.dtype(dtype), oriented)
+        return cls(
+            Path(path), tuple(map(int, shape)), affine, header, np.dtype(dtype), oriented, measured
+        )
 
     @functools.cached_property
     def axcodes(self) -> str:

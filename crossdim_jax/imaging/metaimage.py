@@ -20,7 +20,7 @@ from crossdim_jax.errors import DataError
 from crossdim_jax.imaging import grid, notes
 from crossdim_jax.imaging.geometry import Geometry
 from crossdim_jax.storage.files import write_bytes, write_text, writing
-from crossdim_jax.storage.reading import AGAIN, Inflater, naming, open_regular
+from crossdim_jax.storage.reading import AGAIN, Inflater, beside, naming, open_beside, open_regular
 
 # MetaIO fixes these sizes; its MET_LONG has four bytes on every platform.
 TYPES = {
@@ -299,7 +299,7 @@ def _source(path: Path, fields: dict[str, str]) -> Path:
             f"{path}: ElementDataFile = {name[:60]!r}; one file of voxels is expected, not one per "
             "slice"
         )
-    return path if name.upper() == "LOCAL" else path.parent / name
+    return path if name.upper() == "LOCAL" else beside(path, name)
 
 
 def _voxels(path: Path, fields: dict[str, str], header_end: int, expected: int) -> bytes:
@@ -307,7 +307,7 @@ def _voxels(path: Path, fields: dict[str, str], header_end: int, expected: int) 
     source = _source(path, fields)
     local = source == path
     compressed, skip = _true(fields, "CompressedData"), _whole(path, fields, "HeaderSize", -1, 0)
-    with _of_header(path, source), open_regular(source, inside=path.parent) as file:
+    with _of_header(path, source), open_beside(path, source) as file:
         size = os.fstat(file.fileno()).st_size
         begin = (header_end if local else 0) + max(skip, 0)
         if compressed:

@@ -22,7 +22,7 @@ from crossdim_jax.imaging import notes, nrrd_header
 from crossdim_jax.imaging.geometry import Geometry
 from crossdim_jax.imaging.nrrd_header import Header
 from crossdim_jax.storage.files import write_bytes, write_text, writing
-from crossdim_jax.storage.reading import AGAIN, Inflater, naming, open_regular
+from crossdim_jax.storage.reading import AGAIN, Inflater, beside, naming, open_beside, open_regular
 
 _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0])
 _TEXT_BYTES = 64  # of one number and what separates it from the next
@@ -141,14 +141,14 @@ def _vector(values: np.ndarray) -> str:
 
 
 def _source(path: Path, header: Header) -> Path:
-    return path if header.data_file is None else path.parent / header.data_file
+    return path if header.data_file is None else beside(path, header.data_file)
 
 
 def _values(path: Path, header: Header) -> np.ndarray:
     """Exactly the promised samples, (count,) in the type on disk."""
     source = _source(path, header)
     promised = header.count * header.dtype.itemsize
-    with _of_header(path, source), open_regular(source, inside=path.parent) as file:
+    with _of_header(path, source), open_beside(path, source) as file:
         size = os.fstat(file.fileno()).st_size
         begin = _begin(source, header, file, 0 if header.data_file else header.size)
         if header.encoding == "raw":

@@ -72,7 +72,7 @@ def read(path: str | os.PathLike, *, label: bool = False) -> tuple[np.ndarray, G
         array = _decoded(path, kind, palette=label)
     if array.dtype == bool:
         array = array.astype(np.uint8)
-    return array, _geometry(path, array)
+    return array, _geometry(path, array, label=label)
 
 
 def write(
@@ -208,11 +208,19 @@ def _page(path: Path, image: Image.Image, at: int, *, palette: bool) -> np.ndarr
     return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
-def _geometry(path: Path, array: np.ndarray) -> Geometry:
-    shape, spacing = array.shape[2::-1], _spacing(path)
+def _geometry(path: Path, array: np.ndarray, *, label: bool) -> Geometry:
+    shape, beside = array.shape[2::-1], spacing_file(path)
+    spacing = (1.0, 1.0, 1.0) if beside is None else _of_json(beside)
+    if beside is None and not label:
+        notes.once(
+            f"{path.parent}: its {path.suffix} files have no CASE.json with a spacing, so a pixel "
+            "is taken to be 1 x 1 mm and a slice 1 mm: what is measured in mm is in pixels"
+        )
     affine = np.diag([-spacing[2], -spacing[1], spacing[0], 1.0])  # rows run to posterior: LPS
     grid.check_affine(path, affine)
-    return Geometry.from_affine(path, shape, affine, array.dtype, oriented=False)
+    return Geometry.from_affine(
+        path, shape, affine, array.dtype, oriented=False, measured=beside is not None
+    )
 
 
 def spacing_file(path: Path) -> Path | None:
@@ -220,17 +228,6 @@ def spacing_file(path: Path) -> Path | None:
     case = re.sub(r"_\d{4}$", "", path.stem)
     names = path.with_name(f"{case}.json"), path.with_suffix(".json")
     return next((beside for beside in names if beside.exists()), None)
-
-
-def _spacing(path: Path) -> tuple[float, float, float]:
-    """Millimetres (page, row, column), of the file beside it; 1 where there is none."""
-    if (beside := spacing_file(path)) is not None:
-        return _of_json(beside)
-    notes.once(
-        f"{path.parent}: its {path.suffix} files have no CASE.json with a spacing, so a pixel is "
-        "taken to be 1 x 1 mm and a slice 1 mm: what is measured in mm is in pixels"
-    )
-    return 1.0, 1.0, 1.0
 
 
 def _of_json(path: Path) -> tuple[float, float, float]:

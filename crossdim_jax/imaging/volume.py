@@ -63,7 +63,7 @@ def files_of(path: str | os.PathLike) -> tuple[Path, ...]:
     beside = None
     if ending in _VOXELS:
         beside = _VOXELS[ending](path)
-        reading.open_regular(beside, inside=path.parent).close()
+        reading.open_beside(path, beside).close()
     elif ending in pictures.FORMATS:
         beside = pictures.spacing_file(path)
     return (path,) if beside in (None, path) else (path, beside)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -70,7 +71,9 @@ def make_split(experiment: Experiment, files: Sequence[CaseFiles]) -> splits.Spl
     split = splits.make(
         files,
         **experiment.data.split,
-        official=lambda: experiment.challenge.official_split(root),
+        official=lambda: experiment.challenge.official_split(
+            root, fold=experiment.data.split.get("fold", 0)
+        ),
     )
     if not run_folder.has_checkpoint(experiment.workdir):
         return split
@@ -114,18 +117,26 @@ def check_folds(folds: Sequence[Experiment]) -> None:
     """Raises DataError unless every case is held out by exactly one fold.
 
     Folds that were begun before the rules of who is whose patient changed go on with their own
-    split, and new ones do not fit them.
+    split, and new ones do not fit them. An official split may let cases train in every fold; these
+    are never scored, which is said.
     """
     failures: list[tuple[str, str]] = []
     files = folds[0].cases(failures)
     if failures:
         return  # reported, all of them, by the first fold
-    held = [i for fold in folds for i in make_split(fold, files).evaluated]
-    if wrong := sorted({case.id for case in files if held.count(case.id) != 1}):
+    held = Counter(i for fold in folds for i in make_split(fold, files).evaluated)
+    wrong = sorted(case.id for case in files if held[case.id] != 1)
+    if wrong and folds[0].data.split["kind"] == "official" and max(held.values()) == 1:
+        _say(
+            f"warning: {len(wrong)} cases are held out by no fold of the official split "
+            f"({', '.join(wrong[:5])}): they train in every fold, and are not scored"
+        )
+    elif wrong:
         raise DataError(
             f"{folds[0].workdir.parent}: {len(wrong)} cases are held out by several folds or by "
-            f"none ({', '.join(wrong[:5])}): some of the folds were begun with another split; "
-            "start all of them anew with another --workdir"
+            f"none ({', '.join(wrong[:5])}): some of the folds were begun with another split, or "
+            "the split in the data root names them so; correct that, and start all of them anew "
+            "with another --workdir"
         )
 
 

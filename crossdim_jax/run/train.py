@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -99,5 +100,17 @@ def _environment(experiment: Experiment, split: splits.Split) -> str:
             f"{experiment.challenge.name}: {len(split.train)} cases train, "
             f"{len(split.validation)} are held out{tested}",
             f"run folder {experiment.workdir}",
+            *_sides(experiment.challenge.sides),
         ]
     )
+
+
+def _sides(pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """Note that classes of two sides forbid mirroring; empty where there are none."""
+    if not pairs:
+        return []
+    named = "; ".join(" and ".join(pair) for pair in pairs[:3]) + "; ..." * (len(pairs) > 3)
+    return [
+        "mirroring along x is off, in augmentation and in test-time flips, as it makes one of the "
+        f"other of: {named}"
+    ]

@@ -53,6 +53,24 @@ def open_regular(path: str | os.PathLike, *, inside: str | os.PathLike | None = 
             raise
 
 
+def beside(header: Path, name: str) -> Path:
+    """Path of a file that a header names: in its folder, or in that of the file it is a link to."""
+    places = [folder / name for folder in (header.parent, header.resolve().parent)]
+    return next((path for path in places if os.path.lexists(path)), places[0])
+
+
+def open_beside(header: Path, path: Path) -> BinaryIO:
+    """Opens a file that a header names, see `open_regular` and `beside`.
+
+    Raises DataError, naming the file, also if it lies in neither folder, links followed: a user may
+    link a header and its voxels, but no header leads away from its own folder.
+    """
+    with naming(path):
+        folders, real = (header.parent.resolve(), header.resolve().parent), path.resolve()
+        own = next((folder for folder in folders if real.is_relative_to(folder)), folders[0])
+    return open_regular(path, inside=own)
+
+
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",

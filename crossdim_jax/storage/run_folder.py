@@ -43,7 +43,7 @@ HARMLESS = (
     r"(.*\.)?num_(threads|processes)",
     r"(.*\.)?workdir",
     r"data\.(root|cache|changed_cases)",  # `run.content` knows what the cases hold
-    r"challenge\.root",  # the same as data.root
+    r"challenge\.(root|fold)",  # the same as data.root, and once as data.split.fold
     r"weights\.file",  # read at the first start only
     r"(.*\.)?skip_nonfinite",  # up to now all were finite, or few enough
     r"(inference|evaluate|predict|report|mesh)(\..*)?",

@@ -268,8 +268,8 @@ def test_fewer_patients_than_folds_and_folds_that_are_not_there(tmp_path):
     with pytest.raises(ConfigError, match="3 patients make no 5 folds; set .*'holdout'"):
         challenge(root).official_split(root)
     root = folders.nnunet(tmp_path / "six", [f"c{i}" for i in range(6)])
-    with pytest.raises(ConfigError, match="makes 5 folds, 0 to 4"):
-        challenge(root, fold=5).official_split(root)
+    with pytest.raises(ConfigError, match="has 5 folds, 0 to 4"):
+        challenge(root).official_split(root, fold=5)
 
 
 def test_splits_of_ones_own(tmp_path):
@@ -278,7 +278,7 @@ def test_splits_of_ones_own(tmp_path):
 
     def split(train, val, fold=0):
         path.write_text(json.dumps([{"train": train, "val": val}]))
-        return challenge(root, fold=fold).official_split(root)
+        return challenge(root).official_split(root, fold=fold)
 
     one, two = ["sub-1_ses-1", "sub-1_ses-2"], ["sub-2", "sub-3"]
     assert split(one, two) == {

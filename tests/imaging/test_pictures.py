@@ -9,7 +9,7 @@ import SimpleITK as sitk
 from PIL import Image
 
 from crossdim_jax.errors import DataError
-from crossdim_jax.imaging import pictures, volume
+from crossdim_jax.imaging import grid, pictures, volume
 from crossdim_jax.imaging.geometry import Geometry
 
 TYPES = {"u1": 255, "u2": 65535, "i2": 32767, "f4": 1000}
@@ -85,6 +85,23 @@ def test_one_bit_is_0_and_1(tmp_path, rng):
     for suffix in (".png", ".bmp"):
         label, _ = volume.read_label(save(tmp_path / f"a{suffix}", values))
         np.testing.assert_array_equal(label[0], values)
+
+
+def test_a_label_that_says_no_size_lies_on_the_image_that_does(tmp_path, caplog):
+    image, other, label = (tmp_path / name for name in ("a/c_0000.png", "b/c_0000.png", "c/c.png"))
+    for path in (image, other, label):
+        path.parent.mkdir()
+        save(path, np.zeros((5, 7), np.uint8))
+    for path, spacing in ((image, "5, 0.8, 0.8"), (other, "5, 0.7, 0.8")):
+        path.with_name("c.json").write_text(f'{{"spacing": [{spacing}]}}')
+    geometry = volume.read_image(image)[1]
+    grid.check_same(geometry, volume.read_label(label)[1])
+    assert "no CASE.json" not in caplog.text
+    with pytest.raises(DataError, match="voxels of 0.8 x 0.7 x 5 mm instead"):
+        grid.check_same(geometry, volume.read_label(other)[1])
+    save(label, np.zeros((5, 6), np.uint8))
+    with pytest.raises(DataError, match=r"c\.png: has shape \(6, 5, 1\)"):
+        grid.check_same(geometry, volume.read_label(label)[1])
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".png"])

@@ -114,6 +114,6 @@ def test_one_field_says_root_and_fold(module):
     config = module.get_config()
     config.data.root, config.fold = "/somewhere", 3
     assert config.challenge.root == "/somewhere"
-    assert config.challenge.fold == config.data.split.fold == 3
+    assert config.data.split.fold == 3
     with pytest.raises(ValueError, match=":demo, :debug"):
         module.get_config("other")

@@ -1,15 +1,16 @@
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
 
-from configs import camus_omnianet
+from configs import camus_omnianet, dataset_dxnet
 from crossdim_jax.challenges.camus import phantom
 from crossdim_jax.errors import ConfigError, DataError
 from crossdim_jax.run import cases, ensemble, experiment, folds
 from crossdim_jax.storage import run_folder
-from tests import toy
+from tests import dataset_folders, toy
 
 
 @pytest.fixture(scope="module")
@@ -124,5 +125,73 @@ def test_the_ensemble_is_the_mean_of_probabilities(job, trained, monkeypatch):
     predict, said = ensemble.predictor(job)
     np.testing.assert_array_equal(predict(image), np.full((1, 32, 32, 4), 2.0))
     assert said == "the mean of 5 folds, with the weights of steps 7, 7, 7, 7, 7"
-    predict, said = ensemble.predictor(ensemble.of_fold(job, 3))
+    predict, said = ensemble.predictor(ensemble.all_folds(job)[3])
     assert predict(image).max() == 3 and said == "the weights of step 7"
+
+
+# --------------------------------------------------------------------------- folds of a data set
+
+SESSIONS = [f"sub-{s}_ses-{t}" for s in range(1, 6) for t in (1, 2)]
+
+
+def of_dataset(root, workdir, **split):
+    config = dataset_dxnet.get_config("debug")
+    with config.unlocked():
+        del config.phantoms, config.model
+        config.model = {"name": "toy"}
+        config.challenge.name = "dataset"
+        config.data.root = str(root)
+        config.data.split.kind = "official"
+        config.data.split.update(split)
+        config.fold = 1  # which --mode=folds does not ask for
+    with toy.registered():
+        return experiment.build(config, workdir)
+
+
+def held(job):
+    """The held-out cases of every fold."""
+    found = sorted(job.workdir.glob("fold_*/splits.json"))
+    return [json.loads(path.read_text())["validation"] for path in found]
+
+
+def scored(job):
+    with (job.workdir / "evaluation" / "cases.csv").open() as file:
+        return [row["id"] for row in csv.DictReader(file)]
+
+
+def test_a_data_set_is_cross_validated_on_nnunets_folds(tmp_path, trained):
+    root = dataset_folders.nnunet(tmp_path / "data", SESSIONS)
+    job = of_dataset(root, tmp_path / "cv")
+    folds.run(job)
+    # KFold(5, shuffle=True, random_state=12345) over five patients holds out 0, 4, 3, 1, 2.
+    assert held(job) == [[f"sub-{s}_ses-1", f"sub-{s}_ses-2"] for s in (1, 5, 4, 2, 3)]
+    assert scored(job) == SESSIONS
+    own = of_dataset(root, tmp_path / "own", kind="kfold", folds=2)
+    folds.run(own)
+    assert len(held(own)) == 2 and scored(own) == SESSIONS
+
+
+def test_a_data_set_is_cross_validated_on_the_folds_that_it_gives(tmp_path, trained, capsys):
+    root = dataset_folders.nnunet(tmp_path / "data", SESSIONS)
+    one, two, rest = SESSIONS[:2], SESSIONS[2:6], SESSIONS[6:]
+
+    def give(*validation):
+        given = [{"train": [c for c in SESSIONS if c not in v], "val": v} for v in validation]
+        (root / "splits_final.json").write_text(json.dumps(given))
+
+    give(one, two)
+    job = of_dataset(root, tmp_path / "cv")
+    folds.run(job)
+    assert held(job) == [one, two] and scored(job) == one + two
+    assert [member.workdir.name for member in ensemble.members(job)] == ["fold_0", "fold_1"]
+    assert "4 cases are held out by no fold" in capsys.readouterr().out
+    give(one, one + two)
+    with pytest.raises(DataError, match=r"are held out by several folds .*sub-1_ses-1"):
+        folds.run(of_dataset(root, tmp_path / "other"))
+    give(one, two, rest)  # the trained folds predict, whatever the data say by now
+    assert len(ensemble.members(job)) == 2
+    shutil.rmtree(root)
+    assert len(ensemble.members(job)) == 2
+    (job.workdir / "fold_1/done").unlink()
+    with pytest.raises(DataError, match="fold_1 of 2 folds are not trained yet"):
+        ensemble.members(job)

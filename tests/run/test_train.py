@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 import crossdim_jax
+from configs import dataset_dxnet
 from crossdim_jax import losses
 from crossdim_jax.run import experiment, train
 from crossdim_jax.training import optim, step
-from tests import small_run, toy
+from tests import dataset_folders, small_run, toy
 
 ROOT = Path(crossdim_jax.__file__).parent
+PAIRED = [(organ, side) for organ in ("kidney", "lung") for side in ("left", "right")]
 
 
 class Reached(Exception):
@@ -43,6 +45,22 @@ def test_a_step_lies_few_calls_below_the_command(tmp_path):
     compiling = ["training/step.__call__", "training/step.compile"]
     way = ["run/train.run", "training/loop.fit", *compiling, "training/step.gradient"]
     assert caught.value.calls == [*way, "training/step.sum_loss"]
+
+
+def test_it_is_said_that_sides_forbid_mirroring(tmp_path, capsys):
+    sides = {f"{organ}_{side}": n for n, (organ, side) in enumerate(PAIRED, 1)}
+    root = dataset_folders.nnunet(tmp_path / "d", labels={"background": 0} | sides)
+    config = dataset_dxnet.get_config("debug")
+    with config.unlocked():
+        del config.phantoms
+        config.challenge.name = "dataset"
+        config.model = {"name": "toy"}
+        config.data.root, config.data.cache = str(root), str(tmp_path / "cache")
+        config.data.num_processes = 0
+    with toy.registered(Stop), pytest.raises(Reached):
+        train.run(experiment.build(config, tmp_path / "run"))
+    said = capsys.readouterr().out
+    assert "mirroring along x is off" in said and "kidney_left and kidney_right; lung_left" in said
 
 
 def test_the_step_that_is_compiled_is_the_pure_function():

@@ -141,8 +141,9 @@ class Camus(SliceChallenge):
             paths.append(volumes.write_films(folder / "films.csv", films, self.read_prediction))
         return paths
 
-    def official_split(self, root: str | os.PathLike) -> dict[str, list[str]]:
+    def official_split(self, root: str | os.PathLike, *, fold: int = 0) -> dict[str, list[str]]:
         """See `Challenge.official_split`: `database_split/subgroup_*.txt`."""
+        del fold
         return layouts.subgroups(Path(root))
 
     @classmethod

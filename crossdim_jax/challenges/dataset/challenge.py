@@ -49,8 +49,9 @@ class Dataset(Challenge):
       sides: "auto": labels whose names say left or right forbid mirroring; "none": they do not.
       patient: pattern whose first group is the patient in a case's name; "": by the rules of
         `patients.of_case`, or the file patients.json in `root`.
-      fold: of the data set's own split, see `folds.lists`.
       outside_root: True if files that the JSON lists may lie outside `root`.
+      analyze_axes: how the axes of Analyze 7.5 files run, such as "LAS"; "": such files are
+        refused, see `imaging.analyze`.
       described: a dataset.json as a mapping, in place of that in `root`: what a network was trained
         with (see `Description.record`).
       aggregate: see `metrics.aggregate`.
@@ -79,8 +80,8 @@ class Dataset(Challenge):
         tolerance_mm: float = 2.0,
         sides: str = "auto",
         patient: str = "",
-        fold: int = 0,
         outside_root: bool = False,
+        analyze_axes: str = "",
         described: Mapping[str, object] | None = None,
         aggregate: str = "clean",
     ):
@@ -95,7 +96,8 @@ class Dataset(Challenge):
         settings.check_flag("outside_root", outside_root)
         settings.check_pattern(patient)
         self.size = settings.slice_size(size)
-        self.aggregate, self.fold, self.file = aggregate, fold, file
+        self._axes = settings.axes(analyze_axes)
+        self.aggregate, self.file = aggregate, file
         self.spacing_mm = settings.spacing(spacing_mm, self.size)
         self.profile = settings.profile(tolerance_mm)
         self._rules = layouts.Rules((), outside_root, patient)
@@ -120,12 +122,17 @@ class Dataset(Challenge):
     def scan(self, root: Path, *, labelled: bool) -> tuple[list[CaseFiles], list[tuple[str, str]]]:
         """See `Challenge.scan`, `layouts.training` and `layouts.new`."""
         root = Path(root)
-        own = self._own if self._own and self._own.root == root else None
         if labelled:
-            found = own or description.read(root, self.file)
+            found = self._of(root)
             self._check_same(found)
             return layouts.training(found, self._rules)
-        return layouts.new(root, own or self.description, self._rules)
+        own = self._own if self._own and self._own.root == root else self.description
+        return layouts.new(root, own, self._rules)
+
+    def _of(self, root: Path) -> Description:
+        """The description of the data set in a folder, as it was read if that is its own."""
+        own = self._own if self._own and self._own.root == root else None
+        return own or description.read(root, self.file)
 
     def _check_same(self, found: Description) -> None:
         """Raises DataError if another data set means other things by channels or labels."""
@@ -143,15 +150,22 @@ class Dataset(Challenge):
         cases, bad = layouts.training(found, self._rules)
         if not cases:
             raise ManyErrors(f"{found.root}: no case can be used; repair or remove them", bad)
+        if not found.label_ending:
+            ending = volume.suffix_of(cases[0].label)
+            found = dataclasses.replace(found, label_ending=ending)
         if not found.channels:
-            found = dataclasses.replace(found, channels=_channels(cases, found.modality))
+            found = dataclasses.replace(
+                found, channels=_channels(cases, found.modality, self._axes)
+            )
         if found.labels is None:
-            found = dataclasses.replace(found, labels=_labels_of_files(found, cases))
+            found = dataclasses.replace(found, labels=_labels_of_files(found, cases, self._axes))
         return found
 
     def load(self, files: CaseFiles) -> Case:
         """See `Challenge.load`. All files of a case lie on one grid with axes at right angles."""
-        image, geometry = volume.read_image(files.images, tolerance_mm=self.grid_tolerance_mm)
+        image, geometry = volume.read_image(
+            files.images, tolerance_mm=self.grid_tolerance_mm, analyze_axes=self._axes
+        )
         image = image if image.ndim == 4 else image[..., None]
         if image.shape[-1] != len(self.modalities):
             raise DataError(
@@ -164,7 +178,7 @@ class Dataset(Challenge):
         grid.check_orthogonal(geometry, self.grid_tolerance_mm)
         label = None
         if files.label is not None:
-            label, label_geometry = volume.read_label(files.label)
+            label, label_geometry = volume.read_label(files.label, analyze_axes=self._axes)
             grid.check_same(geometry, label_geometry, self.grid_tolerance_mm)
             label = np.ascontiguousarray(label)
             self.check_label(files.label, label)
@@ -282,14 +296,14 @@ class Dataset(Challenge):
     def prediction_path(self, folder: str | os.PathLike, case_id: str) -> Path:
         """See `Challenge.prediction_path`: ends as the data set's labels do, if it can be written.
 
-        `CASE.nii.gz` where the data set names no ending.
+        `CASE.nii.gz` where that is not known.
         """
-        ending = self.description.ending.lower()
+        ending = self.description.label_ending.lower()
         return Path(folder) / f"{case_id}{ending if ending in volume.WRITERS else '.nii.gz'}"
 
     def read_prediction(self, path: str | os.PathLike) -> tuple[np.ndarray, Geometry]:
         """See `Challenge.read_prediction`."""
-        return volume.read_label(path)
+        return volume.read_label(path, analyze_axes=self._axes)
 
     def write(self, path: str | os.PathLike, label: np.ndarray, geometry: Geometry) -> Path:
         """See `Challenge.write`: uint8, or uint16 where the data set has values above 255."""
@@ -299,12 +313,14 @@ class Dataset(Challenge):
             raise DataError(f"{path}: is written as none of {', '.join(volume.WRITERS)}")
         return volume.WRITERS[ending](Path(path), label, geometry, self.labels.dtype)
 
-    def official_split(self, root: str | os.PathLike) -> dict[str, list[str]]:
+    def official_folds(self, root: str | os.PathLike) -> int:
+        """See `Challenge.official_folds` and `folds.count`."""
+        return folds.count(self._of(Path(root)))
+
+    def official_split(self, root: str | os.PathLike, *, fold: int = 0) -> dict[str, list[str]]:
         """See `Challenge.official_split` and `folds.lists`: one fold of the data set's own."""
-        root = Path(root)
-        own = self._own if self._own and self._own.root == root else None
-        cases, _ = self.scan(root, labelled=True)
-        return folds.lists(own or description.read(root, self.file), cases, self.fold)
+        cases, _ = self.scan(Path(root), labelled=True)
+        return folds.lists(self._of(Path(root)), cases, fold)
 
     def provenance(self) -> dict[str, object]:
         """See `Challenge.provenance`."""
@@ -321,6 +337,7 @@ class Dataset(Challenge):
             "normalisation": list(self.normalisation),
             "intensities": [None if s is None else dict(s) for s in self.intensities],
             "outside": preprocess.PARAMETERS["outside"],
+            **({"analyze_axes": self._axes} if self._axes else {}),
             **self.grid_fingerprint(),
         }
 
@@ -328,22 +345,24 @@ class Dataset(Challenge):
 # --------------------------------------------------------------------------- told from files
 
 
-def _channels(cases: Sequence[CaseFiles], modality: str) -> tuple[Channel, ...]:
+def _channels(cases: Sequence[CaseFiles], modality: str, axes: str | None) -> tuple[Channel, ...]:
     """Channels by number, as many as the first case has."""
     count = len(cases[0].images)
     if count == 1:
-        image, _ = volume.read_image(cases[0].images)
+        image, _ = volume.read_image(cases[0].images, analyze_axes=axes)
         count = image.shape[-1] if image.ndim == 4 else 1
     name = modality or "channel"
     names = [name] if count == 1 else [f"{name}_{i}" for i in range(count)]
     return tuple(dataclasses.replace(Channel.of(modality or n), name=n) for n in names)
 
 
-def _labels_of_files(found: Description, cases: Sequence[CaseFiles]) -> labels.Labels:
+def _labels_of_files(
+    found: Description, cases: Sequence[CaseFiles], axes: str | None
+) -> labels.Labels:
     """Labels from the values in all label files; says which, and how to name them."""
 
     def values(path: Path) -> np.ndarray:
-        return np.unique(volume.read_label(path)[0])
+        return np.unique(volume.read_label(path, analyze_axes=axes)[0])
 
     with concurrent.futures.ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         present = np.unique(np.concatenate([*pool.map(values, [c.label for c in cases])]))

@@ -83,6 +83,7 @@ class Description:
       training, testing: the cases that are listed; None if the folders say which there are.
       count: of labelled cases, as promised; None if not.
       modality: of all channels, where one word says it (MONAI); "" if none does.
+      label_ending: `ending`, or else that of the labels; "" where only the files tell.
     """
 
     path: Path
@@ -95,6 +96,7 @@ class Description:
     testing: tuple[Entry, ...] | None = None
     count: int | None = None
     modality: str = ""
+    label_ending: str = ""
 
     @property
     def root(self) -> Path:
@@ -106,7 +108,7 @@ class Description:
         return {
             "channel_names": {str(i): channel.name for i, channel in enumerate(self.channels)},
             **self.labels.record(),
-            "file_ending": self.ending or ".nii.gz",
+            "file_ending": self.label_ending or ".nii.gz",
             **({"colours": dict(self.colours)} if self.colours else {}),
         }
 
@@ -187,6 +189,7 @@ def of_record(record: Mapping[str, Any], path: Path) -> Description:
         testing,
         count,
         modality if isinstance(modality, str) else "",
+        ending or volume.suffix_of(next((e.label for e in training or () if e.label), "")),
     )
 
 

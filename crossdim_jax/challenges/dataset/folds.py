@@ -27,16 +27,31 @@ def lists(description: Description, cases: Sequence[CaseFiles], fold: int) -> di
       ConfigError: there is no such fold, or there are fewer patients than folds.
       DataError: the file cannot be used, or separates the scans of a patient.
     """
-    path = description.root / FILE
-    entries = description.training or ()
+    path, there = description.root / FILE, count(description)
+    if not 0 <= fold < there:
+        raise ConfigError(
+            f"config.data.split.fold={fold}: {description.root} has {there} folds, 0 to {there - 1}"
+        )
     if path.exists():
-        train, validation = _read(path, fold)
+        train, validation = _read(path)[fold]
         return _by_patient(path, cases, train, validation)
-    if any(entry.fold is not None for entry in entries):
+    if _numbers(description):
         return _listed(description, cases, fold)
-    folds = nnunet(cases)
-    _check_fold(fold, len(folds), "nnU-Net makes")
-    return {"training": folds[fold][0], "validation": folds[fold][1], "testing": []}
+    train, validation = nnunet(cases)[fold]
+    return {"training": train, "validation": validation, "testing": []}
+
+
+def count(description: Description) -> int:
+    """Number of folds that `lists` knows. Raises DataError if the file cannot be used."""
+    path = description.root / FILE
+    if path.exists():
+        return len(_read(path))
+    return 1 + max(_numbers(description), default=COUNT - 1)
+
+
+def _numbers(description: Description) -> list[int]:
+    """The folds that a MONAI datalist names."""
+    return [entry.fold for entry in description.training or () if entry.fold is not None]
 
 
 def nnunet(cases: Sequence[CaseFiles], count: int = COUNT) -> list[tuple[list[str], list[str]]]:
@@ -66,19 +81,13 @@ def nnunet(cases: Sequence[CaseFiles], count: int = COUNT) -> list[tuple[list[st
     return result
 
 
-def _check_fold(fold: int, count: int, where: str) -> None:
-    if not 0 <= fold < count:
-        raise ConfigError(f"config.data.split.fold={fold}: {where} {count} folds, 0 to {count - 1}")
-
-
-def _read(path: Path, fold: int) -> tuple[list[str], list[str]]:
-    """The case ids of a fold in nnU-Net's file."""
+def _read(path: Path) -> list[tuple[list[str], list[str]]]:
+    """The case ids (training, validation) of each fold in nnU-Net's file."""
     with reading.naming(path, _EXPECTED):
         folds = json.loads(reading.read_bytes(path, limit=_LIMIT))
         if not isinstance(folds, list) or not all(map(_is_fold, folds)) or not folds:
             raise ValueError("it is something else")
-    _check_fold(fold, len(folds), f"{path} has")
-    return folds[fold]["train"], folds[fold]["val"]
+    return [(fold["train"], fold["val"]) for fold in folds]
 
 
 def _is_fold(value: object) -> bool:
@@ -114,7 +123,6 @@ def _listed(
 ) -> dict[str, list[str]]:
     """MONAI's rule: `fold` validates, everything else trains."""
     entries = description.training
-    _check_fold(fold, 1 + max(e.fold for e in entries if e.fold is not None), "the list has")
     images = {
         (description.root / entry.images[0]).resolve() for entry in entries if entry.fold == fold
     }

@@ -9,9 +9,9 @@ from pathlib import Path, PurePosixPath
 
 from crossdim_jax.challenges import patients
 from crossdim_jax.challenges.dataset.description import FILE, FOLDERS, Description, Entry, is_case
-from crossdim_jax.challenges.nifti_folders import broken_link, files_in, listing, warn_once
+from crossdim_jax.challenges.nifti_folders import broken_link, files_in, listing, visible, warn_once
 from crossdim_jax.errors import ConfigError, DataError
-from crossdim_jax.imaging import volume
+from crossdim_jax.imaging import dicom, volume
 from crossdim_jax.imaging.case import CaseFiles
 
 Faults = list[tuple[str, str]]
@@ -66,7 +66,8 @@ def new(root: Path, description: Description, rules: Rules) -> Found:
 
     Args:
       root: a folder of images, `CASE_0000.nii.gz` for each channel or `CASE.nii.gz` with all of
-        them; or a data set, of which imagesTs or what its JSON lists for tests is taken.
+        them; or the slices of one DICOM series; or a data set, of which imagesTs or what its JSON
+        lists for tests is taken.
       description: of the data set that the network was trained on; of `root` if it is one.
       rules: as for `training`.
     """
@@ -78,6 +79,8 @@ def new(root: Path, description: Description, rules: Rules) -> Found:
         what = "is a file" if root.is_file() else "there is no such folder"
         raise DataError(f"{root}: {what}; a folder of images is expected")
     inner = next((root / name for name in _NEW if (root / name).is_dir()), root)
+    if dicom.is_one_series(inner):
+        return _finished(root, ([CaseFiles(inner.name, inner.name, (inner,), None)], []), rules)
     files = _by_stem(inner, "")
     numbered = {stem: match for stem in files if (match := _NUMBERED.fullmatch(stem))}
     cases: dict[str, dict[int | None, list[Path]]] = {}
@@ -138,10 +141,14 @@ def _names_are_equal(images: dict[str, list[Path]], labels: dict[str, list[Path]
 
 
 def _by_stem(folder: Path, ending: str) -> dict[str, list[Path]]:
-    """The images of a folder by their names without the ending."""
+    """The images of a folder by their names without the ending, folders of DICOM files too."""
     found: dict[str, list[Path]] = {}
     others = []
-    for path in files_in(folder):
+    for path in visible(folder):
+        if path.is_dir():
+            if dicom.is_folder(path):
+                found.setdefault(path.name, []).append(path)
+            continue
         suffix = volume.suffix_of(path)
         if not suffix or path.name == suffix:
             continue
@@ -171,13 +178,14 @@ def _together(
     strict: a file without a channel's number is faulty.
     """
     good, bad = [], []
-    count = rules.count or max((len(numbers) for numbers in cases.values()), default=1)
+    most = max((len(numbers) for numbers in cases.values()), default=1)
+    count = rules.count or most
     for case, numbers in cases.items():
         every = [path for paths in numbers.values() for path in paths]
         label = [] if labels is None else labels.get(case, [])
         why = (
             _twice([*numbers.values(), label])
-            or _number_fault(folder, case, numbers, count, ending, rules, strict)
+            or _number_fault(folder, case, numbers, count, ending, rules, strict, apart=most > 1)
             or next(filter(None, map(broken_link, [*every, *label])), None)
         )
         if not why and labels is not None and not label:
@@ -205,8 +213,13 @@ def _number_fault(
     ending: str,
     rules: Rules,
     strict: bool,
+    *,
+    apart: bool,
 ) -> str:
-    """Fault of the channels of a case; "" if nothing is."""
+    """Fault of the channels of a case; "" if nothing is.
+
+    apart: some case has a file for each channel: then a file 0000 alone is not one of all.
+    """
     first = next(iter(numbers.values()))[0]
     suffix = ending or volume.suffix_of(first)
     if None in numbers:
@@ -220,7 +233,7 @@ def _number_fault(
                 f"{numbers[None][0]}: lies beside files of single channels; keep one or the other"
             )
         return ""  # of all channels
-    if set(numbers) == {0}:
+    if set(numbers) == {0} and not apart:
         return ""  # the only one, or a file of all channels
     named = dict(enumerate(rules.channels))
     lacking = [n for n in range(count) if n not in numbers]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from crossdim_jax.challenges.dataset import description, intensities
 from crossdim_jax.challenges.dataset.description import Channel
 from crossdim_jax.errors import ConfigError, check_name
+from crossdim_jax.imaging import analyze
 
 
 def slice_size(size: Sequence[int] | None) -> tuple[int, int] | None:
@@ -21,6 +22,16 @@ def check_flag(name: str, value: object) -> None:
     """Raises ConfigError unless a value is True or False."""
     if not isinstance(value, bool):  # of "False", bool() makes True
         raise ConfigError(f"{name} is {value!r}; expected True or False")
+
+
+def axes(given: str) -> str | None:
+    """Order of the axes of Analyze files; None where "" is given. Raises ConfigError."""
+    if given and not (isinstance(given, str) and analyze.is_order(given)):
+        raise ConfigError(
+            f"analyze_axes is {given!r}; expected the directions in which the three axes of a file "
+            "grow, such as 'LAS' (left, anterior, superior), or ''"
+        )
+    return given or None
 
 
 def check_pattern(pattern: str) -> None:
