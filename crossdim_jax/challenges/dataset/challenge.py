@@ -41,9 +41,9 @@ class Dataset(Challenge):
       file: name of the JSON in `root`.
       spacing_mm: (z, y, x) to which volumes are resampled, see `imaging.spacing`; None: they are
         not.
-      normalisation: a scheme for each channel, of `description.SCHEMES`, or one for all; None: as
+      normalisation: a scheme for each channel, of `normalise.SCHEMES`, or one for all; None: as
         the channels' names say.
-      intensities: for "ct", `intensities.STATISTICS` of the data set's foreground by the number or
+      intensities: for "ct", `normalise.STATISTICS` of the data set's foreground by the number or
         the name of the channel; None: those of each image.
       tolerance_mm: of the normalised surface distance.
       sides: "auto": labels whose names say left or right forbid mirroring; "none": they do not.

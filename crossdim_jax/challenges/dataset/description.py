@@ -18,13 +18,10 @@ from crossdim_jax.challenges.dataset import colours as colours_lib
 from crossdim_jax.challenges.dataset.labels import Faults, Labels, parse
 from crossdim_jax.challenges.nifti_folders import listing, warn_once
 from crossdim_jax.errors import ConfigError, DataError, ManyErrors
-from crossdim_jax.imaging import volume
+from crossdim_jax.imaging import normalise, volume
 from crossdim_jax.storage import records
 
 FILE = "dataset.json"
-# Names of channels that say how their intensities are normalised (nnU-Net 2.8.1,
-# map_channel_name_to_normalization.py); any other name means a z-score.
-SCHEMES = ("ct", "nonorm", "zscore", "rescale_to_0_1", "rgb_to_0_1")
 # Pairs of folders, of images and of labels, where no JSON says which.
 FOLDERS = (("imagesTr", "labelsTr"), ("images", "labels"), ("image", "label"))
 _REMEDY = "correct it by hand, or make the data set's folder anew"
@@ -39,7 +36,7 @@ class Channel:
 
     Attributes:
       name: as the data set calls it.
-      normalisation: one of `SCHEMES`.
+      normalisation: a key of `normalise.SCHEMES`.
     """
 
     name: str
@@ -48,8 +45,7 @@ class Channel:
     @classmethod
     def of(cls, name: str) -> "Channel":
         """The channel of that name, normalised as the name says."""
-        scheme = name.casefold()
-        return cls(name, scheme if scheme in SCHEMES else "zscore")
+        return cls(name, normalise.scheme_of(name))
 
 
 @dataclasses.dataclass(frozen=True)
