@@ -261,6 +261,10 @@ class Challenge(abc.ABC):
         intensity scaling.
         """
 
+    def description_record(self) -> dict[str, object] | None:
+        """What a later prediction must know of the data set, for JSON; None: nothing."""
+        return None
+
     def provenance(self) -> dict[str, object]:
         """Settings of the postprocessing, for the record beside the scores; plain values."""
         return {}

@@ -2,17 +2,18 @@
 
 Where nothing else is said the rules are nnU-Net's (experiment_planners, version 2.8.1); those for
 the depth of a pre-trained encoder are in `models.depth`. Lines are made in the order of
-`Plan.LINES`, and a later one follows from those before, whether they were found or given by hand.
+`Plan.FIELDS`, and a later one follows from those before, whether they were found or given by hand.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from crossdim_jax.data import plan_length
 from crossdim_jax.data.fingerprint import Fingerprint
+from crossdim_jax.data.plan_length import ANY, Budget
 from crossdim_jax.data.plan_network import REDUCTION, Network
 from crossdim_jax.data.plan_record import Plan
 from crossdim_jax.errors import ConfigError
@@ -21,91 +22,47 @@ from crossdim_jax.imaging.spacing import ANISOTROPIC
 from crossdim_jax.models import depth
 
 GIB = 2**30
-MEMORY_GIB = 8.0  # of a device, if nobody says another
-STEPS = 25_000  # of a training, if neither a number nor a time is given
-LEAST_STEPS = 250  # that a time should hold; smaller patches make steps shorter
 MOST_VOXELS = 256**3  # of a patch
 MOST_PIXELS = 1024  # of a slice along an axis
 LEAST_BATCH = 2
 MOST_SLICES = 32  # of a batch of slices
 SHARE = 0.05  # of the data set's voxels that a batch has at most
-_GIVEN = "given by hand"
+_GIVEN = "given"
 _AXES = ("z", "y", "x")
 
 
 def plan(
     fingerprint: Fingerprint,
+    network: Network,
     *,
-    ndim: int = 3,
-    memory_gib: float = MEMORY_GIB,
-    network: str | None = None,
-    attributes: Mapping[str, Any] | None = None,
-    steps: int | None = None,
-    minutes: float | None = None,
-    voxels_per_second: float | None = None,
+    budget: Budget = ANY,
+    schemes: Sequence[str] | None = None,
+    rates: tuple[float, float] | None = None,
     given: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Plan of a training.
 
     Args:
       fingerprint: of the training cases.
-      ndim: 3 for volumes, 2 for slices.
-      memory_gib: of a device.
-      network: a key of `models.NETWORKS`; None: DX-Net, or Omnia-Net for slices.
-      attributes: of the network, such as its encoder and dtype; classes and depth are the plan's.
-      steps: of the training; None: what `minutes` hold, else `STEPS`.
-      minutes: of training; needs `voxels_per_second`.
-      voxels_per_second: of patches that a training takes, as measured.
-      given: {line: value} of lines set by hand; None among `Plan.LINES` is a value too.
+      network: that is trained.
+      budget: memory and time.
+      schemes: of normalisation, of each channel; None: by its name.
+      rates: the first and the last learning rate, for an exponential decay.
+      given: {line: value} of lines set by hand; None is a value too.
 
     Raises:
-      ConfigError: an argument is out of range, a name unknown, or volumes have one slice only.
+      ConfigError: a line cannot be as given, or volumes have one slice only.
     """
     given = dict(given or {})
     for name in ("depth_kernels", "depth_strides"):
         if isinstance(given.get(name), int):
             given[name] = (given[name],)  # means the same
-    if unknown := set(given) - set(Plan.LINES):
+    if unknown := set(given) - set(Plan.FIELDS):
         raise ConfigError(
-            f"a plan has no line {', '.join(sorted(unknown))}; known: {', '.join(Plan.LINES)}"
+            f"a plan has no line {', '.join(sorted(unknown))}; known: {', '.join(Plan.FIELDS)}"
         )
-    if ndim not in (2, 3):
-        raise ConfigError(f"ndim is {ndim}; expected 2 for slices or 3 for volumes")
-    for name, number in (
-        ("memory_gib", memory_gib),
-        ("steps", steps),
-        ("minutes", minutes),
-        ("voxels_per_second", voxels_per_second),
-    ):
-        if number is not None and not 0 < number < 1e12:
-            raise ConfigError(f"{name} is {number}; expected a number above 0")
-    if minutes is not None and steps is None and voxels_per_second is None:
-        raise ConfigError("minutes are given without voxels_per_second, so steps are not known")
-    built = Network(
-        network or ("dxnet" if ndim == 3 else "omnianet"),
-        len(fingerprint.channels),
-        fingerprint.classes,
-        attributes or {},
-    )
-    budget = _Budget(memory_gib, steps, minutes, voxels_per_second)
-    return _Planner(fingerprint, ndim, built, budget, given).plan()
-
-
-@dataclasses.dataclass(frozen=True)
-class _Budget:
-    """What a training may take."""
-
-    memory_gib: float
-    steps: int | None
-    minutes: float | None
-    voxels_per_second: float | None
-
-    @property
-    def voxels_per_step(self) -> float:
-        """Voxels of a step at most, so that the time holds the steps."""
-        if self.minutes is None or self.voxels_per_second is None:
-            return math.inf
-        return self.minutes * 60 * self.voxels_per_second / (self.steps or LEAST_STEPS)
+    own = tuple(schemes or map(normalise.scheme_of, fingerprint.channels))
+    return _Planner(fingerprint, network, budget, given, own).plan(rates)
 
 
 class _Planner:
@@ -114,17 +71,17 @@ class _Planner:
     def __init__(
         self,
         fingerprint: Fingerprint,
-        ndim: int,
         network: Network,
-        budget: _Budget,
+        budget: Budget,
         given: Mapping[str, Any],
+        schemes: tuple[str, ...],
     ):
-        self.fingerprint, self.ndim, self.network = fingerprint, ndim, network
-        self.budget, self.given = budget, given
+        self.fingerprint, self.ndim, self.network = fingerprint, network.ndim, network
+        self.budget, self.given, self.own = budget, given, schemes
         self._depth = {name: o for name, o in given.items() if name.startswith("depth_")}
         self.reasons: dict[str, str] = {}
 
-    def plan(self) -> Plan:
+    def plan(self, rates: tuple[float, float] | None) -> Plan:
         """See `plan`."""
         spacing = self._line("spacing_mm", self._spacing)
         self.spacing_mm = None if spacing is None else tuple(map(float, spacing))
@@ -140,7 +97,9 @@ class _Planner:
         strides = self._line("depth_strides", lambda: (options.strides, self._why_strides(options)))
         self.network.check_size(patch, kernels, strides)
         batch = int(self._line("batch_size", lambda: self._batch(patch, kernels, strides)))
-        epochs = int(self._line("epochs", lambda: self._epochs(patch, batch)))
+        loss = self._line("loss", self._loss)
+        planned = self._length(patch, batch, rates)
+        ct = {str(i) for i, scheme in enumerate(schemes) if scheme == "ct"}
         return Plan(
             spacing_mm=self.spacing_mm,
             normalisation=schemes,
@@ -148,9 +107,10 @@ class _Planner:
             depth_kernels=None if kernels is None else tuple(kernels),
             depth_strides=None if strides is None else tuple(strides),
             batch_size=batch,
-            epochs=epochs,
-            reasons={name: self.reasons[name] for name in Plan.LINES},
-            intensities=self.fingerprint.intensities() if "ct" in schemes else {},
+            loss=loss,
+            **planned,
+            reasons={name: self.reasons[name] for name in Plan.FIELDS},
+            intensities={c: v for c, v in self.fingerprint.intensities().items() if c in ct},
         )
 
     def _line(self, name: str, find: Callable[[], tuple[Any, str]]) -> Any:
@@ -158,9 +118,10 @@ class _Planner:
         value, self.reasons[name] = (self.given[name], _GIVEN) if name in self.given else find()
         return value
 
-    def _schemes(self, given: Sequence[str] | str) -> tuple[str, ...]:
+    def _schemes(self, given: Sequence[str] | str | None) -> tuple[str, ...]:
         """The scheme of each channel. Raises ConfigError if one is unknown, or their number."""
         channels = self.fingerprint.channels
+        given = self.own if given is None else given
         schemes = (given,) * len(channels) if isinstance(given, str) else tuple(given)
         if len(schemes) != len(channels):
             raise ConfigError(
@@ -194,7 +155,7 @@ class _Planner:
 
     def _normalisation(self) -> tuple[tuple[str, ...], str]:
         found = self.fingerprint
-        schemes = tuple(map(normalise.scheme_of, found.channels))
+        schemes = self.own
         parts = []
         for number, (name, scheme) in enumerate(zip(found.channels, schemes, strict=True)):
             why = "by the channel's name"
@@ -272,7 +233,7 @@ class _Planner:
         return self.network.snapped(size, self._thickness, self._depth)
 
     def _step_bytes(self, voxels: float, kernels: Any, strides: Any) -> float:
-        return self.network.footprint(self.ndim, kernels, strides).step_bytes(voxels)
+        return self.network.footprint(kernels, strides).step_bytes(voxels)
 
     def _smaller(self, patch: Sequence[int], median: np.ndarray) -> tuple[int, ...] | None:
         """Patch that is smaller along the axis which is longest beside the median volume's."""
@@ -294,7 +255,7 @@ class _Planner:
         if needs > self.budget.memory_gib * GIB:
             return f"{self.budget.memory_gib:g} GiB hold no larger one, {LEAST_BATCH} at a time"
         if voxels > self.budget.voxels_per_step:
-            wanted = self.budget.steps or LEAST_STEPS
+            wanted = self.budget.least_steps
             return f"{self.budget.minutes:g} minutes hold {wanted} steps of no larger one"
         return ""
 
@@ -325,7 +286,7 @@ class _Planner:
     # ------------------------------------------------------------------- depth and length
 
     def _why_kernels(self, options: depth.DepthOptions) -> str:
-        if not self.network.has_depth_options(self.ndim):
+        if not self.network.has_depth_options:
             return "the encoder sees slices"
         if options.kernels is None:
             return "voxels are about cubic"
@@ -333,26 +294,28 @@ class _Planner:
         return f"voxels are {ratio} times as thick as wide: one tap until they are about cubic"
 
     def _why_strides(self, options: depth.DepthOptions) -> str:
-        if not self.network.has_depth_options(self.ndim):
+        if not self.network.has_depth_options:
             return "the encoder sees slices"
         if options.strides is None:
             return "as in the plane"
         why = "no stride until voxels are about cubic" if options.kernels else "as in the plane"
         return f"{why}, and none that would leave less than {depth.SMALLEST} slices"
 
-    def _epochs(self, patch: Sequence[int], batch: int) -> tuple[int, str]:
+    def _loss(self) -> tuple[str, str]:
+        if self.fingerprint.regions:
+            return "dice_bce", "regions overlap: sigmoids"
+        return "dice_ce", "labels are disjoint: a softmax"
+
+    def _length(
+        self, patch: Sequence[int], batch: int, rates: tuple[float, float] | None
+    ) -> dict[str, Any]:
+        """The lines of `plan_length.length`."""
         cases = self.fingerprint.cases.values()
         shown = sum(c.full_shape[0] for c in cases) if self.ndim == 2 else len(cases)
-        each = math.ceil(shown / batch)
-        steps, why = self.budget.steps or STEPS, "as asked for"
-        if self.budget.steps is None:
-            why = "the default, a tenth of nnU-Net's: the encoder is trained already"
-            if self.budget.minutes is not None:
-                rate = self.budget.voxels_per_second / (batch * math.prod(patch))
-                steps = max(1, int(self.budget.minutes * 60 * rate))
-                why = f"what {self.budget.minutes:g} minutes hold at {rate:.3g} a second"
-        epochs = max(1, round(steps / each))
-        return epochs, f"{epochs * each} steps, {each} an epoch: {why}"
+        found = plan_length.length(
+            math.ceil(shown / batch), batch * math.prod(patch), self.budget, rates, self._line
+        )
+        return dict(found)
 
 
 def _why_ct(found: Mapping[str, float] | None) -> str:

@@ -81,11 +81,13 @@ class Fingerprint:
       channels: names of the image channels, in order.
       classes: channels that a network predicts, a background included.
       cases: {case id: what was measured}, in the order of the cases.
+      regions: True if classes overlap.
     """
 
     channels: tuple[str, ...]
     classes: int
     cases: Mapping[str, Measured]
+    regions: bool = False
 
     @property
     def spacings_mm(self) -> np.ndarray:
@@ -165,6 +167,7 @@ def measure(
     num_threads: int = 2,
     num_processes: int = 0,
     progress: bool = True,
+    failures: Sequence[tuple[str, str]] = (),
 ) -> Fingerprint:
     """Reads every labelled case, unless it is remembered, and measures it.
 
@@ -175,6 +178,7 @@ def measure(
         need be. None remembers nothing.
       num_threads, num_processes: that read cases at the same time, see `workers.run`.
       progress: a bar on stderr, if that is a terminal.
+      failures: (case id, message) of cases that failed when they were looked for.
 
     Raises:
       ManyErrors: some cases are faulty; every one has been tried.
@@ -188,7 +192,7 @@ def measure(
     contents = digests.Digests(folder)
     path = None if folder is None else Path(folder) / FILE
     remembered = _read(path)
-    keys, found, faults = {}, {}, []
+    keys, found, faults = {}, {}, list(failures)
     for case in files:
         try:
             keys[case.id] = key(challenge, case, contents.of_case(case))
@@ -213,13 +217,15 @@ def measure(
     _remember(path, {keys[case.id]: found[case.id] for case in missing if case.id in found})
     if faults:
         raise ManyErrors(
-            f"{len(faults)} of {len(files)} cases cannot be measured; repair or remove them",
+            f"{len(faults)} of {len(files) + len(failures)} cases cannot be measured; repair or "
+            "remove them",
             sorted(faults),
         )
     return Fingerprint(
         tuple(challenge.modalities),
         len(challenge.classes),
         {case.id: found[case.id] for case in files},
+        challenge.activation == "sigmoid",
     )
 
 

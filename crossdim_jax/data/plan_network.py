@@ -32,9 +32,15 @@ class Network:
     classes: int
     attributes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    def has_depth_options(self, ndim: int = 3) -> bool:
+    @property
+    def ndim(self) -> int:
+        """3 if it takes volumes, 2 for slices."""
+        return 2 if self.name == "omnianet" else 3
+
+    @property
+    def has_depth_options(self) -> bool:
         """True if its encoder sees volumes."""
-        return self.name == "dxnet" and ndim == 3
+        return self.name == "dxnet"
 
     @property
     def encoder(self) -> str:
@@ -44,7 +50,7 @@ class Network:
     def build(self, kernels: Options = None, strides: Options = None) -> Any:
         """The network; nothing is computed. Raises ConfigError as `models.build` does."""
         options = {"depth_kernels": kernels, "depth_strides": strides}
-        options = options if self.has_depth_options() else {}
+        options = options if self.has_depth_options else {}
         attributes = {**self.attributes, "out_channels": self.classes, **options}
         return models.build(self.name, **attributes)
 
@@ -67,7 +73,7 @@ class Network:
           thickness: of a voxel along depth, in pixels of the plane.
           given: of "depth_kernels" and "depth_strides" those that are.
         """
-        if not self.has_depth_options(len(patch)):
+        if not self.has_depth_options:
             return _NONE
         if given:  # which must fit the encoder
             self.build(given.get("depth_kernels"), given.get("depth_strides"))
@@ -87,7 +93,7 @@ class Network:
         plane = tuple(max(DEEPEST, math.ceil(n / REDUCTION)) * REDUCTION for n in size[-2:])
         if len(size) == 2:
             return plane
-        if not self.has_depth_options():
+        if not self.has_depth_options:
             return (self.depth_of(size[0]), *plane)
         slices = max(1, math.ceil(size[0]))
         reduction = self.options((slices, *plane), thickness, given).reduction
@@ -110,15 +116,13 @@ class Network:
             fits.append(slices)
         return fits
 
-    def footprint(
-        self, ndim: int, kernels: Options = None, strides: Options = None
-    ) -> activations.Footprint:
+    def footprint(self, kernels: Options = None, strides: Options = None) -> activations.Footprint:
         """Memory of a training step, see `activations.footprint`."""
-        options = (ndim, *(None if o is None else tuple(o) for o in (kernels, strides)))
+        options = tuple(None if o is None else tuple(o) for o in (kernels, strides))
         if options not in self._footprints:
             self._footprints[options] = activations.footprint(
-                self.build(*options[1:]),
-                self._probe(ndim, options[2]),
+                self.build(*options),
+                self.probe(options[1]),
                 self.channels,
                 self.classes,
             )
@@ -128,10 +132,10 @@ class Network:
     def _footprints(self) -> dict[Any, activations.Footprint]:
         return {}
 
-    def _probe(self, ndim: int, strides: Options) -> tuple[int, ...]:
+    def probe(self, strides: Options = None) -> tuple[int, ...]:
         """A small size that the network takes."""
-        if ndim == 2:
+        if self.ndim == 2:
             return (64, 64)
-        if not self.has_depth_options():
+        if not self.has_depth_options:
             return (self.depth_of(1), 64, 64)
         return (max(8, encoders.depth_reductions(self.encoder, strides)[-1]), 64, 64)

@@ -1,13 +1,14 @@
 import dataclasses
-import json
 
 import numpy as np
 import pytest
 
 from crossdim_jax import models
 from crossdim_jax.data import auto_plan, plan_network
-from crossdim_jax.data.auto_plan import Plan
 from crossdim_jax.data.fingerprint import Fingerprint, Intensities, Measured
+from crossdim_jax.data.plan_length import LEAST_STEPS, VALIDATIONS, Budget
+from crossdim_jax.data.plan_network import Network
+from crossdim_jax.data.plan_record import Plan, table
 from crossdim_jax.errors import ConfigError
 from crossdim_jax.models.activations import Footprint
 
@@ -32,8 +33,10 @@ def found(*cases, channels=("T1",), classes=3):
     return Fingerprint(channels, classes, {f"case{i}": c for i, c in enumerate(cases)})
 
 
-def plan(*cases, channels=("T1",), **kwargs):
-    return auto_plan.plan(found(*cases, channels=channels), **kwargs)
+def plan(*cases, channels=("T1",), network="dxnet", given=None, rates=None, **budget):
+    of = found(*cases, channels=channels)
+    network = Network(network, len(channels), of.classes)
+    return auto_plan.plan(of, network, budget=Budget(**budget), rates=rates, given=given)
 
 
 # ------------------------------------------------------------------- spacing and normalisation
@@ -143,7 +146,7 @@ def test_dsnet_gets_a_depth_that_it_takes():
 
 
 def test_slices_are_brought_to_one_size():
-    made = plan(*[case((30, 250, 300), (5.0, 1.0, 1.0))] * 20, ndim=2)
+    made = plan(*[case((30, 250, 300), (5.0, 1.0, 1.0))] * 20, network="omnianet")
     assert made.patch == (256, 320) and made.spacing_mm is None
     assert 2 <= made.batch_size <= auto_plan.MOST_SLICES
     assert f"{-(-600 // made.batch_size)} an epoch" in made.reasons["epochs"]
@@ -170,7 +173,7 @@ def test_a_time_gives_its_steps_and_limits_the_patch():
     rate = 1e5
     made = plan(*cases, minutes=30, voxels_per_second=rate)
     steps = 30 * 60 * rate / (made.batch_size * np.prod(made.patch))
-    assert steps >= auto_plan.LEAST_STEPS and np.prod(made.patch) < np.prod(free.patch)
+    assert steps >= LEAST_STEPS and np.prod(made.patch) < np.prod(free.patch)
     assert made.epochs * -(-50 // made.batch_size) == pytest.approx(steps, rel=0.15)
     assert "30 minutes" in made.reasons["patch"] and "30 minutes" in made.reasons["epochs"]
 
@@ -185,16 +188,21 @@ GIVEN = {
     "depth_kernels": (1, 3, 3, 3, 3, 3, 3, 3),
     "depth_strides": (1, 1, 2, 2, 2, 1, 2, 1),
     "batch_size": 5,
+    "loss": "dice_bce",
     "epochs": 7,
+    "constant_epochs": 2,
+    "decay_per_epoch": 0.8,
+    "validate_every_epochs": 3,
+    "checkpoint_every_steps": 11,
 }
 
 
-@pytest.mark.parametrize("name", Plan.LINES)
+@pytest.mark.parametrize("name", Plan.FIELDS)
 def test_every_line_can_be_given_and_the_others_follow(name):
     made = plan(case(), given={name: GIVEN[name]})
     assert getattr(made, name) == GIVEN[name]
-    assert made.reasons[name] == "given by hand"
-    assert sum(reason == "given by hand" for reason in made.reasons.values()) == 1
+    assert made.reasons[name] == "given"
+    assert sum(reason == "given" for reason in made.reasons.values()) == 1
 
 
 def test_what_is_given_decides_what_follows():
@@ -223,29 +231,37 @@ def test_a_line_that_cannot_be_is_refused(given, message):
         plan(case(), given=given)
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"ndim": 4}, {"memory_gib": 0}, {"steps": -1}, {"minutes": 3}, {"network": "unet"}]
-)
-def test_arguments_out_of_range_are_refused(wrong):
-    with pytest.raises(ConfigError):
-        plan(case(), **wrong)
-
-
 def test_the_table_has_each_line_with_its_reason():
     made = plan(case((11, 320, 320), (7.5, 0.5, 0.5)), channels=("CT",))
-    table = made.table()
-    assert all(len(line) <= 100 for line in table.splitlines())
-    flat = " ".join(table.split())
-    for name in Plan.LINES:
-        assert sum(line.startswith(name) for line in table.splitlines()) == 1
+    shown = table(made.lines(list(Plan.FIELDS.values())))
+    assert all(len(line) <= 100 for line in shown.splitlines())
+    flat = " ".join(shown.split())
+    for name, field in Plan.FIELDS.items():
+        assert sum(line.startswith(field) for line in shown.splitlines()) == 1
         assert " ".join(made.reasons[name].split()[:4]) in flat
 
 
-def test_record_and_settings_hold_every_line():
+def test_settings_hold_every_line_and_the_intensities_of_ct_alone():
     made = plan(case(), channels=("CT",))
-    record = json.loads(json.dumps(made.record()))
-    assert set(record) == {field.name for field in dataclasses.fields(Plan)}
     values = made.settings()
+    assert set(values) == {*Plan.FIELDS.values(), Plan.INTENSITIES}
     assert values["data.patch"] == made.patch and values["train.epochs"] == made.epochs
     assert values["challenge.intensities"]["0"]["mean"] == 5.0
-    assert len(values) == len(Plan.LINES) + 1
+    assert plan(case()).settings()["challenge.intensities"] is None
+
+
+@pytest.mark.parametrize("epochs", [1, 7, 90, 4000])
+def test_schedule_and_validations_follow_from_the_epochs(epochs):
+    made = plan(case(), given={"epochs": epochs}, rates=(1e-3, 1e-5))
+    assert 0 <= made.constant_epochs <= epochs / 2
+    assert 1e-3 * made.decay_per_epoch**epochs == pytest.approx(1e-5)
+    assert epochs / made.validate_every_epochs <= VALIDATIONS
+    assert made.validate_every_epochs == 1 or 2 * epochs / made.validate_every_epochs > VALIDATIONS
+    assert made.checkpoint_every_steps >= 50  # an epoch of one step
+    assert plan(*[case()] * 500).checkpoint_every_steps is None
+
+
+def test_overlapping_classes_are_predicted_by_sigmoids():
+    assert plan(case()).loss == "dice_ce"
+    regions = dataclasses.replace(found(case()), regions=True)
+    assert auto_plan.plan(regions, Network("dxnet", 1, 3)).loss == "dice_bce"

@@ -51,8 +51,8 @@ class Dataset(Challenge):
         `patients.of_case`, or the file patients.json in `root`.
       fold: of the data set's own split, see `folds.lists`.
       outside_root: True if files that the JSON lists may lie outside `root`.
-      described: a dataset.json as a mapping, in place of that in `root`: what a network was trained
-        with (see `Description.record`).
+      described: a dataset.json as a mapping or a file, in place of that in `root`: what a network
+        was trained with (see `Description.record`).
       aggregate: see `metrics.aggregate`.
 
     Attributes:
@@ -81,7 +81,7 @@ class Dataset(Challenge):
         patient: str = "",
         fold: int = 0,
         outside_root: bool = False,
-        described: Mapping[str, object] | None = None,
+        described: Mapping[str, object] | Path | None = None,
         aggregate: str = "clean",
     ):
         described = self.fixed if described is None else described
@@ -103,8 +103,10 @@ class Dataset(Challenge):
             self._own = description.read(Path(root), file)
             self.description = self._completed(self._own)
         else:
-            self._own = None
-            self.description = description.of_record(described, Path(root or ".") / file)
+            self._own, path = None, Path(root or ".") / file
+            if isinstance(described, Path):
+                path, described = described, description.read_json(described)
+            self.description = description.of_record(described, path)
         self.modalities = tuple(channel.name for channel in self.description.channels)
         self._rules = dataclasses.replace(self._rules, channels=self.modalities)
         self.labels = self.description.labels
@@ -134,7 +136,10 @@ class Dataset(Challenge):
             ("channels", self.modalities, tuple(channel.name for channel in found.channels)),
         ):
             if theirs and theirs != ours:
-                raise DataError(f"{found.path}: its {what} are {theirs}, expected {ours}")
+                raise DataError(
+                    f"{found.path}: its {what} are {theirs}, expected {ours} in this order, as "
+                    f"{self.description.path} says; correct it, or train a new run"
+                )
 
     def _completed(self, found: Description) -> Description:
         """With channels and labels, told from the files where nothing names them."""
@@ -305,6 +310,10 @@ class Dataset(Challenge):
         own = self._own if self._own and self._own.root == root else None
         cases, _ = self.scan(root, labelled=True)
         return folds.lists(own or description.read(root, self.file), cases, self.fold)
+
+    def description_record(self) -> dict[str, object]:
+        """See `Challenge.description_record`: a dataset.json."""
+        return self.description.record()
 
     def provenance(self) -> dict[str, object]:
         """See `Challenge.provenance`."""

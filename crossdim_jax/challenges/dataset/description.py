@@ -126,12 +126,12 @@ def read(root: Path, file: str = FILE) -> Description:
     if not path.resolve().is_relative_to(root.resolve()):
         raise ConfigError(f"file is {file!r}; expected the name of a file in {root}")
     if path.exists() or file != FILE:
-        return of_record(records.read_record(path, remedy=_REMEDY, limit=_LIMIT), path)
+        return of_record(read_json(path), path)
     if any(all((root / name).is_dir() for name in pair) for pair in FOLDERS):
         return Description(root, "folders", (), None)
     others = [path for path in sorted(root.glob("*.json")) if not path.name.startswith(".")]
     if len(others) == 1 and others[0].name != "patients.json":
-        record = records.read_record(others[0], remedy=_REMEDY, limit=_LIMIT)
+        record = read_json(others[0])
         if isinstance(record.get("training"), list):
             return of_record(record, others[0])
     pairs = " or ".join(f"{images}/ and {labels}/" for images, labels in FOLDERS[:2])
@@ -139,6 +139,11 @@ def read(root: Path, file: str = FILE) -> Description:
         f"{root}: holds no {FILE}, and no two folders {pairs} without one; found: {listing(root)}. "
         f"Give the folder with the {FILE} as the root{_other_name(others)}"
     )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object that a file holds. Raises DataError, naming it, if it holds none."""
+    return records.read_record(path, remedy=_REMEDY, limit=_LIMIT)
 
 
 def _other_name(others: Sequence[Path]) -> str:
