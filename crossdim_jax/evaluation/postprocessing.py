@@ -7,7 +7,9 @@ rises. Means are over the cases in which a structure is in truth or prediction.
 """
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,13 +50,16 @@ def keep_largest(label: np.ndarray, values: Sequence[int]) -> np.ndarray:
     Voxels that touch by a corner are connected; of equally large components all are kept.
     """
     mask = np.isin(label, values)
-    components, count = ndimage.label(mask, np.ones((3,) * label.ndim))
+    if not mask.any():
+        return label
+    box = ndimage.find_objects(mask, max_label=1)[0]  # many structures are small in a large volume
+    components, count = ndimage.label(mask[box], np.ones((3,) * label.ndim))
     if count < 2:
         return label
     sizes = np.bincount(components.ravel())
     sizes[0] = 0
     result = label.copy()
-    result[mask & (sizes[components] < sizes.max())] = 0
+    result[box][mask[box] & (sizes[components] < sizes.max())] = 0
     return result
 
 
@@ -69,30 +74,39 @@ def find(cases: Cases, structures: Mapping[str, Sequence[int]]) -> tuple[Rule, .
     """Rules that held-out cases support; none of them may have been trained on.
 
     Args:
-      cases: see `Cases`; they are gone through once for each structure and two times more, one
-        case at a time.
+      cases: see `Cases`; they are gone through three times, and once more for each structure that
+        shares values with one before it.
       structures: {name: its label values}, in the order in which predictions are written. They may
         overlap.
     """
     everything = tuple(sorted({value for values in structures.values() for value in values}))
-    candidates = {FOREGROUND: everything}
-    if len(structures) > 1:
-        candidates |= {name: tuple(values) for name, values in structures.items()}
-    rules: list[Rule] = []
-    before = _dice(cases, structures, rules)
-    for name, values in candidates.items():
-        rule = Rule(name, values, 0.0, 0.0)
-        after = _dice(cases, structures, [*rules, rule])
-        old, new = _of(name, before), _of(name, after)
-        falls = any(after[other] < before[other] for other in structures)
-        if new > old and not (name == FOREGROUND and falls):
-            rules.append(dataclasses.replace(rule, before=old, after=new))
-            before = after
+    before = _dice(cases, structures, [])
+    after = _dice(cases, structures, [Rule(FOREGROUND, everything, 0.0, 0.0)])
+    old, new = _mean(list(before.values())), _mean(list(after.values()))
+    falls = any(after[name] < before[name] for name in structures)
+    rules = [Rule(FOREGROUND, everything, old, new)] if new > old and not falls else []
+    for group in _disjoint(structures) if len(structures) > 1 else []:
+        own = {name: tuple(structures[name]) for name in group}
+        before, after = (_dice(cases, own, rules, each=each) for each in (False, True))
+        rules += [
+            Rule(name, values, before[name], after[name])
+            for name, values in own.items()
+            if after[name] > before[name]
+        ]
     return tuple(rules)
 
 
-def _of(name: str, dice: Mapping[str, float]) -> float:
-    return _mean(list(dice.values())) if name == FOREGROUND else dice[name]
+def _disjoint(structures: Mapping[str, Sequence[int]]) -> list[list[str]]:
+    """Names in their order, in runs that share no value: a rule of one changes no other of it."""
+    runs: list[list[str]] = []
+    seen: set[int] = set()
+    for name, values in structures.items():
+        if not runs or seen & set(values):
+            runs.append([])
+            seen = set()
+        runs[-1].append(name)
+        seen |= set(values)
+    return runs
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -102,17 +116,28 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _dice(
-    cases: Cases, structures: Mapping[str, Sequence[int]], rules: Sequence[Rule]
+    cases: Cases,
+    structures: Mapping[str, Sequence[int]],
+    rules: Sequence[Rule],
+    *,
+    each: bool = False,
 ) -> dict[str, float]:
-    """Mean Dice of each structure after some rules; NaN if it is in no case."""
+    """Mean Dice of each structure after some rules; NaN if it is in no case.
+
+    each: True keeps of each structure, by itself, the largest component only.
+    """
     rows: dict[str, list[float]] = {name: [] for name in structures}
     for predicted, truth in cases():
         processed = apply(predicted, rules)
         for name, values in structures.items():
             ours, theirs = np.isin(processed, values), np.isin(truth, values)
-            total = np.count_nonzero(ours) + np.count_nonzero(theirs)
-            common = np.count_nonzero(ours & theirs)
-            rows[name].append(2 * common / total if total else np.nan)
+            if not (total := np.count_nonzero(ours) + np.count_nonzero(theirs)):
+                continue
+            if each:
+                removed = keep_largest(ours.view(np.uint8), (1,)) != ours
+                ours = ours & ~removed
+                total -= np.count_nonzero(removed)
+            rows[name].append(2 * np.count_nonzero(ours & theirs) / total)
     return {name: _mean(row) for name, row in rows.items()}
 
 
@@ -134,6 +159,16 @@ _RULES = records.Form(
     "a list of rules, each an object",
     lambda v: isinstance(v, list) and all(isinstance(rule, dict) for rule in v),
 )
+
+
+def read(path: Path) -> tuple[Rule, ...]:
+    """Rules that a file holds. Raises DataError, naming it, if it is missing or damaged."""
+    if not os.path.lexists(path):
+        raise DataError(
+            f"{path}: not found; --mode=evaluate with --config.inference.keep_largest=True finds "
+            "the rules and writes it"
+        )
+    return of_record(records.read_record(path, remedy=_REMEDY), str(path))
 
 
 def of_record(found: Mapping[str, Any], path: str) -> tuple[Rule, ...]:

@@ -253,6 +253,7 @@ def _check_fits(found: config_gate.Findings, parts: Mapping[str, Any], *, trains
     flips = parts["inference"].flips
     found.part(["inference.flips"], _check_flips, challenge, flips, patch)
     found.part([], _check_mirroring, challenge, parts["changes"], patch)
+    found.part([], _check_postprocessing, challenge, parts["inference"])
 
 
 def _check_workdir(workdir: str | os.PathLike, root: str) -> None:
@@ -291,3 +292,11 @@ def _check_flips(challenge: Challenge, flips: Any, patch: tuple[int, ...]) -> No
 
 def _check_mirroring(challenge: Challenge, changes: augment.Settings, patch: tuple) -> None:
     challenge.check_flips(changes.flip, len(patch), "augment.flip")
+
+
+def _check_postprocessing(challenge: Challenge, inference: Inference) -> None:
+    if inference.keep_largest and not challenge.structures:
+        raise ConfigError(
+            f"config.inference.keep_largest=True: {challenge.name} has a postprocessing of its "
+            "own, or takes none; it is for data sets of one's own"
+        )

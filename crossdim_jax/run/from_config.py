@@ -84,6 +84,7 @@ def inference(config: ConfigDict) -> Inference:
         overlap=config.inference.overlap,
         flips=config.inference.flips,
         window_batch=config.inference.window_batch,
+        keep_largest=config.inference.keep_largest,
     )
 
 

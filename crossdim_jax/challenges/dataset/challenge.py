@@ -311,6 +311,11 @@ class Dataset(Challenge):
         cases, _ = self.scan(root, labelled=True)
         return folds.lists(own or description.read(root, self.file), cases, self.fold)
 
+    @property
+    def structures(self) -> dict[str, tuple[int, ...]]:
+        """See `Challenge.structures`."""
+        return dict(zip(self.labels.names, self.labels.values, strict=True))
+
     def description_record(self) -> dict[str, object]:
         """See `Challenge.description_record`: a dataset.json."""
         return self.description.record()
