@@ -40,6 +40,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.plan = ConfigDict()  # what a training may take
     config.plan.memory_gib = 8.0  # of a device
     config.plan.steps = config_dict.placeholder(int)  # None: 25,000, or what the minutes hold
+    config.plan.minutes = config_dict.placeholder(float)  # of all steps; needs the speed
+    # Of patches, as --mode=plan --budget_gib=GIB measures it on a device.
+    config.plan.voxels_per_second = config_dict.placeholder(float)
     return config
 
 

@@ -243,7 +243,12 @@ class Dataset(Challenge):
         known = self.labels.known(truth_label)
         if known is not None and predicted_label.shape == truth_label.shape:
             predicted_label = np.where(known, predicted_label, 0).astype(predicted_label.dtype)
-        return super().score(truth_label, predicted_label, spacing_mm, kind=kind)
+        profile, row = metrics.PROFILES[self.profile], {}
+        for region, values in self.structures.items():  # one at a time: there may be a hundred
+            masks = (np.isin(label, values)[..., None] for label in (truth_label, predicted_label))
+            row |= profile.score(*masks, regions=(region,), spacing_mm=spacing_mm)
+        names = (f"{m.name}_{region}" for m in profile.metrics for region in self.regions)
+        return {name: row[name] for name in names}
 
     def tables(self, evaluated: Sequence[Evaluated]) -> list[Table]:
         """See `Challenge.tables`: the mean over the foreground."""
