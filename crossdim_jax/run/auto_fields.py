@@ -208,16 +208,16 @@ def filled(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
 
 
 def without_plan(config: ConfigDict) -> ConfigDict:
-    """A copy in which "auto" is any value that leaves the network's parameters as they are by
-    default: for what needs the network, not the training.
+    """A copy without the fields that say "auto", but for a patch, the smallest that the network
+    takes: for what needs the network and not the training.
     """
-    fields = asked(flatten(config))
-    if not fields:
+    values = flatten(config)
+    if not (fields := asked(values)):
         return config
-    values: dict[str, Any] = dict.fromkeys(fields)
-    if "data.patch" in values:
-        values["data.patch"] = network_of(filled(config, values), 1, 2).probe()
-    return filled(config, values)
+    rest = ConfigDict(_nested({k: v for k, v in values.items() if k not in fields}))
+    if "data.patch" not in fields:
+        return rest.lock()
+    return filled(rest, {"data.patch": network_of(rest, 1, 2).probe()})
 
 
 def flatten(config: ConfigDict) -> dict[str, Any]:

@@ -121,10 +121,12 @@ def test_a_case_without_foreground_gives_sizes_only(rng):
     assert of_arrays({"b": (image, label * 0, spacing_mm)}).intensities() == {}
 
 
-def test_threads_and_processes_find_the_same(challenge, phantom_folder):
+@pytest.mark.parametrize(
+    "workers", [{"num_threads": 3}, pytest.param({"num_processes": 2}, marks=pytest.mark.slow)]
+)
+def test_threads_and_processes_find_the_same(challenge, phantom_folder, workers):
     alone = measured(challenge, phantom_folder, num_threads=0)
-    assert measured(challenge, phantom_folder, num_threads=3) == alone
-    assert measured(challenge, phantom_folder, num_processes=2) == alone
+    assert measured(challenge, phantom_folder, **workers) == alone
     assert list(alone.cases) == sorted(alone.cases) and len(alone.cases) == 4
 
 

@@ -38,6 +38,7 @@ def test_the_compiler_needs_about_what_is_counted(loss, classes):
     assert 0.4 * counted < found < counted
 
 
+@pytest.mark.slow
 def test_of_dxnet_thick_slices_cost_more_a_voxel_than_cubes():
     """Depth is not reduced as the plane is."""
     flat = models.build("dxnet", out_channels=2, depth_strides=1, depth_kernels=1)

@@ -7,12 +7,21 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from configs import dataset_common, dataset_dxnet, dataset_omnianet
+from configs import dataset_common, dataset_dsnet, dataset_dxnet, dataset_omnianet
 from crossdim_jax.challenges.dataset import phantom
 from crossdim_jax.data import plan_network
 from crossdim_jax.errors import ConfigError, DataError, WeightsError
 from crossdim_jax.models.activations import Footprint
-from crossdim_jax.run import auto_fields, evaluate, experiment, initial_state, predict, train
+from crossdim_jax.run import (
+    auto_fields,
+    config_gate,
+    evaluate,
+    experiment,
+    from_config,
+    initial_state,
+    predict,
+    train,
+)
 from crossdim_jax.storage import run_folder
 from tests import dataset_folders as folders
 from tests.run.test_dataset import small
@@ -79,9 +88,7 @@ def test_the_record_holds_values_and_the_reasons_of_each(job):
         section, key = line["field"].split(".")
         assert config[section][key] == line["value"] and line["reason"]
     assert job.challenge.spacing_mm == (1.5, 1.0, 1.2) and job.loss.activation == "softmax"
-    assert str(job.planned) in auto_fields.recorded_plan(job.workdir) or (
-        auto_fields.recorded_plan(job.workdir) in str(job.planned)
-    )
+    assert str(job.planned).endswith(auto_fields.recorded_plan(job.workdir))
 
 
 def test_ct_is_normalised_by_the_foreground_of_the_training_cases_alone(job, root):
@@ -101,16 +108,17 @@ def test_a_run_that_goes_on_takes_its_record_and_no_new_plan(make, job):
     again = make(plan__memory_gib=0.1)
     assert again.planned is None
     assert again.config.to_dict() | {"plan": {}} == job.config.to_dict() | {"plan": {}}
-    train.run(again)  # which the run folder takes for the same run
+    again.claim(write=False)  # the run folder takes it for the same run
 
 
-def test_prediction_needs_no_data_root_and_measures_nothing(make, job, root, tmp_path):
-    known = predict.run(make(trains=False), str(root / "imagesTr"), str(tmp_path / "with"))
+def test_prediction_needs_no_data_root_and_no_measurement(make, job, root, tmp_path):
     alone = make(trains=False, data__root="")
-    assert alone.challenge.regions == ("shell", "core")
-    out = predict.run(alone, str(root / "imagesTr"), str(tmp_path / "without"))
-    for path in known.iterdir():
-        assert path.read_bytes() == (out / path.name).read_bytes()
+    assert alone.challenge.regions == ("shell", "core") and alone.planned is None
+    (case,) = json.loads((job.workdir / "splits.json").read_text())["validation"]
+    shutil.copy(root / "imagesTr" / f"{case}_0000.nii.gz", tmp_path)
+    out = predict.run(alone, str(tmp_path), str(tmp_path / "out"))
+    name = f"{case}.nii.gz"
+    assert (out / name).read_bytes() == (job.workdir / "predictions" / name).read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -154,11 +162,13 @@ def test_without_a_run_nothing_is_planned_for_a_prediction(make):
         make("nothing", trains=False)
 
 
-def test_a_wrong_field_is_refused_before_anything_is_measured(make):
+def test_a_wrong_field_is_refused_before_anything_is_measured(make, tmp_path):
     with pytest.raises(ConfigError, match="memory_gib=0"):
         make("wrong", plan__memory_gib=0.0)
+    with pytest.raises(ConfigError, match="minutes=5.0: .*voxels_per_second"):
+        make("wrong", plan__minutes=5.0)
     with pytest.raises(DataError, match="there is no such folder"):
-        make("wrong", data__root="/nowhere")
+        make("wrong", data__root=str(tmp_path / "absent"))
 
 
 def test_folds_are_planned_from_all_cases(make):
@@ -167,8 +177,37 @@ def test_folds_are_planned_from_all_cases(make):
 
 def test_weights_of_other_depth_kernels_come_with_the_command_that_makes_them(make, tmp_path):
     file = str(tmp_path / "w.safetensors")
-    made = make("ported", weights__file=file, model__depth_kernels=(1,) * 8)
+    made = make("ported", weights__file=file, model__depth_kernels=(1,) * 6)
     with pytest.raises(WeightsError) as caught:
         initial_state.load_weights(made)
-    assert '--config.model.depth_kernels="(1, 1, 1, 1, 1, 1, 1, 1)"' in str(caught.value)
-    assert "w_d1.1.1.1.1.1.1.1.safetensors" in str(caught.value)
+    assert '--config.model.depth_kernels="(1, 1, 1, 1, 1, 1)"' in str(caught.value)
+    assert "w_d1.1.1.1.1.1.safetensors" in str(caught.value)
+
+
+def test_rules_of_largest_components_are_found_once_and_then_applied(make, job, root, tmp_path):
+    asked = make(trains=False, inference__keep_largest=True)
+    shutil.copy(root / "imagesTr/phantom_000_0000.nii.gz", tmp_path)
+    with pytest.raises(DataError, match="postprocessing.json: not found; --mode=evaluate"):
+        predict.run(asked, str(tmp_path), str(tmp_path / "out"))
+    (case,) = json.loads((job.workdir / "splits.json").read_text())["validation"]
+    path = job.workdir / "predictions" / f"{case}.nii.gz"
+    truth = nib.load(root / "labelsTr" / f"{case}.nii.gz")
+    label = np.asarray(truth.dataobj).copy()
+    label[0, 0, 0] = 2
+    nib.save(nib.Nifti1Image(label, truth.affine), path)
+    files = [files for files in asked.cases() if files.id == case]
+    evaluate.find_rules(asked, files)
+    (rule,) = json.loads((job.workdir / run_folder.POSTPROCESSING).read_text())["keep_largest"]
+    assert rule["name"] == "foreground" and rule["before"] < rule["after"] == 1
+    kept = predict._postprocess(asked)(label)
+    np.testing.assert_array_equal(kept, np.asarray(truth.dataobj))
+
+
+@pytest.mark.parametrize("module", [dataset_dxnet, dataset_dsnet, dataset_omnianet])
+def test_what_needs_the_network_alone_needs_no_plan(module):
+    config = auto_fields.without_plan(module.get_config())
+    config_gate.check_fields(config.to_dict())
+    from_config.model(config, 2, 1).check_size(config.data.patch)
+    assert not auto_fields.asked(auto_fields.flatten(config))
+    given = module.get_config("debug")
+    assert auto_fields.without_plan(given) is given
