@@ -12,6 +12,7 @@ from crossdim_jax.challenges.dataset import phantom
 from crossdim_jax.data import plan_network
 from crossdim_jax.errors import ConfigError, DataError, WeightsError
 from crossdim_jax.models.activations import Footprint
+from crossdim_jax.models.layers import require_multiple
 from crossdim_jax.run import (
     auto_fields,
     config_gate,
@@ -24,16 +25,22 @@ from crossdim_jax.run import (
 )
 from crossdim_jax.storage import run_folder
 from tests import dataset_folders as folders
+from tests import toy
 from tests.run.test_dataset import small
 from tests.weight_port import tiny
 
 LABELS = {"background": 0, "shell": 1, "core": 2}  # an order that sorting would change
 
 
+class Net(toy.ToyNet):
+    def check_size(self, spatial):
+        require_multiple(spatial, (4, 32, 32), "this network")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def quick():
-    """A network of a few blocks, whose memory is not traced."""
-    with tiny.registered(), pytest.MonkeyPatch.context() as patch:
+    """Networks of a few convolutions, whose memory is not traced."""
+    with tiny.registered(), toy.registered(Net), pytest.MonkeyPatch.context() as patch:
         footprint = Footprint(10_000, 1000.0)
         patch.setattr(plan_network.activations, "footprint", lambda *args: footprint)
         yield
@@ -50,7 +57,8 @@ def make(root, tmp_path_factory):
     """Experiments of a config in which whatever can say "auto" does."""
     folder = tmp_path_factory.mktemp("auto")
 
-    def make(name="run", module=dataset_dxnet, trains=True, folds=False, **fields):
+    def make(name="run", module=None, trains=True, folds=False, **fields):
+        network, module = ("toy", dataset_dxnet) if module is None else (None, module)
         config = small(module.get_config("debug"), folder, fields.pop("data__root", root))
         config = config.copy_and_resolve_references().unlock()
         config.data.split.kind = "official"
@@ -59,6 +67,8 @@ def make(root, tmp_path_factory):
             if key in config[section]:
                 dataset_common.auto(config[section], key)
         config.challenge.root = config.data.root
+        if network:
+            config.model = {"name": network}
         config.plan.steps = 2
         for field, value in fields.items():
             section, key = field.split("__")
@@ -83,6 +93,7 @@ def test_the_record_holds_values_and_the_reasons_of_each(job):
     lines = json.loads((job.workdir / "plan.json").read_text())["lines"]
     assert {line["field"] for line in lines} == set(auto_fields.FIELDS) - {
         *("challenge.intensities", "optim.decay_per_epoch"),
+        *("model.depth_kernels", "model.depth_strides"),
     }
     for line in lines:
         section, key = line["field"].split(".")
@@ -177,7 +188,7 @@ def test_folds_are_planned_from_all_cases(make):
 
 def test_weights_of_other_depth_kernels_come_with_the_command_that_makes_them(make, tmp_path):
     file = str(tmp_path / "w.safetensors")
-    made = make("ported", weights__file=file, model__depth_kernels=(1,) * 6)
+    made = make("ported", dataset_dxnet, weights__file=file, model__depth_kernels=(1,) * 6)
     with pytest.raises(WeightsError) as caught:
         initial_state.load_weights(made)
     assert '--config.model.depth_kernels="(1, 1, 1, 1, 1, 1)"' in str(caught.value)
