@@ -134,4 +134,7 @@ def _inference() -> ConfigDict:
     # True: mean over the 8 mirrored predictions; or the axes to mirror, such as (0, 1)
     inference.flips = config_dict.FieldReference(False, field_type=object)
     inference.window_batch = 1  # windows at a time on each of mesh.data
+    # True: an evaluation finds of which structures only the largest component should be kept, and
+    # predictions keep to it; for data sets of one's own.
+    inference.keep_largest = False
     return inference

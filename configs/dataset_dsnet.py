@@ -35,8 +35,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.weights.source = "tf_efficientnet_b0.ns_jft_in1k"
     config.weights.file = "weights/dsnet_b0_2d.safetensors"
 
-    config.data.patch = (128, 64, 64)
-
     if arg:
         dataset_common.phantoms(config, (97, 32, 64), n=12, shape=(97, 64, 72))
         config.data.root = "runs/dataset_phantoms_97"

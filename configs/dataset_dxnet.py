@@ -9,7 +9,8 @@
 The root is a raw folder of nnU-Net, a task of the Medical Segmentation Decathlon, a folder with a
 datalist of MONAI, or two folders `images` and `labels` with equal file names.
 
-Regions that overlap (labels that are lists) need sigmoids: --config.train.loss=dice_bce.
+Nothing else need be set: spacing, patch, batch, depth of the encoder and length of the training
+follow from the data. --mode=plan shows the plan and its reasons.
 
     :demo    the whole job on generated phantoms, a few minutes on two CPU cores
     :debug   two steps of it
@@ -38,8 +39,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.ops = "auto"  # convolutions: auto, lax, fast or unfolded
     # The encoder along depth, where voxels are thicker than wide: one number, or one for the stem
     # and each stage; None: as in the plane.
-    config.model.depth_kernels = config_dict.placeholder(tuple)  # taps, such as (1,1,1,3,3,3,3,3)
-    config.model.depth_strides = config_dict.placeholder(tuple)  # 1 or 2, such as (1,1,2,2,2,1,2,1)
+    dataset_common.auto(config.model, "depth_kernels")  # taps, such as (1,1,1,3,3,3,3,3)
+    dataset_common.auto(config.model, "depth_strides")  # 1 or 2, such as (1,1,2,2,2,1,2,1)
     config.model.depth_padding = "zero"  # or edge, reflect: beyond the first and the last slice
     config.model.factorised = False  # True: depthwise kernels as a plane, then a depth filter
 
@@ -48,6 +49,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     if arg:
         dataset_common.phantoms(config, (32, 64, 64), n=20, shape=(40, 64, 72))
+        config.model.depth_kernels = config.model.depth_strides = None
         config.train.epochs = 6
         config.train.log_every_steps = 4
         config.train.validate_every_epochs = 3

@@ -12,7 +12,7 @@ of an RGB file its three channels.
     :debug   two steps of it
 """
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
 
 from configs import dataset_common, omnianet_common
 
@@ -24,17 +24,17 @@ def get_config(arg: str = "") -> ConfigDict:
     config = dataset_common.get_config()
     omnianet = omnianet_common.get_config()
     config.model, config.optim = omnianet.model, omnianet.optim
-    config.train.epochs = config_dict.placeholder(int)  # None: until learning_rate_end
-    config.train.batch_size = omnianet.train.batch_size
+    dataset_common.auto(config.optim, "decay_per_epoch")  # to learning_rate_end at the end
 
     config.weights.source = "tf_efficientnet_b0.ns_jft_in1k"
     config.weights.file = "weights/omnianet_b0_16ch.safetensors"
 
-    config.data.patch = (256, 256)  # (row, column) that the network sees
     config.data.foreground = 0.0  # slices are whole
 
     if arg:
         dataset_common.phantoms(config, (64, 64), n=8, shape=(24, 64, 72))
+        config.train.epochs = None  # until learning_rate_end
+        config.train.batch_size = omnianet.train.batch_size
         config.optim.learning_rate = 2e-3
         config.optim.learning_rate_end = 3e-4
         config.optim.decay_per_epoch = 0.75  # 7 epochs

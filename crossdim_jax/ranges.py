@@ -255,6 +255,11 @@ RANGES: dict[str, Any] = {
     "train.log_every_steps": whole("[1, 2147483647]", "steps"),
     "train.checkpoint_every_steps": whole("[1, 2147483647]", "steps", none=True),
     "train.keep": whole(_COUNT, "checkpoints"),
+    # ----- plan
+    "plan.memory_gib": real("(0, 1e6]", "GiB"),
+    "plan.steps": whole("[1, 1000000000]", "steps", none=True),
+    "plan.minutes": real("(0, 1e6]", "minutes", none=True),
+    "plan.voxels_per_second": real("(0, 1e12]", "voxels", none=True),
     # ----- mesh and inference
     "mesh.data": whole(_COUNT, "devices", also=(-1,)),
     "mesh.depth": whole(_COUNT, "devices"),

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 
 from crossdim_jax import models
 from crossdim_jax.errors import ConfigError, WeightsError
+from crossdim_jax.run import auto_fields, config_gate
 from crossdim_jax.run import config as config_lib
-from crossdim_jax.run import config_gate
 from crossdim_jax.weights.file import Weights, load_weights
 from crossdim_jax.weights.merge import claims, encoder_path, merge, requirements
 from crossdim_jax.weights.paths import ENCODER
@@ -165,7 +165,7 @@ def from_config(
     Raises:
       ConfigError: naming the config and the field.
     """
-    config = config_lib.read(path, overrides)
+    config = auto_fields.without_plan(config_lib.read(path, overrides))
     for field in REQUIRED_FIELDS:
         section, key = field.split(".")
         if section not in config or key not in config[section]:

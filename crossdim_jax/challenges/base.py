@@ -261,6 +261,18 @@ class Challenge(abc.ABC):
         intensity scaling.
         """
 
+    @property
+    def structures(self) -> dict[str, tuple[int, ...]]:
+        """Label values of each region, where a rule for its largest component may be looked for.
+
+        Empty for challenges with a postprocessing of their own.
+        """
+        return {}
+
+    def description_record(self) -> dict[str, object] | None:
+        """What a later prediction must know of the data set, for JSON; None: nothing."""
+        return None
+
     def provenance(self) -> dict[str, object]:
         """Settings of the postprocessing, for the record beside the scores; plain values."""
         return {}

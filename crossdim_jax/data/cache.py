@@ -33,6 +33,7 @@ from crossdim_jax.storage.files import ANOTHER_FOLDER, writing
 CACHE_VERSION = 3  # raise it when the meaning of the cached files changes
 DTYPES = ("float32", "float16")
 MAX_FOREGROUND = 50_000  # voxels kept of each region of a case, to draw patches that hold them
+_MASKS = 2**26  # voxels times regions whose masks are held at a time
 _STALE_S = 24 * 3600.0  # a temporary file or folder this old belongs to a run that was killed
 
 
@@ -153,13 +154,10 @@ class _Cache:
         if path := content.changed():
             raise DataError(f"{path}: was changed while it was read; run again once it is complete")
         folder, digest = self._place(files, content)
-        masks = np.zeros((1, 1, 1, 0), bool)
-        if prepared.label is not None:
-            masks = self.challenge.masks(prepared.label)
         arrays = {
             "image": _narrow(prepared.image, self.dtype),
             **({} if prepared.label is None else {"label": prepared.label}),
-            "foreground": _foreground(masks, digest),
+            "foreground": _foreground(self.challenge, prepared.label, digest),
         }
         case = CachedCase(
             id=files.id,
@@ -249,18 +247,33 @@ def _narrow(image: np.ndarray, dtype: str) -> np.ndarray:
     return narrow
 
 
-def _foreground(masks: np.ndarray, digest: str) -> np.ndarray:
-    """Foreground (n, 4) of masks (z, y, x, r), see `CachedCase.foreground`; reproducible."""
+def _foreground(challenge: Challenge, label: np.ndarray | None, digest: str) -> np.ndarray:
+    """Foreground (n, 4) of a label (z, y, x), see `CachedCase.foreground`; reproducible."""
+    if label is None:
+        return np.zeros((0, 4), np.uint16)
     rng = np.random.default_rng(int(digest[:16], 16))
     rows = [np.zeros((0, 4), np.int64)]
-    for region in range(masks.shape[-1]):
-        flat = np.flatnonzero(masks[..., region])
+    for region, flat in enumerate(_voxels_of_regions(challenge, label)):
         if flat.size > MAX_FOREGROUND:
             flat = np.sort(rng.choice(flat, MAX_FOREGROUND, replace=False))
-        places = np.unravel_index(flat, masks.shape[:-1])
+        places = np.unravel_index(flat, label.shape)
         rows.append(np.stack([np.full(flat.size, region), *places], axis=-1))
-    small = max(masks.shape) <= np.iinfo(np.uint16).max
+    small = max(label.shape) <= np.iinfo(np.uint16).max
     return np.concatenate(rows).astype(np.uint16 if small else np.uint32)
+
+
+def _voxels_of_regions(challenge: Challenge, label: np.ndarray) -> list[np.ndarray]:
+    """Flat indices of the voxels of each region, ascending.
+
+    Some slices at a time: masks of a hundred regions of a large volume are more than memory holds.
+    """
+    depth = max(1, _MASKS // (label[0].size * max(1, len(challenge.regions))))
+    slabs: list[list[np.ndarray]] = []
+    for z in range(0, len(label), depth):
+        masks = challenge.masks(label[z : z + depth])
+        first = z * label[0].size
+        slabs.append([np.flatnonzero(masks[..., r]) + first for r in range(masks.shape[-1])])
+    return [np.concatenate(parts) for parts in zip(*slabs, strict=True)]
 
 
 def _remove_stale(root: Path) -> None:

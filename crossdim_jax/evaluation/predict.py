@@ -23,6 +23,8 @@ from crossdim_jax.text import shown
 
 logger = logging.getLogger(__name__)
 
+# label (z, y, x) -> label (z, y, x), on the case's own grid
+LabelFn = Callable[[np.ndarray], np.ndarray]
 # image (z, y, x, c) float32, preprocessed -> probabilities (z, y, x, k) float32
 PredictFn = Callable[[np.ndarray], np.ndarray]
 
@@ -52,12 +54,14 @@ def predict_case(
     overwrite: bool = False,
     write: bool = True,
     export: bool = False,
+    postprocess: LabelFn | None = None,
     notes: dict[str, list[str]] | None = None,
 ) -> Path:
     """Predicts one case and writes its label map on the case's own grid; returns the path.
 
     The case's label, if it has one, is not read. An existing file is left alone and its path
-    returned, unless `overwrite`: then it is removed first. write, export: see `predict_folder`.
+    returned, unless `overwrite`: then it is removed first. write, export, postprocess: see
+    `predict_folder`.
     notes: note on the preparation -> cases, to which this one is added; only a new note is said.
 
     Raises DataError if the prediction's path is one of the case's own files.
@@ -83,6 +87,8 @@ def predict_case(
     if not write:
         return path
     label = challenge.finish(probabilities, prepared)
+    if postprocess is not None:
+        label = postprocess(label)
     if export:  # first: what is there under the prediction's own name is complete
         challenge.export(Path(out_folder), files, label, case.geometry)
     return challenge.write(path, label, case.geometry)
@@ -109,6 +115,7 @@ def predict_folder(
     overwrite: bool = False,
     write: bool = True,
     export: bool = False,
+    postprocess: LabelFn | None = None,
     errors: Iterable[tuple[str, str]] = (),
     progress: bool = True,
 ) -> Result:
@@ -118,6 +125,7 @@ def predict_folder(
     write: False runs `predict_fn` on the same cases and touches no file: on all processes but the
       first, where the network spans several. All must see the same `out_folder`.
     export: also write the challenge's further formats, see `Challenge.export` and `export_all`.
+    postprocess: changes the labels before they are written.
     errors: (case id, message) of cases that already failed, put first among the result's failures.
     Raises DataError at once if `out_folder` cannot be written or is full.
     """
@@ -147,6 +155,7 @@ def predict_folder(
                     overwrite=True,
                     write=write,
                     export=export,
+                    postprocess=postprocess,
                     notes=notes,
                 )
                 result.written.append(path)

@@ -49,7 +49,8 @@ def prepare_cases(
     )
     split = dataclasses.replace(make_split(experiment, files), **content.check(experiment, files))
     _say_notes(cached)
-    _say_padding(cached, data.patch)
+    if experiment.planned is None and not (experiment.workdir / run_folder.PLAN).exists():
+        _say_padding(cached, data.patch)
     by_id = {case.id: case for case in cached}
     return split, [by_id[i] for i in split.train], [by_id[i] for i in split.validation]
 

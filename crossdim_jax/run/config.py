@@ -27,6 +27,7 @@ LATER: dict[str, Any] = {
     "train.tensorboard": False,
     "inference.mode": "window",
     "inference.flips": False,
+    "inference.keep_largest": False,
 }
 
 

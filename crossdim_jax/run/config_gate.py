@@ -220,6 +220,16 @@ def _memory(patch: Collection[int], batch_size: int) -> str | None:
     )
 
 
+def _time(minutes: float | None, speed: float | None) -> str | None:
+    if minutes is None or speed is not None:
+        return None
+    return (
+        f"config.plan.minutes={minutes}: how many steps these hold follows from "
+        "config.plan.voxels_per_second, which --mode=plan --budget_gib=GIB measures; or set "
+        "config.plan.steps"
+    )
+
+
 def _folders(cache_folder: str, root: str) -> str | None:
     if not root or Path(root).resolve() != Path(cache_folder).resolve():
         return None
@@ -253,6 +263,7 @@ RULES: dict[tuple[str, ...], Callable[..., str | None]] = {
     ("augment.flip", "data.patch"): _axes,
     ("inference.mode", "data.patch"): _whole,
     ("data.patch", "train.batch_size"): _memory,
+    ("plan.minutes", "plan.voxels_per_second"): _time,
     ("data.cache", "data.root"): _folders,
     ("data.cache",): _cache,
     ("inference.flips",): _once,

@@ -1,11 +1,14 @@
 """Evaluation of a run on the cases that were held out from it, and its report."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from crossdim_jax.errors import DataError
-from crossdim_jax.evaluation import predict, score
+from crossdim_jax.evaluation import postprocessing, predict, score
+from crossdim_jax.imaging.case import CaseFiles
 from crossdim_jax.report import page
 from crossdim_jax.run import cases, content
 from crossdim_jax.run.experiment import Experiment
@@ -70,9 +73,34 @@ def _evaluate(experiment: Experiment) -> Path:
             provenance=provenance,
         )
         say((scored / "table.md").read_text(encoding="utf-8"))
+        find_rules(experiment, files)
     path = _report(experiment)
     result.raise_if_failed()
     return path
+
+
+def find_rules(experiment: Experiment, files: Sequence[CaseFiles]) -> None:
+    """Looks for rules of postprocessing in the predictions of held-out cases, if they are wanted.
+
+    They change no score: those are of the predictions as the network made them.
+    """
+    if not experiment.inference.keep_largest:
+        return
+    challenge, folder = experiment.challenge, experiment.workdir / run_folder.PREDICTIONS
+
+    def pairs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for case in files:
+            path = challenge.prediction_path(folder, case.id)
+            if path.exists():
+                yield challenge.read_prediction(path)[0], challenge.load(case).label
+
+    rules = postprocessing.find(pairs, challenge.structures)
+    record = postprocessing.record(rules)
+    run_folder.write_json(experiment.workdir / run_folder.POSTPROCESSING, record)
+    for rule in rules:
+        say(f"postprocessing: {rule}")
+    if not rules:
+        say("postprocessing: keeping the largest component only improves nothing; nothing is done")
 
 
 def _report(experiment: Experiment) -> Path:

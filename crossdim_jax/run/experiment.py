@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,8 +18,8 @@ from crossdim_jax.errors import ConfigError
 from crossdim_jax.imaging.case import CaseFiles
 from crossdim_jax.inference import sliding_window, whole_volume
 from crossdim_jax.losses import Loss
+from crossdim_jax.run import auto_fields, config_gate, from_config
 from crossdim_jax.run import config as config_lib
-from crossdim_jax.run import config_gate, from_config
 from crossdim_jax.run.settings import Data, Inference, Training, Weights
 from crossdim_jax.runtime import sharding
 from crossdim_jax.storage import run_folder
@@ -32,7 +33,7 @@ class Experiment:
     """The parts of an experiment.
 
     Attributes:
-      config: the locked config as it was given: recorded, and not read.
+      config: the locked config as it was given, "auto" replaced: recorded, and not read.
       defaults: the config file's values without overrides, see `run_folder.claim`.
       workdir: the run folder.
       seed: of parameters, order of the cases, crops and dropout.
@@ -44,11 +45,13 @@ class Experiment:
       augmentation: of training patches; None for none.
       optimizer: steps per epoch -> optimiser.
       data, weights, training, inference: plain values.
+      planned: the plan that fields saying "auto" were just taken from; None if there is none.
     """
 
     config: ConfigDict
     defaults: Mapping[str, Any]
     workdir: Path
+    planned: auto_fields.Planned | None = None
     seed: int
     challenge: Challenge
     model: Any
@@ -173,41 +176,55 @@ def build(
     *,
     defaults: Mapping[str, Any] | None = None,
     trains: bool = True,
+    folds: bool = False,
 ) -> Experiment:
-    """Builds an experiment; generates the phantoms of a demo's config.
+    """Builds an experiment; generates the phantoms of a demo's config, and plans a new training.
 
     Args:
       config: locked; an older one may lack fields, see `config.complete`.
       workdir: the run folder.
       defaults: the config file's values without overrides.
       trains: False for a mode that makes no step: the batch need not fit the devices then.
+      folds: True plans from all cases, for a cross-validation.
 
     Raises:
       ConfigError: with all that is wrong, each field by its name.
+      DataError: there is a field to plan, and the data cannot be read.
     """
     if not str(workdir):
         raise ConfigError("--workdir is empty: say where the run's files go, --workdir=runs/NAME")
     config_gate.check_path("--workdir", str(workdir))
     config_gate.check_sections(config.to_dict())
+    config, planned = auto_fields.resolve(config, workdir, trains=trains, folds=folds)
     found, full = config_gate.Findings(config.to_dict()), config_lib.complete(config)
-    parts = _parts(found, full)
+    parts = _parts(found, full, run_folder.description(workdir))
     _check_fits(found, parts, trains=trains)
     found.part(["data.root"], _check_workdir, workdir, parts["data"].root)
     found.refuse()
     changes = parts.pop("changes")
     parts["augmentation"] = augment.make(changes) if changes.active else None
     from_config.phantoms(full, parts["challenge"], parts["data"].root)
-    return Experiment(config=config, defaults=dict(defaults or {}), workdir=Path(workdir), **parts)
+    return Experiment(
+        config=config,
+        defaults=dict(defaults or {}),
+        workdir=Path(workdir),
+        planned=planned,
+        **parts,
+    )
 
 
-def _parts(found: config_gate.Findings, full: ConfigDict) -> dict[str, Any]:
-    """The parts of an experiment by name, None for those that cannot be made."""
+def _parts(found: config_gate.Findings, full: ConfigDict, described: Path | None) -> dict[str, Any]:
+    """The parts of an experiment by name, None for those that cannot be made.
+
+    described: see `from_config.challenge`.
+    """
     part = found.part
     patch = part(["data.patch"], from_config.patch, full)
     epochs, optimizer = part(["optim", "train.epochs"], from_config.optimizer, full) or (None, None)
     training, shape = from_config.training(full, epochs), from_config.mesh_shape(full)
     sizes = ["challenge", "data.patch", "data.grid_tolerance_mm"]
-    challenge = part(sizes, from_config.challenge, full, patch)
+    make = functools.partial(from_config.challenge, described=described)
+    challenge = part(sizes, make, full, patch)
     classes = len(challenge.classes) if challenge else 1  # any number shows what is wrong
     batch = ["mesh", "train.batch_size", "train.accumulate"]
     return {
@@ -236,6 +253,7 @@ def _check_fits(found: config_gate.Findings, parts: Mapping[str, Any], *, trains
     flips = parts["inference"].flips
     found.part(["inference.flips"], _check_flips, challenge, flips, patch)
     found.part([], _check_mirroring, challenge, parts["changes"], patch)
+    found.part([], _check_postprocessing, challenge, parts["inference"])
 
 
 def _check_workdir(workdir: str | os.PathLike, root: str) -> None:
@@ -274,3 +292,11 @@ def _check_flips(challenge: Challenge, flips: Any, patch: tuple[int, ...]) -> No
 
 def _check_mirroring(challenge: Challenge, changes: augment.Settings, patch: tuple) -> None:
     challenge.check_flips(changes.flip, len(patch), "augment.flip")
+
+
+def _check_postprocessing(challenge: Challenge, inference: Inference) -> None:
+    if inference.keep_largest and not challenge.structures:
+        raise ConfigError(
+            f"config.inference.keep_largest=True: {challenge.name} has a postprocessing of its "
+            "own, or takes none; it is for data sets of one's own"
+        )

@@ -16,7 +16,7 @@ from crossdim_jax.errors import ConfigError
 from crossdim_jax.evaluation import predict as predict_lib
 from crossdim_jax.evaluation import score
 from crossdim_jax.report import page
-from crossdim_jax.run import cases, content, train
+from crossdim_jax.run import cases, content, evaluate, train
 from crossdim_jax.run.ensemble import DONE, all_folds
 from crossdim_jax.run.experiment import Experiment
 from crossdim_jax.runtime import stop
@@ -114,6 +114,7 @@ def _combine(experiment: Experiment, folds: list[Experiment]) -> Path:
     )
     table = experiment.workdir / run_folder.EVALUATION / "table.md"
     say(table.read_text(encoding="utf-8"))
+    evaluate.find_rules(experiment, files)
     return page.write(experiment.workdir, experiment.challenge, files)
 
 

@@ -5,6 +5,7 @@ is there.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from ml_collections import ConfigDict
 from crossdim_jax import challenges, losses, models, ops
 from crossdim_jax.challenges.base import Challenge
 from crossdim_jax.data import augment
+from crossdim_jax.data.plan_length import Budget
 from crossdim_jax.errors import ConfigError
 from crossdim_jax.run.settings import Data, Inference, Training, Weights
 from crossdim_jax.runtime import distributed, sharding
@@ -82,15 +84,22 @@ def inference(config: ConfigDict) -> Inference:
         overlap=config.inference.overlap,
         flips=config.inference.flips,
         window_batch=config.inference.window_batch,
+        keep_largest=config.inference.keep_largest,
     )
 
 
-def challenge(config: ConfigDict, patch: tuple[int, ...]) -> Challenge:
+def challenge(
+    config: ConfigDict, patch: tuple[int, ...], described: Path | None = None
+) -> Challenge:
     """The challenge; every slice of it is brought to a patch (y, x).
+
+    described: the file in which the run keeps what its data set said; None if there is none.
 
     Raises ConfigError: a setting is unknown or has a wrong value.
     """
     settings = config.challenge.to_dict()
+    if described is not None:
+        settings["described"] = described
     if len(patch) == 2:
         settings["size"] = patch
     result = challenges.get(settings.pop("name"), **settings)
@@ -118,10 +127,16 @@ def model(config: ConfigDict, out_channels: int, depth_shards: int) -> Any:
 
     Raises ConfigError: an attribute is unknown or has a wrong value.
     """
-    attributes = config.model.to_dict()
-    if "ops" in attributes:
-        attributes["ops"] = ops.choose(attributes["ops"], depth_shards=depth_shards)
-    return models.build(attributes.pop("name"), out_channels=out_channels, **attributes)
+    given = attributes(config, depth_shards)
+    return models.build(given.pop("name"), out_channels=out_channels, **given)
+
+
+def attributes(config: ConfigDict, depth_shards: int) -> dict[str, Any]:
+    """The section `model`, its operations chosen."""
+    result = config.model.to_dict()
+    if "ops" in result:
+        result["ops"] = ops.choose(result["ops"], depth_shards=depth_shards)
+    return result
 
 
 def loss(config: ConfigDict, challenge: Challenge) -> losses.Loss:
@@ -146,20 +161,20 @@ def optimizer(config: ConfigDict) -> tuple[int, Callable[[int], optim.Optimizer]
 
     Without a number of epochs an exponential schedule trains until its end.
     """
-    settings, epochs = config.optim.to_dict(), config.train.epochs
+    settings, epochs = _optim(config), config.train.epochs
     name, schedule = settings.pop("name"), settings.pop("schedule")
-    rates = settings.pop("learning_rate"), settings.pop("learning_rate_end")
+    ends = settings.pop("learning_rate"), settings.pop("learning_rate_end")
     constant_epochs, decay = settings.pop("constant_epochs"), settings.pop("decay_per_epoch")
     freeze_epochs = settings.pop("freeze_epochs")
     if epochs is None:
-        epochs = optim.epochs_until(*rates, decay)
+        epochs = optim.epochs_until(*ends, decay)
 
     def make(steps_per_epoch: int) -> optim.Optimizer:
         if schedule == "exponential":
-            rate = optim.exponential(*rates, decay_per_epoch=decay, steps_per_epoch=steps_per_epoch)
+            rate = optim.exponential(*ends, decay_per_epoch=decay, steps_per_epoch=steps_per_epoch)
         else:
             rate = optim.constant_then_cosine(
-                *rates,
+                *ends,
                 constant_epochs=constant_epochs,
                 epochs=epochs,
                 steps_per_epoch=steps_per_epoch,
@@ -168,6 +183,36 @@ def optimizer(config: ConfigDict) -> tuple[int, Callable[[int], optim.Optimizer]
         return optim.make(name, rate, freeze_steps=freeze_steps, **settings)
 
     return epochs, make
+
+
+def _optim(config: ConfigDict) -> dict[str, Any]:
+    return config.optim.to_dict()
+
+
+def rates(config: ConfigDict) -> tuple[float, float]:
+    """The first and the last learning rate."""
+    fields = _optim(config)
+    return fields["learning_rate"], fields["learning_rate_end"]
+
+
+def epochs_until(config: ConfigDict) -> int | None:
+    """Epochs until an exponential schedule has come to its end; None if it does not say."""
+    fields = _optim(config)
+    decay = fields["decay_per_epoch"]
+    if fields["schedule"] != "exponential" or not isinstance(decay, float):
+        return None
+    return optim.epochs_until(*rates(config), decay)
+
+
+def unused_by_schedule(config: ConfigDict) -> str:
+    """The field of the section `optim` that belongs to the other schedule."""
+    exponential = _optim(config)["schedule"] == "exponential"
+    return "optim.constant_epochs" if exponential else "optim.decay_per_epoch"
+
+
+def budget(config: ConfigDict) -> Budget:
+    """The section `plan`, if there is one: what a training may take."""
+    return Budget(**config.plan.to_dict()) if "plan" in config else Budget()
 
 
 def mesh_shape(config: ConfigDict) -> tuple[int, int]:

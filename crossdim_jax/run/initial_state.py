@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from crossdim_jax.data import cache
-from crossdim_jax.errors import ConfigError
+from crossdim_jax.errors import ConfigError, WeightsError
 from crossdim_jax.run import cases, weights_of_run
 from crossdim_jax.run.experiment import Experiment
 from crossdim_jax.runtime.distributed import say
@@ -36,6 +36,17 @@ def load_weights(experiment: Experiment) -> Weights | None:
                 "empty: random parameters have no statistics worth measuring; set it to 0"
             )
         return None
+    try:
+        weights = _checked(experiment)
+    except WeightsError as error:
+        raise WeightsError(f"{error}{_port_command(experiment)}") from error
+    say(describe(weights.metadata))
+    return weights
+
+
+def _checked(experiment: Experiment) -> Weights:
+    """The weights that the config names, which fit the network; see `load_weights`."""
+    options, patches = experiment.weights, experiment.weights.reestimate
     of_run = Path(options.file).is_dir()
     weights = weights_of_run.load(options.file) if of_run else file.load_weights(options.file)
     image = jax.ShapeDtypeStruct(experiment.image_shape, jnp.float32)
@@ -53,8 +64,23 @@ def load_weights(experiment: Experiment) -> Weights | None:
         ignore=options.ignore,
         reestimate=patches,
     )
-    say(describe(weights.metadata))
     return weights
+
+
+def _port_command(experiment: Experiment) -> str:
+    """How weights are made for the depth kernels of the experiment; "" if those of the plane do."""
+    kernels = experiment.model.encoder.depth_kernels
+    path = Path(experiment.weights.file)
+    if kernels is None or path.suffix != ".safetensors":
+        return ""
+    taps = (kernels,) if isinstance(kernels, int) else kernels
+    own = path.with_stem(f"{path.stem}_d{'.'.join(map(str, taps))}")
+    same = f"--config.weights.file={own}"
+    return (
+        "\nThe kernels of this encoder have taps of their own along depth. Make their weights by\n"
+        f'  python -m weight_port --config=CONFIG --config.model.depth_kernels="{tuple(taps)}" '
+        f"{same}\nand train with {same}; --config.weights.file= starts from random weights"
+    )
 
 
 def first_state(

@@ -7,7 +7,17 @@ from ml_collections import config_flags
 
 from crossdim_jax.errors import ConfigError, CrossdimError
 from crossdim_jax.report import compare
-from crossdim_jax.run import config, evaluate, experiment, folds, plan, predict, train, view
+from crossdim_jax.run import (
+    auto_fields,
+    config,
+    evaluate,
+    experiment,
+    folds,
+    plan,
+    predict,
+    train,
+    view,
+)
 from crossdim_jax.runtime import compile_cache, distributed, memory
 from crossdim_jax.storage import files
 from crossdim_jax.text import for_stream, make_visible
@@ -19,13 +29,16 @@ MODE = flags.DEFINE_enum(
     "train",
     ["train", "folds", "evaluate", "predict", "report", "plan", "view"],
     "train ends with evaluation and the report; folds trains all folds and scores them together; "
-    "plan says what training would take; view writes a page for each case, to scroll through it.",
+    "plan shows the plan of a data set, or says what training would take; view writes a page for "
+    "each case, to scroll through it.",
 )
 INPUT = flags.DEFINE_string("input", "", "predict, view: a folder of cases, labelled or not.")
 OUTPUT = flags.DEFINE_string(
-    "output", "", "predict, report of several: where to write; view: predictions."
+    "output", "", "predict, report of several: where to write; view: predictions of the input."
 )
-BUDGET = flags.DEFINE_float("budget_gib", None, "plan: memory of a device; default what it has.")
+BUDGET = flags.DEFINE_float(
+    "budget_gib", None, "plan: measures a step, for a device of so much memory; what it has."
+)
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "predict: also cases that are already there.")
 COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, for several hosts.")
 PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes, with --coordinator.")
@@ -52,13 +65,14 @@ def main(argv: list[str]) -> None:
         WORKDIR.value,
         defaults=config.read(file).to_dict(),
         trains=MODE.value in ("train", "folds", "plan"),
+        folds=MODE.value == "folds",
     )
     if MODE.value == "predict":
         told = predict.run(job, INPUT.value, OUTPUT.value, overwrite=OVERWRITE.value)
     elif MODE.value == "view":
         told = view.run(job, INPUT.value, OUTPUT.value)
     elif MODE.value == "plan":
-        told = plan.run(job, budget_gib=BUDGET.value)
+        told = _plan(job)
     else:
         run = {
             "train": train.run,
@@ -68,6 +82,15 @@ def main(argv: list[str]) -> None:
         }[MODE.value]
         told = run(job)
     distributed.say(str(told))
+
+
+def _plan(job: experiment.Experiment) -> str:
+    """The plan that the data set was given, else what a training takes on this device."""
+    recorded = "" if job.planned else auto_fields.recorded_plan(job.workdir)
+    if BUDGET.value is None and (job.planned or recorded):  # a new one has been said
+        more = "--budget_gib=GIB measures what a training by this plan takes on this device"
+        return "\n".join(filter(None, [recorded, more]))
+    return plan.run(job, budget_gib=BUDGET.value)
 
 
 def parse(argv: list[str]) -> list[str]:

@@ -110,7 +110,11 @@ def run(experiment: Experiment, *, budget_gib: float | None = None) -> str:
             f"{duration(steps * seconds)} for {steps} steps; {options.epochs} epochs "
             f"{duration(steps * seconds * options.epochs)}, validation not counted"
         )
-    lines.append(f"a step               {seconds:.3f} s, the median of {TIMED_STEPS}")
+    speed = options.batch_size * np.prod(patch, dtype=float) / seconds
+    lines.append(
+        f"a step               {seconds:.3f} s, the median of {TIMED_STEPS}: {speed:.3g} voxels a "
+        "second"
+    )
     lines.append(f"an epoch             {epoch}")
     return "\n".join(lines)
 

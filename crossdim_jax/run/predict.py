@@ -1,15 +1,17 @@
 """Prediction of a folder of cases by the weights of a run, or of all folds together."""
 
+import functools
 from pathlib import Path
 
 import jax
 
 from crossdim_jax.errors import ConfigError
-from crossdim_jax.evaluation import predict
+from crossdim_jax.evaluation import postprocessing, predict
 from crossdim_jax.run import ensemble
 from crossdim_jax.run.experiment import Experiment
 from crossdim_jax.runtime import stop
 from crossdim_jax.runtime.distributed import say
+from crossdim_jax.storage import run_folder
 
 
 def run(experiment: Experiment, source: str, target: str, *, overwrite: bool = False) -> Path:
@@ -46,6 +48,7 @@ def run(experiment: Experiment, source: str, target: str, *, overwrite: bool = F
         overwrite=overwrite,
         write=first,
         export=True,
+        postprocess=_postprocess(experiment),
         errors=failed,
         progress=first,
     )
@@ -55,3 +58,16 @@ def run(experiment: Experiment, source: str, target: str, *, overwrite: bool = F
     )
     result.raise_if_failed()
     return folder
+
+
+def _postprocess(experiment: Experiment) -> predict.LabelFn | None:
+    """The rules that the held-out cases of the run support; None unless the config asks for them.
+
+    Raises DataError if they were not looked for, or their record is damaged.
+    """
+    if not experiment.inference.keep_largest:
+        return None
+    rules = postprocessing.read(experiment.workdir / run_folder.POSTPROCESSING)
+    for rule in rules:
+        say(f"postprocessing: {rule}")
+    return functools.partial(postprocessing.apply, rules=rules)

@@ -91,9 +91,12 @@ class Inference:
       overlap: fraction of a window shared with its neighbour.
       flips: test-time flips, see `sliding_window.flip_axes`.
       window_batch: windows at a time on each device of the mesh's axis `data`.
+      keep_largest: True finds rules of postprocessing in an evaluation, and applies them in a
+        prediction, see `evaluation.postprocessing`.
     """
 
     mode: str
     overlap: float
     flips: bool | tuple[int, ...]
     window_batch: int
+    keep_largest: bool

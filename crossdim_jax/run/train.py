@@ -44,6 +44,7 @@ def run(experiment: Experiment) -> Path:
             split.write(workdir / run_folder.SPLITS)
             if record is not None:
                 run_folder.write_json(workdir / run_folder.WEIGHTS, record)
+            _write_plan(experiment)
             cost.record(workdir, state, experiment.mesh.size)
         # Also of a start that is stopped: it may be the one that compiled.
         peak = functools.partial(cost.record_peak, workdir)
@@ -57,6 +58,16 @@ def run(experiment: Experiment) -> Path:
                 validation=_validation(experiment, held_out) if held_out else None,
             )
     return evaluate.run(experiment) if held_out else evaluate.report(experiment)
+
+
+def _write_plan(experiment: Experiment) -> None:
+    """Records the plan, and what the data set says of itself, for those that go on and predict."""
+    if experiment.planned is not None:
+        experiment.planned.write(experiment.workdir)
+    described = experiment.challenge.description_record()
+    if described is not None:
+        path = experiment.workdir / run_folder.DATASET
+        run_folder.write_json(path, described, sort_keys=False)
 
 
 def _settings(experiment: Experiment, steps_per_epoch: int) -> TrainSettings:

@@ -31,6 +31,9 @@ CONFIG = "config.json"
 SPLITS = "splits.json"
 WEIGHTS = "weights.json"
 RUN = "run.json"
+PLAN = "plan.json"
+DATASET = "dataset.json"  # what the data set said of its channels and labels
+POSTPROCESSING = "postprocessing.json"
 PREDICTIONS = "predictions"
 EVALUATION = "evaluation"
 
@@ -46,6 +49,7 @@ HARMLESS = (
     r"challenge\.(root|fold)",  # the same as data.root, and once as data.split.fold
     r"weights\.file",  # read at the first start only
     r"(.*\.)?skip_nonfinite",  # up to now all were finite, or few enough
+    r"plan(\..*)?",  # a budget: what was planned with it is in the other fields
     r"(inference|evaluate|predict|report|mesh)(\..*)?",
 )
 
@@ -86,7 +90,7 @@ def claim(
         workdir.mkdir(parents=True, exist_ok=True)
         resumed = has_checkpoint(workdir)
     if resumed:
-        recorded, source = _recorded(workdir)
+        recorded, source = recorded_config(workdir)
         _refuse_other(workdir, recorded, config, harmless, defaults or {})
         if write and source != path:
             logger.warning("%s: was not there; it is written anew, as in %s", path, source)
@@ -116,7 +120,20 @@ def read_cost(workdir: str | os.PathLike) -> dict[str, Any]:
     return read_record(path, optional=forms, remedy="the next training makes it anew")
 
 
-def _recorded(workdir: Path) -> tuple[dict[str, Any], Path]:
+def of_run(workdir: str | os.PathLike) -> Path | None:
+    """The folder that says how a run was made: its own, or that of its first fold; None if none."""
+    folders = [Path(workdir), *sorted(Path(workdir).glob("fold_*"))]
+    return next((folder for folder in folders if has_checkpoint(folder)), None)
+
+
+def description(workdir: str | os.PathLike) -> Path | None:
+    """The file in which a run keeps what its data set said; None if it has none."""
+    folder = of_run(workdir)
+    path = None if folder is None else folder / DATASET
+    return path if path is not None and os.path.lexists(path) else None
+
+
+def recorded_config(workdir: Path) -> tuple[dict[str, Any], Path]:
     """The config of a run that has checkpoints, and where it was found.
 
     Every checkpoint holds it too, without the folders in it: that counts if config.json is gone.
@@ -149,10 +166,13 @@ def _in_checkpoints(workdir: str | os.PathLike) -> tuple[dict[str, Any], Path]:
     return {}, folder
 
 
-def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Writes a record of the run folder. Raises DataError, naming the folder, if it cannot."""
+def write_json(path: Path, record: Mapping[str, Any], *, sort_keys: bool = True) -> None:
+    """Writes a record of the run folder. Raises DataError, naming the folder, if it cannot.
+
+    sort_keys: False where the order of the fields says something.
+    """
     with _writing(path.parent):
-        write_text(path, json.dumps(record, indent=2, sort_keys=True) + "\n")
+        write_text(path, json.dumps(record, indent=2, sort_keys=sort_keys) + "\n")
 
 
 def _writing(workdir: Path) -> contextlib.AbstractContextManager[None]:
@@ -188,7 +208,7 @@ def require_same_network(
     fields = ("model", "challenge.name", "challenge.modalities")
     config = json.loads(json.dumps(config))
     free = [rf"(?!({'|'.join(map(re.escape, fields))})(\.|$)).*", r"model\.(ops|dtype)"]
-    _refuse_other(workdir, _recorded(workdir)[0], config, free, defaults or {})
+    _refuse_other(workdir, recorded_config(workdir)[0], config, free, defaults or {})
 
 
 @contextlib.contextmanager

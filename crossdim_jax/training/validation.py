@@ -68,33 +68,47 @@ def validate(variables: Any, validation: Validation) -> np.ndarray:
     totals, present, first = Totals(), False, _first(validation)
     for case in validation.cases:
         try:
-            image = np.asarray(case.image, np.float32)
-            targets, weights = validation.encode(np.asarray(case.label), case.kind)
-            probabilities = np.asarray(validation.predict(variables, image))
-            if validation.activation == "softmax":
-                best = probabilities.argmax(-1)[..., None]
-                predicted = best == np.arange(probabilities.shape[-1])
-            else:
-                predicted = probabilities > validation.threshold
-            if predicted.shape != targets.shape:
-                raise ValueError(f"predicted {predicted.shape}, expected {targets.shape}")
+            overlap, size, there, weights = _counts(variables, validation, case)
         except Exception as error:
             error.add_note(f"while validating case {case.id}")
             raise
-        axes = tuple(range(targets.ndim - 1))
-        truth = targets > 0
-        predicted = predicted & (targets >= 0)  # -1: nobody annotated the voxel
-        overlap, size = (predicted & truth).sum(axes), predicted.sum(axes) + truth.sum(axes)
         dice = np.where(size > 0, 2 * overlap / np.maximum(size, 1), 1.0)
         counted = np.asarray(weights) > 0
         scored = counted if validation.absent_scores else counted & (size > 0)
         totals.add({"dice": ((dice * scored)[first:], scored[first:])})
-        present = present | (truth.any(axes) & counted)[first:]
+        present = present | (there & counted)[first:]
     dice = totals.mean("dice")
     if absent := _absent(present, ~np.isnan(dice)):
         _say_absent(absent, len(present), len(validation.cases))
         return np.where(present, dice, np.nan)
     return dice
+
+
+def _counts(
+    variables: Any, validation: Validation, case: ValidationCase
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Of each class: voxels in truth and prediction, the sum of both's, if it is there, weight.
+
+    A slice at a time: masks of a hundred classes take as much memory as the probabilities.
+    """
+    label = np.asarray(case.label)
+    probabilities = np.asarray(validation.predict(variables, np.asarray(case.image, np.float32)))
+    totals = []
+    for z in range(len(label)):
+        targets, weights = validation.encode(label[z : z + 1], case.kind)
+        one = probabilities[z : z + 1]
+        if validation.activation == "softmax":
+            predicted = one.argmax(-1)[..., None] == np.arange(one.shape[-1])
+        else:
+            predicted = one > validation.threshold
+        if predicted.shape != targets.shape or len(label) != len(probabilities):
+            expected = (len(label), *targets.shape[1:])
+            raise ValueError(f"predicted {probabilities.shape}, expected {expected}")
+        axes, truth = tuple(range(targets.ndim - 1)), targets > 0
+        predicted = predicted & (targets >= 0)  # -1: nobody annotated the voxel
+        totals.append([(predicted & truth).sum(axes), predicted.sum(axes), truth.sum(axes)])
+    overlap, ours, theirs = np.sum(totals, 0)
+    return overlap, ours + theirs, theirs > 0, weights
 
 
 def absent_classes(validation: Validation) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ import json
 import pickle
 import random
 import shutil
+import tracemalloc
 
 import nibabel as nib
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from crossdim_jax import challenges
-from crossdim_jax.challenges.base import Evaluated
+from crossdim_jax.challenges.base import Challenge, Evaluated
 from crossdim_jax.challenges.dataset import phantom
 from crossdim_jax.challenges.dataset.description import read
 from crossdim_jax.errors import ConfigError, CrossdimError, DataError
@@ -387,3 +388,34 @@ def test_no_dataset_json_does_anything_but_work_or_be_refused_by_name(tmp_path, 
             refused += 1
             assert str(tmp_path) in str(error)
     assert 100 < refused < 300
+
+
+def many(classes):
+    names = {f"r{i}": i for i in range(1, classes)}
+    return challenges.get(
+        "dataset",
+        described={
+            "channel_names": {"0": "T1"},
+            "labels": {"background": 0, **names},
+            "file_ending": ".nii.gz",
+        },
+    )
+
+
+def test_structures_scored_one_by_one_score_as_all_together():
+    dataset, rng = many(5), np.random.default_rng(0)
+    truth, predicted = rng.integers(0, 4, (2, 6, 7, 8)).astype(np.uint8)
+    together = Challenge.score(dataset, truth, predicted, (2.0, 1.0, 1.5))
+    row = dataset.score(truth, predicted, (2.0, 1.0, 1.5))
+    assert list(row) == list(together)
+    np.testing.assert_array_equal(list(row.values()), list(together.values()))
+
+
+def test_scoring_of_many_structures_holds_the_masks_of_one():
+    dataset, shape = many(140), (12, 40, 40)
+    truth = np.arange(np.prod(shape)).reshape(shape).astype(np.uint8) % 3
+    tracemalloc.start()
+    dataset.score(truth, truth, (1.0, 1.0, 1.0))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 60 * truth.size < 2 * 139 * truth.size  # distances are float64

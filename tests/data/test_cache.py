@@ -48,6 +48,19 @@ def test_a_large_foreground_is_sampled_the_same_way_every_time(
     assert regions[tuple(one.foreground.T)].all()
 
 
+def test_foreground_is_the_same_from_masks_of_single_slices(
+    challenge, phantom_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(cache, "MAX_FOREGROUND", 50)
+    whole = build(challenge, phantom_folder, tmp_path / "a")
+    monkeypatch.setattr(cache, "_MASKS", 1)
+    heights, masks = [], challenge.masks
+    monkeypatch.setattr(challenge, "masks", lambda la: heights.append(len(la)) or masks(la))
+    for one, two in zip(whole, build(challenge, phantom_folder, tmp_path / "b"), strict=True):
+        np.testing.assert_array_equal(one.foreground, two.foreground)
+    assert set(heights) == {1}
+
+
 def test_a_case_is_decoded_once(challenge, phantom_folder, tmp_path, monkeypatch):
     first = build(challenge, phantom_folder, tmp_path / "cache")
 

@@ -41,9 +41,9 @@ class Dataset(Challenge):
       file: name of the JSON in `root`.
       spacing_mm: (z, y, x) to which volumes are resampled, see `imaging.spacing`; None: they are
         not.
-      normalisation: a scheme for each channel, of `description.SCHEMES`, or one for all; None: as
+      normalisation: a scheme for each channel, of `normalise.SCHEMES`, or one for all; None: as
         the channels' names say.
-      intensities: for "ct", `intensities.STATISTICS` of the data set's foreground by the number or
+      intensities: for "ct", `normalise.STATISTICS` of the data set's foreground by the number or
         the name of the channel; None: those of each image.
       tolerance_mm: of the normalised surface distance.
       sides: "auto": labels whose names say left or right forbid mirroring; "none": they do not.
@@ -52,8 +52,8 @@ class Dataset(Challenge):
       outside_root: True if files that the JSON lists may lie outside `root`.
       analyze_axes: how the axes of Analyze 7.5 files run, such as "LAS"; "": such files are
         refused, see `imaging.analyze`.
-      described: a dataset.json as a mapping, in place of that in `root`: what a network was trained
-        with (see `Description.record`).
+      described: a dataset.json as a mapping or a file, in place of that in `root`: what a network
+        was trained with (see `Description.record`).
       aggregate: see `metrics.aggregate`.
 
     Attributes:
@@ -82,7 +82,7 @@ class Dataset(Challenge):
         patient: str = "",
         outside_root: bool = False,
         analyze_axes: str = "",
-        described: Mapping[str, object] | None = None,
+        described: Mapping[str, object] | Path | None = None,
         aggregate: str = "clean",
     ):
         described = self.fixed if described is None else described
@@ -105,8 +105,10 @@ class Dataset(Challenge):
             self._own = description.read(Path(root), file)
             self.description = self._completed(self._own)
         else:
-            self._own = None
-            self.description = description.of_record(described, Path(root or ".") / file)
+            self._own, path = None, Path(root or ".") / file
+            if isinstance(described, Path):
+                path, described = described, description.read_json(described)
+            self.description = description.of_record(described, path)
         self.modalities = tuple(channel.name for channel in self.description.channels)
         self._rules = dataclasses.replace(self._rules, channels=self.modalities)
         self.labels = self.description.labels
@@ -141,7 +143,10 @@ class Dataset(Challenge):
             ("channels", self.modalities, tuple(channel.name for channel in found.channels)),
         ):
             if theirs and theirs != ours:
-                raise DataError(f"{found.path}: its {what} are {theirs}, expected {ours}")
+                raise DataError(
+                    f"{found.path}: its {what} are {theirs}, expected {ours} in this order, as "
+                    f"{self.description.path} says; correct it, or train a new run"
+                )
 
     def _completed(self, found: Description) -> Description:
         """With channels and labels, told from the files where nothing names them."""
@@ -252,7 +257,12 @@ class Dataset(Challenge):
         known = self.labels.known(truth_label)
         if known is not None and predicted_label.shape == truth_label.shape:
             predicted_label = np.where(known, predicted_label, 0).astype(predicted_label.dtype)
-        return super().score(truth_label, predicted_label, spacing_mm, kind=kind)
+        profile, row = metrics.PROFILES[self.profile], {}
+        for region, values in self.structures.items():  # one at a time: there may be a hundred
+            masks = (np.isin(label, values)[..., None] for label in (truth_label, predicted_label))
+            row |= profile.score(*masks, regions=(region,), spacing_mm=spacing_mm)
+        names = (f"{m.name}_{region}" for m in profile.metrics for region in self.regions)
+        return {name: row[name] for name in names}
 
     def tables(self, evaluated: Sequence[Evaluated]) -> list[Table]:
         """See `Challenge.tables`: the mean over the foreground."""
@@ -321,6 +331,15 @@ class Dataset(Challenge):
         """See `Challenge.official_split` and `folds.lists`: one fold of the data set's own."""
         cases, _ = self.scan(Path(root), labelled=True)
         return folds.lists(self._of(Path(root)), cases, fold)
+
+    @property
+    def structures(self) -> dict[str, tuple[int, ...]]:
+        """See `Challenge.structures`."""
+        return dict(zip(self.labels.names, self.labels.values, strict=True))
+
+    def description_record(self) -> dict[str, object]:
+        """See `Challenge.description_record`: a dataset.json."""
+        return self.description.record()
 
     def provenance(self) -> dict[str, object]:
         """See `Challenge.provenance`."""

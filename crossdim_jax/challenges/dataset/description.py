@@ -18,13 +18,10 @@ from crossdim_jax.challenges.dataset import colours as colours_lib
 from crossdim_jax.challenges.dataset.labels import Faults, Labels, parse
 from crossdim_jax.challenges.nifti_folders import listing, warn_once
 from crossdim_jax.errors import ConfigError, DataError, ManyErrors
-from crossdim_jax.imaging import volume
+from crossdim_jax.imaging import normalise, volume
 from crossdim_jax.storage import records
 
 FILE = "dataset.json"
-# Names of channels that say how their intensities are normalised (nnU-Net 2.8.1,
-# map_channel_name_to_normalization.py); any other name means a z-score.
-SCHEMES = ("ct", "nonorm", "zscore", "rescale_to_0_1", "rgb_to_0_1")
 # Pairs of folders, of images and of labels, where no JSON says which.
 FOLDERS = (("imagesTr", "labelsTr"), ("images", "labels"), ("image", "label"))
 _REMEDY = "correct it by hand, or make the data set's folder anew"
@@ -39,7 +36,7 @@ class Channel:
 
     Attributes:
       name: as the data set calls it.
-      normalisation: one of `SCHEMES`.
+      normalisation: a key of `normalise.SCHEMES`.
     """
 
     name: str
@@ -48,8 +45,7 @@ class Channel:
     @classmethod
     def of(cls, name: str) -> "Channel":
         """The channel of that name, normalised as the name says."""
-        scheme = name.casefold()
-        return cls(name, scheme if scheme in SCHEMES else "zscore")
+        return cls(name, normalise.scheme_of(name))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,12 +128,12 @@ def read(root: Path, file: str = FILE) -> Description:
     if not path.resolve().is_relative_to(root.resolve()):
         raise ConfigError(f"file is {file!r}; expected the name of a file in {root}")
     if path.exists() or file != FILE:
-        return of_record(records.read_record(path, remedy=_REMEDY, limit=_LIMIT), path)
+        return of_record(read_json(path), path)
     if any(all((root / name).is_dir() for name in pair) for pair in FOLDERS):
         return Description(root, "folders", (), None)
     others = [path for path in sorted(root.glob("*.json")) if not path.name.startswith(".")]
     if len(others) == 1 and others[0].name != "patients.json":
-        record = records.read_record(others[0], remedy=_REMEDY, limit=_LIMIT)
+        record = read_json(others[0])
         if isinstance(record.get("training"), list):
             return of_record(record, others[0])
     pairs = " or ".join(f"{images}/ and {labels}/" for images, labels in FOLDERS[:2])
@@ -145,6 +141,11 @@ def read(root: Path, file: str = FILE) -> Description:
         f"{root}: holds no {FILE}, and no two folders {pairs} without one; found: {listing(root)}. "
         f"Give the folder with the {FILE} as the root{_other_name(others)}"
     )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object that a file holds. Raises DataError, naming it, if it holds none."""
+    return records.read_record(path, remedy=_REMEDY, limit=_LIMIT)
 
 
 def _other_name(others: Sequence[Path]) -> str:

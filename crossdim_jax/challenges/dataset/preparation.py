@@ -4,8 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from crossdim_jax.challenges.dataset import intensities
-from crossdim_jax.imaging import preprocess, resample, spacing
+from crossdim_jax.imaging import normalise, preprocess, resample, spacing
 from crossdim_jax.imaging.case import Case, Prepared
 
 Statistics = Sequence[Mapping[str, float] | None]
@@ -24,7 +23,7 @@ def prepare(
 
     Args:
       case: with or without a label.
-      names, schemes, statistics: of each channel, see `intensities.normalise`.
+      names, schemes, statistics: of each channel, see `normalise.normalise`.
       size: (y, x) to which every slice is brought, for 2D networks; these are not cropped, and all
         of their pixels are inside. None for volumes.
       spacing_mm: (z, y, x) to which volumes are resampled; None: they keep their grid.
@@ -40,7 +39,7 @@ def prepare(
     image, inside, notes = case.image[box], inside[box], []
     channels = np.empty(image.shape, np.float32)
     for i, (name, scheme, given) in enumerate(zip(names, schemes, statistics, strict=True)):
-        channels[..., i], note = intensities.normalise(image[..., i], inside[..., i], scheme, given)
+        channels[..., i], note = normalise.normalise(image[..., i], inside[..., i], scheme, given)
         if note:
             notes.append(f"{name}: {note}")
     label = None if case.label is None else np.ascontiguousarray(case.label[box])

@@ -3,10 +3,9 @@
 import re
 from collections.abc import Mapping, Sequence
 
-from crossdim_jax.challenges.dataset import description, intensities
 from crossdim_jax.challenges.dataset.description import Channel
-from crossdim_jax.errors import ConfigError, check_name
-from crossdim_jax.imaging import analyze
+from crossdim_jax.errors import ConfigError
+from crossdim_jax.imaging import analyze, normalise
 
 
 def slice_size(size: Sequence[int] | None) -> tuple[int, int] | None:
@@ -64,10 +63,7 @@ def schemes(given: Sequence[str] | str | None, channels: Sequence[Channel]) -> t
             f"normalisation has {len(found)} schemes; expected {len(channels)}, one for each of "
             + ", ".join(channel.name for channel in channels)
         )
-    found = tuple(scheme.casefold() for scheme in found)  # nnU-Net writes noNorm
-    for scheme in found:
-        check_name("normalisation", scheme, description.SCHEMES)
-    return found
+    return tuple(map(normalise.check_scheme, found))
 
 
 def statistics(
@@ -79,11 +75,11 @@ def statistics(
     found = []
     for number, name in enumerate(names):
         one = given.get(str(number), given.get(name))
-        if one is not None and (lacking := set(intensities.STATISTICS) - set(one)):
+        if one is not None and (lacking := set(normalise.STATISTICS) - set(one)):
             raise ConfigError(
                 f"intensities of channel {number} ({name}) lack {', '.join(sorted(lacking))}"
             )
-        found.append(None if one is None else {n: float(one[n]) for n in intensities.STATISTICS})
+        found.append(None if one is None else {n: float(one[n]) for n in normalise.STATISTICS})
     return tuple(found)
 
 

@@ -1,33 +1,54 @@
-"""Normalisation of one channel by a scheme of nnU-Net's names."""
+"""Normalisation of intensities, one channel at a time, by a scheme that nnU-Net's names choose.
+
+Source: nnU-Net 2.8.1, preprocessing/normalization.
+"""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
+from crossdim_jax.errors import check_name
+
 STATISTICS = ("mean", "sd", "percentile_00_5", "percentile_99_5")
-_SMALL = 1e-8  # sd or maximum that is taken for none
+_SMALL = 1e-8  # sd or range that is taken for none
+
+Statistics = Mapping[str, float]
+
+
+def scheme_of(channel: str) -> str:
+    """Scheme of a channel by its name: "CT" is "ct", any name that is no scheme a z-score."""
+    scheme = channel.casefold()
+    return scheme if scheme in SCHEMES else "zscore"
+
+
+def check_scheme(scheme: Any) -> str:
+    """The scheme as `SCHEMES` spells it; raises ConfigError, listing them, if there is no such."""
+    found = scheme.casefold() if isinstance(scheme, str) else scheme  # nnU-Net writes noNorm
+    check_name("normalisation", found, SCHEMES)
+    return found
 
 
 def normalise(
-    volume: np.ndarray,
-    inside: np.ndarray,
-    scheme: str,
-    statistics: Mapping[str, float] | None,
+    volume: np.ndarray, inside: np.ndarray, scheme: str, statistics: Statistics | None = None
 ) -> tuple[np.ndarray, str]:
-    """One channel normalised, (z, y, x) float32, and a note; "" for nothing.
+    """One channel normalised, (z, y, x) float32, and a note for the user; "" for none.
 
     Args:
-      volume: (z, y, x).
-      inside: bool, of the same shape: what is not the blank outside of a masked image. Only
-        "zscore" uses it, and sets what is outside to 0.
+      volume: (z, y, x), finite.
+      inside: bool, of the same shape: what is not the blank outside of a masked image, see
+        `preprocess.inside`. Only "zscore" uses it, and sets what is outside to 0.
       scheme: a key of `SCHEMES`.
       statistics: `STATISTICS` of the data set's foreground, for "ct"; None takes those of the
         image.
+
+    Raises ValueError if values do not fit the scheme.
     """
-    return SCHEMES[scheme](volume.astype(np.float64), inside, statistics)
+    return SCHEMES[scheme](np.asarray(volume, np.float64), inside, statistics)
 
 
 def _ct(volume, inside, statistics):
+    """Clip to the 0.5 and 99.5 percentiles of the foreground, subtract its mean, divide by sd."""
     del inside
     note = ""
     if statistics is None:
@@ -45,6 +66,7 @@ def _ct(volume, inside, statistics):
 
 
 def _zscore(volume, inside, statistics):
+    """Mean 0 and sd 1 over the inside."""
     del statistics
     values, result = volume[inside], np.zeros(volume.shape, np.float32)
     # Relative: the sd of equal float values is rounding noise, not zero.
@@ -60,12 +82,14 @@ def _nothing(volume, inside, statistics):
 
 
 def _rescale(volume, inside, statistics):
+    """From 0 to 1 over the image."""
     del inside, statistics
     shifted = volume - volume.min()
     return (shifted / max(shifted.max(), _SMALL)).astype(np.float32), ""
 
 
 def _rgb(volume, inside, statistics):
+    """From 0..255 to 0..1."""
     del inside, statistics
     if volume.min() < 0 or volume.max() > 255:
         raise ValueError(
@@ -74,7 +98,7 @@ def _rgb(volume, inside, statistics):
     return (volume / 255).astype(np.float32), ""
 
 
-SCHEMES: dict[str, Callable] = {
+SCHEMES: dict[str, Callable[..., tuple[np.ndarray, str]]] = {
     "ct": _ct,
     "zscore": _zscore,
     "nonorm": _nothing,
