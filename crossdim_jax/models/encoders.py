@@ -13,12 +13,17 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from crossdim_jax.errors import lookup
-from crossdim_jax.models import efficientnet
+from crossdim_jax.models import efficientnet, regnet, resnet, vgg
 from crossdim_jax.models.family import Encoder, Feature
 from crossdim_jax.models.layers import check_norm
 from crossdim_jax.ops import explicit_padding
 
-FAMILIES = (efficientnet,)
+FAMILIES = (
+    efficientnet,
+    resnet,
+    regnet,
+    vgg,
+)
 ENCODERS: dict[str, Encoder] = {
     name: row for family in FAMILIES for name, row in family.ENCODERS.items()
 }

@@ -30,6 +30,7 @@ class Encoder(NamedTuple):
       depth_reductions: `depth_strides` -> by how much each feature is reduced along depth.
       stage: regular expression for the start of a parameter's path inside the encoder, if it is in
         a stage; group 1 is the stage's name, group 2 its number, from 0.
+      normalised: whether it has norms at all; without them `norm` is that of the layers around it.
     """
 
     family: str
@@ -39,3 +40,4 @@ class Encoder(NamedTuple):
     info: Callable[[], tuple[Feature, ...]]
     depth_reductions: Callable[..., tuple[int, ...]]
     stage: str
+    normalised: bool = True

@@ -193,6 +193,34 @@ class DropPath(nn.Module):
         return jnp.where(kept, x / keep, jnp.zeros((), x.dtype))
 
 
+def max_pool(
+    x: jax.Array, window: int, stride: int, padding: str, depth: Depth, ops_mode: str = "auto"
+) -> jax.Array:
+    """Max pooling, in whose padding nothing is found.
+
+    Along depth the window is that of the plane, no more than `depth.window`, and 1 where depth has
+    no stride: a pooling that keeps the slices does not mix them.
+
+    Args:
+      x: `(b, *spatial, c)`.
+      window, stride: in the plane.
+      padding: "same" or "symmetric", see `ops.explicit_padding`; "none" where only whole windows of
+        the plane count, as in PyTorch. Depth comes out at `ceil(size / stride)`.
+      depth: its window and stride along depth.
+      ops_mode: see `ops.choose`.
+    """
+    nd = x.ndim - 2
+    windows, strides = depth.axes(window, stride, nd)
+    if nd == 3:
+        deep = 1 if strides[0] == 1 else min(window, windows[0])
+        windows = (deep, *windows[1:])
+    convention = "same" if padding == "none" else padding
+    pads = ops.explicit_padding(x.shape[1:-1], windows, strides, convention)
+    if padding == "none":
+        pads = (*pads[: nd - 2], (0, 0), (0, 0))
+    return ops.max_pool(x, windows, strides, pads, mode=ops_mode)
+
+
 def require_multiple(spatial: Sequence[int], divisors: Sequence[int], network: str) -> None:
     """Raises ValueError, with the sizes that fit, unless each is a multiple of its divisor."""
     if any(n % d or n == 0 for n, d in zip(spatial, divisors, strict=True)):

@@ -32,6 +32,7 @@ from crossdim_jax.ops.norm import (
     instance_norm,
     instance_norm_reference,
 )
+from crossdim_jax.ops.pooling import max_pool, max_pool_lax
 
 __all__ = [
     "ACTIVATIONS",
@@ -49,6 +50,8 @@ __all__ = [
     "grouped_conv",
     "instance_norm",
     "instance_norm_reference",
+    "max_pool",
+    "max_pool_lax",
     "nearest",
     "nearest_concat_conv",
     "nearest_concat_conv_reference",
