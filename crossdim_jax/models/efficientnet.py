@@ -5,15 +5,14 @@ is renaming.
 """
 
 import functools
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from crossdim_jax.models.conv import Blur, Conv, Depth, check_depth_padding
+from crossdim_jax.models.conv import Blur, Conv, Depth
+from crossdim_jax.models.depth import Strides
 from crossdim_jax.models.efficientnet_table import ROWS, VARIANTS, Block, network
 from crossdim_jax.models.family import Encoder, Feature
 from crossdim_jax.models.layers import DropPath, Norm, SqueezeExcite
@@ -23,72 +22,14 @@ def feature_info(variant: str) -> tuple[Feature, ...]:
     """Channels and reduction (in the plane) of the five features of a variant, finest first."""
     net = network(variant)
     channels = (net.stem, *(net.stages[s][-1].channels for s in net.features))
-    return tuple(Feature(c, 2 ** (i + 1)) for i, c in enumerate(channels))
+    return tuple(map(Feature, channels, strides(variant).reductions()))
 
 
-def depths(
-    variant: str,
-    kernels: int | Sequence[int] | None = None,
-    strides: int | Sequence[int] | None = None,
-    padding: str = "zero",
-    factorised: bool = False,
-) -> tuple[Depth, ...]:
-    """Depth options of the stem, then of each stage; the arguments are `EfficientNet`'s.
-
-    Raises:
-      ValueError: there are too few or too many entries, one is not a positive number, a stage that
-        keeps its resolution has a depth stride, or the padding is unknown.
-    """
-    check_depth_padding(padding)
-    in_plane = (2, *(blocks[0].stride for blocks in network(variant).stages))
-    windows = _per_stage(variant, "depth_kernels", kernels, len(in_plane))
-    steps = _per_stage(variant, "depth_strides", strides, len(in_plane))
-    if isinstance(strides, int) or (strides is not None and len(strides) == 1):
-        steps = tuple(d if s > 1 else 1 for d, s in zip(steps, in_plane, strict=True))
-    for i, (step, stride) in enumerate(zip(steps, in_plane, strict=True)):
-        if stride == 1 and step not in (1, None):
-            allowed = [j for j, s in enumerate(in_plane) if s > 1]
-            raise ValueError(
-                f"depth_strides={tuple(strides)}: entry {i} is {step}, but stage {i - 1} of "
-                f"{variant!r} has no stride in the plane, so it must be 1; entries {allowed} may "
-                "differ"
-            )
-    return tuple(
-        Depth(window, step, padding, factorised)
-        for window, step in zip(windows, steps, strict=True)
-    )
-
-
-def _per_stage(variant, name, given, count):
-    """One entry for the stem and each stage."""
-    if given is None:
-        return (None,) * count
-    entries = (given,) if isinstance(given, int) else tuple(given)
-    entries = entries * count if len(entries) == 1 else entries
-    if len(entries) != count:
-        raise ValueError(
-            f"{name}={tuple(given)}: found {len(entries)} entries, expected one, or {count} for "
-            f"{variant!r}: the stem's and one for each of its {count - 1} stages"
-        )
-    if not all(isinstance(n, int) and n >= 1 for n in entries):
-        raise ValueError(f"{name}={given}: expected whole numbers of at least 1")
-    return entries
-
-
-def depth_reductions(variant: str, strides: int | Sequence[int] | None = None) -> tuple[int, ...]:
-    """Reductions of the five features along depth, finest first.
-
-    Args:
-      variant: a key of `efficientnet_table.ROWS`.
-      strides: `EfficientNet.depth_strides`.
-    """
+def strides(variant: str) -> Strides:
+    """Strides of a variant's stem and stages, and which of them hand on a feature."""
     net = network(variant)
     in_plane = (2, *(blocks[0].stride for blocks in net.stages))
-    steps = [
-        stride if depth.stride is None else depth.stride
-        for depth, stride in zip(depths(variant, strides=strides), in_plane, strict=True)
-    ]
-    return tuple(math.prod(steps[: s + 2]) for s in (-1, *net.features))
+    return Strides(variant, in_plane, (0, *(s + 1 for s in net.features)))
 
 
 class EfficientNetBlock(nn.Module):
@@ -226,13 +167,9 @@ class EfficientNet(nn.Module):
     ops_mode: str = "auto"
 
     def depths(self) -> tuple[Depth, ...]:
-        """Depth options of the stem, then of each stage; ValueError as `depths` says."""
-        return depths(
-            self.variant,
-            self.depth_kernels,
-            self.depth_strides,
-            self.depth_padding,
-            self.factorised,
+        """Depth options of the stem, then of each stage; ValueError as `Strides.depths` says."""
+        return strides(self.variant).depths(
+            self.depth_kernels, self.depth_strides, self.depth_padding, self.factorised
         )
 
     @nn.compact
@@ -279,7 +216,7 @@ def encoder(variant: str) -> Encoder:
         stem="conv_stem/kernel",
         norm=ROWS[variant].norm,
         info=functools.partial(feature_info, variant),
-        depth_reductions=functools.partial(depth_reductions, variant),
+        depth_reductions=lambda given=None: strides(variant).depth_reductions(given),
         stage=r"(blocks_(\d+))_\d+/",
     )
 

@@ -117,6 +117,10 @@ class EncoderSpec:
         """Channels and reduction of its features, finest first."""
         return feature_info(self.name)
 
+    def reductions(self) -> tuple[int, ...]:
+        """Reduction of each feature in the plane, finest first: 1, or 2, or 4, and so on."""
+        return tuple(feature.reduction for feature in self.feature_info())
+
     def depth_reductions(self) -> tuple[int, ...]:
         """Reduction of each feature along depth, finest first."""
         return depth_reductions(self.name, self.depth_strides)
