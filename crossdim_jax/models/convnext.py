@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from crossdim_jax.errors import lookup
 from crossdim_jax.models.conv import Conv, Depth
 from crossdim_jax.models.depth import Strides
-from crossdim_jax.models.family import Encoder, Feature
+from crossdim_jax.models.family import LAYER, Encoder, Feature
 from crossdim_jax.models.initial import Initialiser, ones, zeros
 from crossdim_jax.models.layers import DropPath
 from crossdim_jax.ops import ACTIVATIONS
@@ -128,7 +128,7 @@ class ConvNeXt(nn.Module):
     """
 
     variant: str = "tiny"
-    norm: str = "layer"
+    norm: str = LAYER
     padding: str = "symmetric"
     eps: float = 1e-6
     drop_path_rate: float = 0.2
@@ -176,7 +176,7 @@ def encoder(variant: str) -> Encoder:
         family="convnext",
         build=functools.partial(ConvNeXt, variant=variant),
         stem="stem_0/kernel",
-        norm="layer",
+        norm=LAYER,
         info=functools.partial(feature_info, variant),
         depth_reductions=strides(variant).depth_reductions,
         stage=r"(stages_(\d+))_",
