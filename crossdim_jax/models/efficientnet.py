@@ -13,21 +13,21 @@ import jax.numpy as jnp
 
 from crossdim_jax.models.conv import Blur, Conv, Depth
 from crossdim_jax.models.depth import Strides
-from crossdim_jax.models.efficientnet_table import ROWS, VARIANTS, Block, network
+from crossdim_jax.models.efficientnet_table import ROWS, VARIANTS, Block, Network, network
 from crossdim_jax.models.family import Encoder, Feature
 from crossdim_jax.models.layers import DropPath, Norm, SqueezeExcite
 
 
-def feature_info(variant: str) -> tuple[Feature, ...]:
+def feature_info(variant: str, net: Network | None = None) -> tuple[Feature, ...]:
     """Channels and reduction (in the plane) of the five features of a variant, finest first."""
-    net = network(variant)
+    net = net or network(variant)
     channels = (net.stem, *(net.stages[s][-1].channels for s in net.features))
-    return tuple(map(Feature, channels, strides(variant).reductions()))
+    return tuple(map(Feature, channels, strides(variant, net).reductions()))
 
 
-def strides(variant: str) -> Strides:
+def strides(variant: str, net: Network | None = None) -> Strides:
     """Strides of a variant's stem and stages, and which of them hand on a feature."""
-    net = network(variant)
+    net = net or network(variant)
     in_plane = (2, *(blocks[0].stride for blocks in net.stages))
     return Strides(variant, in_plane, (0, *(s + 1 for s in net.features)))
 
@@ -78,7 +78,11 @@ class EfficientNetBlock(nn.Module):
                 y = self._conv("conv_dw", 0, **windowed, **grouped)(y, routing=routing)
             y = self._blurred(self._norm(f"bn{count}", act, y, train))
             if block.reduced:
-                y = SqueezeExcite(block.reduced, act, self.dtype, self.ops_mode, name="se")(y)
+                inner = block.gate_activation or act
+                gate = SqueezeExcite(
+                    block.reduced, inner, self.dtype, self.ops_mode, block.gate, name="se"
+                )
+                y = gate(y)
             last = "conv_pw" if block.kind == "separable" else "conv_pwl"
             y = self._conv(last, block.channels, experts=block.experts)(y, routing=routing)
             y = self._norm(f"bn{count + 1}", None, y, train)
@@ -166,15 +170,19 @@ class EfficientNet(nn.Module):
     dtype: Any = jnp.float32
     ops_mode: str = "auto"
 
+    def network(self) -> Network:
+        """The blocks that it is made of."""
+        return network(self.variant)
+
     def depths(self) -> tuple[Depth, ...]:
         """Depth options of the stem, then of each stage; ValueError as `Strides.depths` says."""
-        return strides(self.variant).depths(
+        return strides(self.variant, self.network()).depths(
             self.depth_kernels, self.depth_strides, self.depth_padding, self.factorised
         )
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> list[jax.Array]:
-        net = network(self.variant)
+        net = self.network()
         depth, *stage_depths = self.depths()
         shared = {"dtype": self.dtype, "ops_mode": self.ops_mode}
         x = Conv(net.stem, 3, 2, self.padding, depth=depth, name="conv_stem", **shared)(x)

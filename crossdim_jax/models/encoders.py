@@ -13,8 +13,16 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from crossdim_jax.errors import lookup
-from crossdim_jax.models import efficientnet, regnet, resnet, vgg
-from crossdim_jax.models.family import Encoder, Feature
+from crossdim_jax.models import (
+    convnext,
+    densenet,
+    efficientnet,
+    mobilenetv3,
+    regnet,
+    resnet,
+    vgg,
+)
+from crossdim_jax.models.family import LAYER, Encoder, Feature
 from crossdim_jax.models.layers import check_norm
 from crossdim_jax.ops import explicit_padding
 
@@ -23,6 +31,9 @@ FAMILIES = (
     resnet,
     regnet,
     vgg,
+    convnext,
+    densenet,
+    mobilenetv3,
 )
 ENCODERS: dict[str, Encoder] = {
     name: row for family in FAMILIES for name, row in family.ENCODERS.items()
@@ -80,7 +91,7 @@ class EncoderSpec:
 
     Attributes:
       name: a key of `ENCODERS`.
-      norm: one of `layers.NORMS`.
+      norm: one of `layers.NORMS`; that of the layers around it alone where it has `family.LAYER`.
       padding: "same" for TensorFlow-trained weights, "symmetric" for PyTorch-trained ones; the two
         are not interchangeable at stride 2.
       eps: of the norms; 1e-3 for TensorFlow-trained weights, 1e-5 for PyTorch-trained ones.
@@ -110,6 +121,11 @@ class EncoderSpec:
         For these there are no statistics to keep frozen.
         """
         return "batch" if self.norm == "frozen" else self.norm
+
+    @property
+    def own_norm(self) -> str:
+        """Norm inside the encoder: `norm`, but for one whose LayerNorm stays whatever that says."""
+        return LAYER if norm(self.name) == LAYER else self.norm
 
     def build(
         self, *, dtype: Any = jnp.float32, ops_mode: str = "auto", name: str | None = None

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import flax.linen as nn
 
+LAYER = "layer"  # LayerNorm over the channels of each voxel
+
 
 class Feature(NamedTuple):
     """Channels of one encoder output, and by how much it is reduced in the plane."""
@@ -25,7 +27,8 @@ class Encoder(NamedTuple):
         fit it.
       stem: path of its first kernel, (*k, in, out); its shape tells the rank and the input
         channels, and porting adapts it to them.
-      norm: the norm that its weights are made for, "batch" or "group".
+      norm: the norm that its weights are made for, "batch" or "group"; or `LAYER`, which no norm
+        takes the place of.
       info: gives its `Feature`s.
       depth_reductions: `depth_strides` -> by how much each feature is reduced along depth.
       stage: regular expression for the start of a parameter's path inside the encoder, if it is in

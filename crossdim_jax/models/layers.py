@@ -152,8 +152,17 @@ class ConvNormAct(nn.Module):
         return norm(x, train=train)
 
 
+GATES = {"sigmoid": jax.nn.sigmoid, "hard_sigmoid": jax.nn.hard_sigmoid}
+
+
 class SqueezeExcite(nn.Module):
-    """Channel gate from the mean over all voxels: reduce, activation, expand, sigmoid.
+    """Channel gate from the mean over all voxels: reduce, activation, expand, gate.
+
+    Attributes:
+      reduced: channels in between.
+      activation: a key of `ops.ACTIVATIONS`.
+      dtype, ops_mode: as in `Conv`.
+      gate: a key of `GATES`.
 
     Reference: Hu et al. 2018, as in Tan and Le 2019.
     """
@@ -162,6 +171,7 @@ class SqueezeExcite(nn.Module):
     activation: str | None = "silu"
     dtype: Any = jnp.float32
     ops_mode: str = "auto"
+    gate: str = "sigmoid"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -172,7 +182,7 @@ class SqueezeExcite(nn.Module):
         gate = Conv(self.reduced, 1, name="conv_reduce", **shared)(gate)
         gate = ops.ACTIVATIONS[self.activation](gate)
         gate = Conv(x.shape[-1], 1, name="conv_expand", **shared)(gate)
-        return x * jax.nn.sigmoid(gate)
+        return x * GATES[self.gate](gate)
 
 
 class DropPath(nn.Module):

@@ -32,12 +32,13 @@ from crossdim_jax.ops.norm import (
     instance_norm,
     instance_norm_reference,
 )
-from crossdim_jax.ops.pooling import max_pool, max_pool_lax
+from crossdim_jax.ops.pooling import avg_pool, max_pool, max_pool_lax
 
 __all__ = [
     "ACTIVATIONS",
     "MODES",
     "PADDINGS",
+    "avg_pool",
     "batch_norm",
     "batch_norm_reference",
     "channel_multiple",

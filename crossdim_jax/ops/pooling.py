@@ -1,5 +1,6 @@
 """Pooling over windows, 2D and 3D from one body of code."""
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -40,8 +41,19 @@ def max_pool_lax(
     x: jax.Array, kernel_size: Sequence[int], strides: Sequence[int], padding: Padding
 ) -> jax.Array:
     """The plain form, the reference; arguments as those of `max_pool`."""
+    return _reduce(x, -jnp.inf, lax.max, kernel_size, strides, padding)
+
+
+def avg_pool(
+    x: jax.Array, kernel_size: Sequence[int], strides: Sequence[int], padding: Padding
+) -> jax.Array:
+    """Mean of each window and channel, with zeros beyond the ends; arguments as `max_pool`'s."""
+    return _reduce(x, 0.0, lax.add, kernel_size, strides, padding) / math.prod(kernel_size)
+
+
+def _reduce(x, initial, operation, kernel_size, strides, padding):
     window, steps, pads = (1, *kernel_size, 1), (1, *strides, 1), ((0, 0), *padding, (0, 0))
-    return lax.reduce_window(x, x.dtype.type(-jnp.inf), lax.max, window, steps, pads)
+    return lax.reduce_window(x, x.dtype.type(initial), operation, window, steps, pads)
 
 
 def _axis_by_axis(x, kernel_size, strides, padding):
