@@ -35,6 +35,11 @@ def to_torch_layout(array: np.ndarray) -> np.ndarray:
     return array.transpose(3, 2, 0, 1) if array.ndim == 4 else _transposed(array)
 
 
+def inverse(names: Mapping[str, str]) -> dict[str, str]:
+    """The names the other way round."""
+    return {new: old for old, new in names.items()}
+
+
 def _transposed(array: np.ndarray) -> np.ndarray:
     return array.T if array.ndim == 2 else array
 

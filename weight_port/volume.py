@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from crossdim_jax.errors import CrossdimError
-from crossdim_jax.models.family import LAYER
+from crossdim_jax.models.family import FIXED
 from crossdim_jax.weights.file import Weights
 from weight_port import forward, inflate, norms
 from weight_port.convert import Recipe, convert, kernel_modes, stem_path, target_shapes
@@ -43,7 +43,7 @@ def promises(recipe: Recipe, taps: Mapping[str, int], modes: Mapping[str, str]) 
     used = {(mode, taps[path]) for path, mode in modes.items() if taps[path] > 1}
     off = sorted({mode for mode, depth in used if not _adds_up(mode, depth)})
     running = recipe.norm in norms.KEEPING
-    measured = not running and recipe.norm != LAYER  # of the whole volume, by the norm itself
+    measured = not running and recipe.norm not in FIXED  # of the whole volume, by the norm itself
     single = all(mode == "center" and depth % 2 for mode, depth in used)
     listed = ", ".join(off)
     if running and recipe.statistics != "carry":
@@ -52,7 +52,7 @@ def promises(recipe: Recipe, taps: Mapping[str, int], modes: Mapping[str, str]) 
         edge = Promise("everywhere", "the taps of every kernel add up to the 2D kernel")
     elif "acs" in off:
         edge = Promise("nowhere", "acs looks along depth with a third of its kernels")
-    elif recipe.norm == LAYER:
+    elif recipe.norm in FIXED:
         edge = Promise("nowhere", f"{listed}: the taps do not add up, and biases do not grow so")
     elif measured:
         edge = Promise("up to eps", f"the norm undoes the factor of {listed}, but for its eps")

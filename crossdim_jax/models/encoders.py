@@ -22,7 +22,7 @@ from crossdim_jax.models import (
     resnet,
     vgg,
 )
-from crossdim_jax.models.family import LAYER, Encoder, Feature
+from crossdim_jax.models.family import FIXED, Encoder, Feature
 from crossdim_jax.models.layers import check_norm
 from crossdim_jax.ops import explicit_padding
 
@@ -91,7 +91,7 @@ class EncoderSpec:
 
     Attributes:
       name: a key of `ENCODERS`.
-      norm: one of `layers.NORMS`; that of the layers around it alone where it has `family.LAYER`.
+      norm: one of `layers.NORMS`; of the layers around it alone if its own is `family.FIXED`.
       padding: "same" for TensorFlow-trained weights, "symmetric" for PyTorch-trained ones; the two
         are not interchangeable at stride 2.
       eps: of the norms; 1e-3 for TensorFlow-trained weights, 1e-5 for PyTorch-trained ones.
@@ -124,8 +124,9 @@ class EncoderSpec:
 
     @property
     def own_norm(self) -> str:
-        """Norm inside the encoder: `norm`, but for one whose LayerNorm stays whatever that says."""
-        return LAYER if norm(self.name) == LAYER else self.norm
+        """Norm inside the encoder: `norm`, unless that is one of `family.FIXED`."""
+        own = norm(self.name)
+        return own if own in FIXED else self.norm
 
     def build(
         self, *, dtype: Any = jnp.float32, ops_mode: str = "auto", name: str | None = None

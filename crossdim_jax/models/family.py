@@ -9,6 +9,8 @@ from typing import NamedTuple
 import flax.linen as nn
 
 LAYER = "layer"  # LayerNorm over the channels of each voxel
+NONE = "none"  # no norms at all
+FIXED = (LAYER, NONE)  # norms of an encoder that none of `layers.NORMS` takes the place of
 
 
 class Feature(NamedTuple):
@@ -27,13 +29,12 @@ class Encoder(NamedTuple):
         fit it.
       stem: path of its first kernel, (*k, in, out); its shape tells the rank and the input
         channels, and porting adapts it to them.
-      norm: the norm that its weights are made for, "batch" or "group"; or `LAYER`, which no norm
-        takes the place of.
+      norm: the norm that its weights are made for, "batch" or "group"; or one of `FIXED`, which
+        stays whatever the norm of the layers around it.
       info: gives its `Feature`s.
       depth_reductions: `depth_strides` -> by how much each feature is reduced along depth.
       stage: regular expression for the start of a parameter's path inside the encoder, if it is in
         a stage; group 1 is the stage's name, group 2 its number, from 0.
-      normalised: whether it has norms at all; without them `norm` is that of the layers around it.
     """
 
     family: str
@@ -43,4 +44,3 @@ class Encoder(NamedTuple):
     info: Callable[[], tuple[Feature, ...]]
     depth_reductions: Callable[..., tuple[int, ...]]
     stage: str
-    normalised: bool = True

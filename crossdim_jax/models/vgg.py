@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from crossdim_jax.models.conv import Conv, Depth
 from crossdim_jax.models.depth import Strides
-from crossdim_jax.models.family import Encoder, Feature
+from crossdim_jax.models.family import NONE, Encoder, Feature
 from crossdim_jax.models.layers import Norm, max_pool
 from crossdim_jax.ops import ACTIVATIONS
 
@@ -25,12 +25,16 @@ ROWS = {
     "vgg19": (2, 2, 4, 4, 4),
 }
 IN_PLANE = (1, 1, 2, 2, 2, 2, 2)  # strides of the first convolution, then of the stages' poolings
-FEATURES = tuple(map(Feature, (*CHANNELS, CHANNELS[-1]), (1, 2, 4, 8, 16, 32)))
 
 
 def strides(name: str) -> Strides:
     """Strides of the first convolution and of each stage."""
     return Strides(name, IN_PLANE, tuple(range(1, len(IN_PLANE))))
+
+
+def feature_info(variant: str) -> tuple[Feature, ...]:
+    """Channels and reduction in the plane of the six features, finest first."""
+    return tuple(map(Feature, (*CHANNELS, CHANNELS[-1]), strides(variant).reductions()))
 
 
 def parameters(variant: str, *, normalised: bool, in_channels: int = 3) -> int:
@@ -121,17 +125,16 @@ class VGG(nn.Module):
 
 
 def encoder(variant: str, normalised: bool) -> Encoder:
-    """Row of a variant, a key of `ROWS`."""
+    """Row of a variant, a key of `ROWS`; a network is named as its encoder."""
     return Encoder(
-        family="vgg",
+        family=f"{variant}_bn" if normalised else variant,  # each reads its own names of layers
         build=functools.partial(VGG, variant=variant, normalised=normalised),
         stem="stages_0_0/kernel",
-        norm="batch",
-        info=lambda: FEATURES,
+        norm="batch" if normalised else NONE,
+        info=functools.partial(feature_info, variant),
         depth_reductions=strides(variant).depth_reductions,
         # The first convolution is the stem.
         stage=r"(?!stages_0_0(?:_norm)?/)(stages_(\d+))_\d+(?:_norm)?/",
-        normalised=normalised,
     )
 
 
