@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from crossdim_jax.errors import CrossdimError
+from crossdim_jax.models import encoders
 from crossdim_jax.models.family import FIXED
 from crossdim_jax.weights.file import Weights
 from weight_port import forward, inflate, norms
@@ -102,7 +103,7 @@ def compare(
     )
     constant = np.repeat(image[:, None], forward.DEPTH, axis=1)
     marked = constant.copy()
-    marked[:, [0, -1]] += 1  # changes every slice that sees the ends
+    marked[:, [0, *range(-1 - _unseen(weights, taps), 0)]] += 1  # all that sees the ends changes
     flat = runs.flat(reference, image) if reference else None
     own = runs.flat(summed, image)
     limits = forward.limits(own, runs.flat(summed, forward.perturbed(image)))
@@ -177,6 +178,13 @@ def sum_over_depth(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             array = wide.astype(np.float32)
         summed[path] = array
     return summed
+
+
+def _unseen(weights: Weights, taps: Mapping[str, int]) -> int:
+    """Slices at the end that the stem's strided windows may leave out, where they are short."""
+    architecture = weights.metadata["architecture"]
+    stride = encoders.depth_reductions(architecture)[0]
+    return max(stride - taps.get(stem_path(architecture), stride), 0)
 
 
 def _taps(path: str, arrays: Mapping[str, np.ndarray]) -> int:

@@ -17,7 +17,7 @@ from crossdim_jax.errors import lookup
 from crossdim_jax.models.conv import Conv, Depth
 from crossdim_jax.models.depth import Strides
 from crossdim_jax.models.family import Encoder, Feature
-from crossdim_jax.models.layers import Norm
+from crossdim_jax.models.layers import Norm, max_pool
 
 BOTTLENECK = 4  # channels between a layer's two convolutions, per channel of growth
 IN_PLANE = (2, 2, 2, 2, 2)  # strides of the stem and of each stage
@@ -72,28 +72,14 @@ def parameters(variant: str, in_channels: int = 3) -> int:
     return total
 
 
-def max_pool(x: jax.Array, depth: Depth, padding: str) -> jax.Array:
-    """Largest of 3 voxels along every axis that is strided."""
-    windows, strides = _windows(3, depth, x.ndim - 2)
-    pads = ops.explicit_padding(x.shape[1:-1], windows, strides, padding)
-    return ops.max_pool(x, windows, strides, pads)
-
-
 def mean_pool(x: jax.Array, depth: Depth) -> jax.Array:
     """Mean over windows that do not overlap: whole ones in the plane, along depth the rest too."""
-    windows, strides = _windows(2, depth, x.ndim - 2)
-    if x.ndim == 5:
-        windows = (strides[0], *windows[1:])
+    nd = x.ndim - 2
+    _, strides = depth.axes(2, 2, nd)
+    if nd == 3:
         more = -x.shape[1] % strides[0]
         x = jnp.pad(x, ((0, 0), (0, more), *((0, 0),) * 3), "edge")
-    return ops.avg_pool(x, windows, strides, ((0, 0),) * len(windows))
-
-
-def _windows(window: int, depth: Depth, nd: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Window and stride per axis of a pooling with stride 2, of one slice where depth stays."""
-    _, strides = depth.axes(window, 2, nd)
-    flat = nd == 3 and (strides[0] == 1 or depth.window == 1)
-    return ((1,) if flat else ()) + (window,) * (nd - flat), strides
+    return ops.avg_pool(x, strides, strides, ((0, 0),) * nd)
 
 
 class DenseLayer(nn.Module):
@@ -180,7 +166,7 @@ class DenseNet(nn.Module):
         features = [x]
         for s, (layers, depth) in enumerate(zip(row.layers, stage_depths, strict=True)):
             if s == 0:
-                x = max_pool(x, depth, self.padding)
+                x = max_pool(x, 3, 2, self.padding, depth, self.ops_mode)
             else:
                 x = Conv(x.shape[-1] // 2, 1, name=f"stages_{s}_transition_conv", **shared)(x)
                 x = mean_pool(x, depth)

@@ -16,7 +16,7 @@ import numpy as np
 from crossdim_jax.models import convnext
 from crossdim_jax.weights.paths import HEAD
 from weight_port import rename
-from weight_port.families import heads
+from weight_port.families import common, heads
 from weight_port.rename import KERNEL_LEAVES, NORM_LEAVES, Names, Scheme
 
 # --------------------------------------------------------------------------- names, conventions
@@ -29,24 +29,12 @@ LEFT_OUT = {
 }
 
 
-def models(architecture: str) -> tuple[str, ...]:
-    """timm's names for an architecture, without tags."""
-    return (architecture,)
+models, architecture_of, label = common.models, common.architecture_of, common.label
 
 
 def convention(model: str) -> tuple[str, float]:
     """Padding and eps of the weights timm has under a model's name."""
     return "symmetric", 1e-6
-
-
-def architecture_of(model: str) -> str:
-    """Our name for a model of timm's, if it is of this family."""
-    return model
-
-
-def label(architecture: str) -> str:
-    """timm's names for an architecture in one word."""
-    return architecture
 
 
 def notes(paddings: Mapping[str, str]) -> list[str]:

@@ -7,7 +7,7 @@ only the classifier is of the head.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,8 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from crossdim_jax.models import densenet
-from weight_port import rename
-from weight_port.families import heads
+from weight_port.families import common, heads
 from weight_port.rename import KERNEL_LEAVES, NORM_LEAVES, Names, Scheme
 
 # --------------------------------------------------------------------------- names, conventions
@@ -24,25 +23,12 @@ from weight_port.rename import KERNEL_LEAVES, NORM_LEAVES, Names, Scheme
 # timm's names that are not supported (regular expressions), and why.
 LEFT_OUT = {r"densenet(264d|blur121d)": "its stem is three convolutions"}
 
-
-def models(architecture: str) -> tuple[str, ...]:
-    """timm's names for an architecture, without tags."""
-    return (architecture,)
+models, architecture_of, label = common.models, common.architecture_of, common.label
 
 
 def convention(model: str) -> tuple[str, float]:
     """Padding and eps of the weights timm has under a model's name."""
     return "symmetric", 1e-5
-
-
-def architecture_of(model: str) -> str:
-    """Our name for a model of timm's, if it is of this family."""
-    return model
-
-
-def label(architecture: str) -> str:
-    """timm's names for an architecture in one word."""
-    return architecture
 
 
 def notes(paddings: Mapping[str, str]) -> list[str]:
@@ -90,18 +76,7 @@ def _to_torch(module: str) -> str:
 
 _NAMES = Names(_leaves, _to_flax, _to_torch, head=re.compile("classifier"))
 flax_path, torch_name, of_head = _NAMES.flax_path, _NAMES.torch_name, _NAMES.of_head
-
-
-def to_flax_layout(
-    array: np.ndarray, path: str = "", shape: Sequence[int] | None = None
-) -> np.ndarray:
-    """A torch tensor, laid out as the weight file has it in 2D."""
-    return rename.to_flax_layout(array)
-
-
-def to_torch_layout(array: np.ndarray, path: str = "") -> np.ndarray:
-    """A tensor of a 2D weight file, laid out as torch has it: the inverse of `to_flax_layout`."""
-    return rename.to_torch_layout(array)
+to_flax_layout, to_torch_layout = common.to_flax_layout, common.to_torch_layout
 
 
 # --------------------------------------------------------------------------- other libraries
