@@ -28,7 +28,7 @@ def get_config(arg=""):
 
 
 @functools.cache
-def random_timm(name):
+def random_timm(name, **options):
     """A timm network in eval mode with random norms, whose statistics fit its activations.
 
     Statistics drawn without looking at the activations would let those of the larger networks grow
@@ -36,7 +36,7 @@ def random_timm(name):
     """
     torch, timm = pytest.importorskip("torch"), pytest.importorskip("timm")
     torch.manual_seed(0)
-    model = timm.create_model(name, pretrained=False).eval()
+    model = timm.create_model(name, pretrained=False, **options).eval()
     generator = np.random.default_rng(1)
 
     def draw(low, high, n):

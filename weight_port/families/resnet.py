@@ -25,7 +25,7 @@ PYTORCH, KERAS = ("symmetric", 1e-5), ("symmetric", 1.001e-5)
 # timm's names that are not supported (regular expressions), and why.
 LEFT_OUT = {
     r"(se|eca)resne\w+|senet154": "its blocks have attention after their last convolution",
-    r"resnext?\d+[cdst](_\w+)?": "its stem is three convolutions, or its shortcuts pool",
+    r"resnex?t\d+[cdst](_\w+)?": "its stem is three convolutions, or its shortcuts pool",
     r"resnet(aa|blur)\d+d?": "its strides are blurs",
     r"resnetrs\d+": "its stem is three convolutions and its blocks have attention",
     r"resnet50_gn": "its group norms have 32 groups, whatever the channels",

@@ -113,7 +113,7 @@ class Family:
             x = jnp.einsum("ih,jw,bhwc->bijc", rows, columns, x)
         for layer in layers[:2]:
             x = ops.conv_lax(x, head[f"{layer}/kernel"], (1, 1), ((0, 0), (0, 0)))
-            x = jax.nn.relu(x + head[f"{layer}/bias"])
+            x = jax.nn.relu(x + head[f"{layer}/bias"][None, None, None])
         return x.mean((1, 2)) @ head["fc/kernel"] + head["fc/bias"][None]
 
 
