@@ -111,8 +111,9 @@ CLASSIFIER = efficientnet.CLASSIFIER
 
 
 def feature_modules(network: Any) -> list[Any]:
-    """timm's modules whose outputs are the features: the stem's norm, then every stage."""
-    return efficientnet.feature_modules(network)
+    """timm's modules whose outputs are the features: the stem's norm, then its own below /2."""
+    below = [info["module"] for info in network.feature_info if info["reduction"] > 2]
+    return [network.bn1, *map(network.get_submodule, below)]
 
 
 def logits(
