@@ -23,8 +23,8 @@ def test_words_choose(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:3]] == ["efficientnetv2_s", "efficientnetv2_rw_s"]
     assert "2 architectures, 3 names" in lines[4]
-    assert main(["list", "resnet"]) == 1
-    assert "No network is called 'resnet'" in capsys.readouterr().err
+    assert main(["list", "vit"]) == 1
+    assert "No network is called 'vit'" in capsys.readouterr().err
 
 
 def test_json_is_the_same_for_programs(capsys):

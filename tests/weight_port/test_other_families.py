@@ -150,6 +150,16 @@ def test_names_of_convnexts_authors_are_read_as_timm_reads_them():
         np.testing.assert_array_equal(array, expected[name].numpy().reshape(array.shape))
 
 
+@pytest.mark.parametrize("module", ["convnext", "densenet", "mobilenetv3"])
+def test_every_network_of_timms_is_listed_or_left_out_with_a_reason(module):
+    import timm
+
+    listed = {model for row in names.supported() for model in row.models}
+    of_timm = {model for model in timm.list_models(module=module) if module in model}
+    assert {model for model in of_timm if names.left_out(model) is None} <= listed
+    assert not {model for model in of_timm & listed if names.left_out(model)}
+
+
 def test_names_of_no_library_are_left_as_they_are():
     name = names.parse_name("convnext_cut")
     strange = {"features.0.0.weight": np.zeros(1), "strange": np.zeros(1)}

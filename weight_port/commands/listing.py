@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 
 from crossdim_jax.errors import WeightsError
+from crossdim_jax.models import encoders
 from crossdim_jax.text import say
 from weight_port import families, names
 
@@ -42,7 +43,7 @@ def _matches(row: names.Row, words: Sequence[str]) -> bool:
     return all(any(word in name for name in every) for word in words)
 
 
-COLUMNS = ("architecture", "timm's names", "parameters", "pixels", "features /2 ... /32", "norm")
+COLUMNS = ("architecture", "timm's names", "parameters", "pixels", "features from", "norm")
 
 
 def table(rows: Sequence[names.Row], *, tags: bool = False) -> str:
@@ -62,9 +63,11 @@ def table(rows: Sequence[names.Row], *, tags: bool = False) -> str:
                 licence = (source.licences or {}).get(tag)
                 lines.append(f"    {tag}{f'  ({licence})' if licence else ''}")
     lines += ["", f"{len(rows)} architectures, {sum(len(row.models) for row in rows)} names."]
+    notes = []
     for family in dict.fromkeys(families.of(row.architecture) for row in rows):
         mine = [row.paddings for row in rows if families.of(row.architecture) is family]
-        lines += family.notes({name: p for paddings in mine for name, p in paddings.items()})
+        notes += family.notes({name: p for paddings in mine for name, p in paddings.items()})
+    lines += dict.fromkeys(notes)
     # Patterns there: "..." reads better than the end of one.
     left_out = {name.replace(r"(_\w+)?", "..."): why for name, why in names.all_left_out().items()}
     lines += [f"Left out: {name}: {why}." for name, why in left_out.items()]
@@ -72,11 +75,12 @@ def table(rows: Sequence[names.Row], *, tags: bool = False) -> str:
 
 
 def _cells(row: names.Row) -> tuple[str, ...]:
+    first = encoders.feature_info(row.architecture)[0].reduction
     return (
         row.architecture,
         families.of(row.architecture).label(row.architecture),
         f"{row.parameters:,}",
         str(row.resolution),
-        " ".join(map(str, row.channels)),
+        f"/{first} {' '.join(map(str, row.channels))}",
         row.norm,
     )

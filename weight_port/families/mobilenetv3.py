@@ -17,8 +17,7 @@ from weight_port.rename import Scheme
 
 # timm's names that are not supported (regular expressions), and why.
 LEFT_OUT = {
-    r"(tf_)?mobilenetv3_(large_(075|minimal_100)|small_(050|075|minimal_100))": "only the whole "
-    "width is, with gates",
+    r"(tf_)?mobilenetv3_(large|small)_(minimal_100|0\d\d)": "only the whole width is, with gates",
     r"mobilenetv3_(large_150d|rw)": "it departs from the paper's network",
 }
 
