@@ -20,10 +20,11 @@ from weight_port.convert import Recipe, convert
 from weight_port.source import Source
 
 ROOT = Path(__file__).resolve().parents[2]
-# What only EfficientNet's own files may speak of. An example in a message is none of the program's
+# What only the families' own files may speak of. An example in a message is none of the program's
 # knowledge, and benchmarks build the network a second time.
 OWN = re.compile(r"blocks_?\d?[(\\_]|conv_stem|conv_head|conv_pw|conv_dw|routing_fn|\bbn\d|\btf_")
-FILES = re.compile(r"(models|families)/efficientnet(_\w+)?\.py$")
+MODELS = r"convnext|densenet|efficientnet(_\w+)?|mobilenetv3|regnet|residual|resnet|vgg"
+FILES = re.compile(rf"families/\w+\.py$|models/({MODELS})\.py$")
 EXAMPLES = re.compile(r"such as|python -m weight_port|'blocks_\[56\]_.*=center'|\.\*/conv_stem")
 
 
