@@ -58,7 +58,8 @@ def from_file(path: str | Path, name: str, *, licence: str = "unknown") -> Sourc
     """
     path, parsed = Path(path), parse_name(name)
     parsed, arrays, scheme = schemes.in_timms_names(parsed, read_checkpoint(path))
-    origin = {"source": "file", "id": name, "url": None, "file": path.name, "names": scheme}
+    origin = {"source": "file", "id": name, "url": None, "file": path.name}
+    origin |= {} if scheme == schemes.TIMM else {"names": scheme}
     return Source(parsed, arrays, {**origin, "sha256": sha256(path), "licence": licence})
 
 

@@ -58,6 +58,8 @@ def random_timm(name, **options):
         for path, parameter in model.named_parameters():
             if ".se." in path or "routing_fn" in path:
                 parameter.mul_(0.3)  # gates that neither saturate nor depend on the image alone
+            if path.endswith("gamma"):
+                parameter.copy_(draw(0.1, 0.5, len(parameter)))  # timm's let a branch vanish
             if path.endswith("bias") and parameter.ndim == 1:
                 parameter.copy_(draw(-0.3, 0.3, len(parameter)))  # timm's are zero: any would do
         model(torch.tensor(generator.normal(size=(1, 3, 128, 128)), dtype=torch.float32))

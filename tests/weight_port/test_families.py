@@ -20,11 +20,12 @@ from weight_port.convert import Recipe, convert
 from weight_port.source import Source
 
 ROOT = Path(__file__).resolve().parents[2]
-# What only the families' own files may speak of. An example in a message is none of the program's
+# What only a family's own files may speak of. An example in a message is none of the program's
 # knowledge, and benchmarks build the network a second time.
 OWN = re.compile(r"blocks_?\d?[(\\_]|conv_stem|conv_head|conv_pw|conv_dw|routing_fn|\bbn\d|\btf_")
-MODELS = r"convnext|densenet|efficientnet(_\w+)?|mobilenetv3|regnet|residual|resnet|vgg"
-FILES = re.compile(rf"families/\w+\.py$|models/({MODELS})\.py$")
+# Other families' own files have names of their own, some of them the same.
+NAMES = {m.__name__.rpartition(".")[2] for m in encoders.FAMILIES} | {"residual", "common"}
+FILES = re.compile(rf"(models|families)/({'|'.join(NAMES)})(_\w+)?\.py$")
 EXAMPLES = re.compile(r"such as|python -m weight_port|'blocks_\[56\]_.*=center'|\.\*/conv_stem")
 
 

@@ -25,7 +25,7 @@ def test_words_choose(capsys):
     assert "2 architectures, 3 names" in lines[4]
     assert main(["list", "vgg1", "_bn"]) == 0
     told = capsys.readouterr().out
-    assert "4 architectures" in told and "  /1: 64 128 256 512 512 512  " in told
+    assert "4 architectures" in told and "  /1 64 128 256 512 512 512  " in told
     assert told.count("vgg: symmetric") == 1 and "Left out" not in told
     assert main(["list", "alexnet"]) == 1
     assert "No network is called 'alexnet'" in capsys.readouterr().err

@@ -76,9 +76,10 @@ def test_every_listed_model_can_be_parsed_and_leads_to_its_row():
             assert parsed.architecture == row.architecture
             assert parsed.padding == row.paddings[model]
         assert len(row.channels) in (4, 5, 6) and row.tags is None
-    listed = [model for row in rows for model in row.models]
-    assert len(listed) == len(set(listed)) == 139
-    assert len([model for model in listed if "efficientnet" in model]) == 71
+    own = [row for row in rows if families.of(row.architecture) is efficientnet]
+    assert len({model for row in own for model in row.models}) == 71
+    every = [model for row in rows for model in row.models]
+    assert len(set(every)) == len(every)
     b0 = rows[0]
     assert (b0.parameters, b0.resolution) == (3_595_388, 224)
     assert b0.paddings == {"tf_efficientnet_b0": "same", "efficientnet_b0": "symmetric"}
@@ -89,17 +90,18 @@ def test_timm_agrees_on_conventions_and_resolutions():
     timm = pytest.importorskip("timm")
     import inspect
 
-    for row in names.supported(ask_timm=True):
-        for model in row.models if "efficientnet" in row.architecture else ():
+    rows = names.supported(ask_timm=True)
+    assert all(set(row.licences) == set(row.tags) for row in rows)
+    for row in (row for row in rows if families.of(row.architecture) is efficientnet):
+        for model in row.models:
             entry = inspect.getsource(timm.models.model_entrypoint(model))
             said = "same" if "'pad_type', 'same'" in entry else "symmetric"
             assert (row.paddings[model], efficientnet.convention(model)[1]) == (
                 said,
                 1e-3 if "BN_EPS_TF_DEFAULT" in entry else 1e-5,
             ), model
-        assert set(row.licences) == set(row.tags)
         assert all(names.parse_name(tag).architecture == row.architecture for tag in row.tags)
-    by_name = {row.architecture: row for row in names.supported(ask_timm=True)}
+    by_name = {row.architecture: row for row in rows}
     assert "tf_efficientnet_b0.ns_jft_in1k" in by_name["efficientnet_b0"].tags
     assert by_name["efficientnet_b0"].licences["tf_efficientnet_b0.ns_jft_in1k"] == "apache-2.0"
     assert by_name["efficientnet_l2"].resolution == 800

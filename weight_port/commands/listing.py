@@ -43,14 +43,7 @@ def _matches(row: names.Row, words: Sequence[str]) -> bool:
     return all(any(word in name for name in every) for word in words)
 
 
-COLUMNS = (
-    "architecture",
-    "timm's names",
-    "parameters",
-    "pixels",
-    "features from ... to /32",
-    "norm",
-)
+COLUMNS = ("architecture", "timm's names", "parameters", "pixels", "features from", "norm")
 
 
 def table(rows: Sequence[names.Row], *, tags: bool = False) -> str:
@@ -83,12 +76,12 @@ def table(rows: Sequence[names.Row], *, tags: bool = False) -> str:
 
 
 def _cells(row: names.Row) -> tuple[str, ...]:
+    first = encoders.feature_info(row.architecture)[0].reduction
     return (
         row.architecture,
         families.of(row.architecture).label(row.architecture),
         f"{row.parameters:,}",
         str(row.resolution),
-        f"/{encoders.feature_info(row.architecture)[0].reduction}: "
-        + " ".join(map(str, row.channels)),
+        f"/{first} {' '.join(map(str, row.channels))}",
         row.norm,
     )

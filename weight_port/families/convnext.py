@@ -25,6 +25,7 @@ from weight_port.rename import KERNEL_LEAVES, NORM_LEAVES, Names, Scheme
 LEFT_OUT = {
     r"convnext_(zepto|atto|femto|pico|nano)\w*": "its stem or channels are of timm's own making",
     r"convnext_(tiny_hnf|large_mlp|xlarge|xxlarge)": "only tiny, small, base and large are",
+    r"test_convnext\d?": "it is a fixture of timm's own tests",
     r"convnextv2_\w+": "its blocks have global response normalisation",
 }
 

@@ -17,8 +17,7 @@ from weight_port.rename import Scheme
 
 # timm's names that are not supported (regular expressions), and why.
 LEFT_OUT = {
-    r"(tf_)?mobilenetv3_(large_(075|minimal_100)|small_(050|075|minimal_100))": "only the whole "
-    "width is, with gates",
+    r"(tf_)?mobilenetv3_(large|small)_(minimal_100|0\d\d)": "only the whole width is, with gates",
     r"mobilenetv3_(large_150d|rw)": "it departs from the paper's network",
 }
 
@@ -111,8 +110,9 @@ CLASSIFIER = efficientnet.CLASSIFIER
 
 
 def feature_modules(network: Any) -> list[Any]:
-    """timm's modules whose outputs are the features: the stem's norm, then every stage."""
-    return efficientnet.feature_modules(network)
+    """timm's modules whose outputs are the features: the stem's norm, then its own below /2."""
+    below = [info["module"] for info in network.feature_info if info["reduction"] > 2]
+    return [network.bn1, *map(network.get_submodule, below)]
 
 
 def logits(
