@@ -1,4 +1,4 @@
-"""DX-Net: a 3D U-Net whose EfficientNet encoder is inflated from 2D weights."""
+"""DX-Net: a 3D U-Net whose encoder is inflated from 2D weights."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar

@@ -1,7 +1,8 @@
 """The encoders a network can be built on.
 
 A network asks its encoder for its features, by calling it, and before that for their channels and
-reductions. Adding a family of encoders is adding a file and naming it in `FAMILIES`.
+reductions: these begin at /1, /2 or /4. Adding a family of encoders is adding a file and naming it
+in `FAMILIES`.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Omnia-Net: a U-Net whose EfficientNet encoder starts from weights of the same dimension."""
+"""Omnia-Net: a U-Net whose encoder starts from weights of the same dimension."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar

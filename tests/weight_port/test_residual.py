@@ -100,7 +100,7 @@ def test_features_and_logits_are_those_of_the_source(name, rng):
 
 
 def as_keras(arrays):
-    """The tensors as keras.applications names them and lays them out, in groups by layer."""
+    """The tensors as keras.applications names them and lays them out."""
     leaves = {"running_mean": "moving_mean", "running_var": "moving_variance"}
     found = {}
     for name, array in arrays.items():
@@ -119,7 +119,7 @@ def as_keras(arrays):
         if array.ndim == 4:
             array = array.transpose(2, 3, 1, 0)
         array = array.T if array.ndim == 2 else array
-        found[f"{layer}/{layer}/{(leaves | own).get(leaf, leaf)}:0"] = array
+        found[f"{layer}.{(leaves | own).get(leaf, leaf)}"] = array
     return found
 
 

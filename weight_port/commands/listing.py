@@ -63,15 +63,16 @@ def table(rows: Sequence[names.Row], *, tags: bool = False) -> str:
                 licence = (source.licences or {}).get(tag)
                 lines.append(f"    {tag}{f'  ({licence})' if licence else ''}")
     lines += ["", f"{len(rows)} architectures, {sum(len(row.models) for row in rows)} names."]
-    notes = []
+    notes: dict[str, None] = {}  # each once, in order
+    left_out: dict[str, str] = {}
     for family in dict.fromkeys(families.of(row.architecture) for row in rows):
         mine = [row.paddings for row in rows if families.of(row.architecture) is family]
-        notes += family.notes({name: p for paddings in mine for name, p in paddings.items()})
-    lines += dict.fromkeys(notes)
+        told = family.notes({name: p for paddings in mine for name, p in paddings.items()})
+        notes |= dict.fromkeys(told)
+        left_out |= family.LEFT_OUT
     # Patterns there: "..." reads better than the end of one.
-    left_out = {name.replace(r"(_\w+)?", "..."): why for name, why in names.all_left_out().items()}
-    lines += [f"Left out: {name}: {why}." for name, why in left_out.items()]
-    return "\n".join(lines)
+    left_out = {name.replace(r"(_\w+)?", "..."): why for name, why in left_out.items()}
+    return "\n".join([*lines, *notes, *(f"Left out: {n}: {why}." for n, why in left_out.items())])
 
 
 def _cells(row: names.Row) -> tuple[str, ...]:

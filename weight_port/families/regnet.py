@@ -76,26 +76,28 @@ to_flax_layout, to_torch_layout = common.to_flax_layout, common.to_torch_layout
 
 # --------------------------------------------------------------------------- other libraries
 
-_TORCHVISION = {"stem.0": "stem.conv", "stem.1": "stem.bn", "fc": "head.fc"}
-_TORCHVISION_IN_BLOCK = {"proj.0": "downsample.conv", "proj.1": "downsample.bn"}
-_TORCHVISION_IN_BLOCK |= {"f.se.fc1": "se.fc1", "f.se.fc2": "se.fc2"}
-_TORCHVISION_IN_BLOCK |= {f"f.{x}.0": f"conv{n}.conv" for n, x in enumerate("abc", 1)}
-_TORCHVISION_IN_BLOCK |= {f"f.{x}.1": f"conv{n}.bn" for n, x in enumerate("abc", 1)}
+# timm's layers of a block -> torchvision's.
+_TORCHVISION = {"downsample.conv": "proj.0", "downsample.bn": "proj.1"}
+_TORCHVISION |= {"se.fc1": "f.se.fc1", "se.fc2": "f.se.fc2"}
+_TORCHVISION |= {f"conv{n}.conv": f"f.{x}.0" for n, x in enumerate("abc", 1)}
+_TORCHVISION |= {f"conv{n}.bn": f"f.{x}.1" for n, x in enumerate("abc", 1)}
 
 
-def _of_torchvision(architecture: str, name: str) -> str | None:
-    """timm's name for a tensor of torchvision's: `trunk_output.block1.block1-0.f.a.0.weight`."""
-    module, _, leaf = name.rpartition(".")
-    match = re.fullmatch(r"trunk_output\.block([1-4])\.block\1-(\d+)\.(.+)", module)
-    if match is None:
-        found = _TORCHVISION.get(module)
-    else:
-        layer = _TORCHVISION_IN_BLOCK.get(match[3])
-        found = f"s{match[1]}.b{int(match[2]) + 1}.{layer}" if layer else None
-    return f"{found}.{leaf}" if found else None
+def torchvision_names(architecture: str) -> dict[str, str]:
+    """torchvision's name of each tensor, `trunk_output.block1.block1-0.f.a.0.weight` -> timm's."""
+    layers = {"stem.conv": "stem.0", "stem.bn": "stem.1"}
+    for s, blocks in enumerate(regnet.network(architecture).stages, 1):
+        for i in range(len(blocks)):
+            of = f"trunk_output.block{s}.block{s}-{i}"
+            layers |= {f"s{s}.b{i + 1}.{timm}": f"{of}.{own}" for timm, own in _TORCHVISION.items()}
+    return {
+        f"{own}.{leaf}": f"{timm}.{leaf}"
+        for timm, own in (layers | {"head.fc": "fc"}).items()
+        for leaf in (common.NORM_TENSORS if timm.endswith("bn") else common.KERNEL_TENSORS)
+    }
 
 
-SCHEMES = {"torchvision": Scheme(_of_torchvision)}
+SCHEMES = {"torchvision": Scheme(lambda name, tensor: torchvision_names(name).get(tensor))}
 
 
 # --------------------------------------------------------------------------- the whole network

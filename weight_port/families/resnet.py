@@ -90,46 +90,59 @@ to_flax_layout, to_torch_layout = common.to_flax_layout, common.to_torch_layout
 
 # --------------------------------------------------------------------------- other libraries
 
-_KERAS_LEAVES = {
-    **{"kernel": "weight", "bias": "bias", "gamma": "weight", "beta": "bias"},
-    **{"moving_mean": "running_mean", "moving_variance": "running_var"},
-}
-_KERAS_FORM = re.compile(r"(?:.*/)?(\w+)/(\w+?)(?::0)?")  # layer/tensor, within any groups
+_IN_KERAS = {"weight": "kernel", "bias": "bias"}
+_NORM_IN_KERAS = {"weight": "gamma", "bias": "beta"}
+_NORM_IN_KERAS |= {"running_mean": "moving_mean", "running_var": "moving_variance"}
 
 
-def _of_keras(architecture: str, name: str) -> str | None:
-    """timm's name for a tensor of Keras': `conv2_block1_0_bn/gamma`."""
-    match = _KERAS_FORM.fullmatch(name)
-    if match is None or match[2] not in _KERAS_LEAVES:
-        return None
-    layer, leaf = match[1], _KERAS_LEAVES[match[2]]
-    block = re.fullmatch(r"conv([2-5])_block(\d+)_([0-3])_(conv|bn)", layer)
-    if block is None:
-        layer = {"conv1_conv": "conv1", "conv1_bn": "bn1", "predictions": "fc"}.get(layer)
-        return f"{layer}.{leaf}" if layer else None
-    stage, index, number, kind = int(block[1]) - 1, int(block[2]) - 1, block[3], block[4]
-    if number == "0":
-        return f"layer{stage}.{index}.downsample.{0 if kind == 'conv' else 1}.{leaf}"
-    return f"layer{stage}.{index}.{kind}{number}.{leaf}"
+def _layers(architecture: str) -> dict[str, str]:
+    """timm's name of each module -> Keras' layer, the stem first."""
+    found = {"conv1": "conv1_conv", "bn1": "conv1_bn"}
+    for s, blocks in enumerate(resnet.network(architecture).stages, 1):
+        for i, block in enumerate(blocks):
+            timm, keras = f"layer{s}.{i}", f"conv{s + 1}_block{i + 1}"
+            if block.shortcut:
+                found |= {f"{timm}.downsample.0": f"{keras}_0_conv"}
+                found |= {f"{timm}.downsample.1": f"{keras}_0_bn"}
+            for n in (1, 2, 3) if block.kind == "bottleneck" else (1, 2):
+                found |= {f"{timm}.conv{n}": f"{keras}_{n}_conv"}
+                found |= {f"{timm}.bn{n}": f"{keras}_{n}_bn"}
+    return found | {"fc": "predictions"}
 
 
-def _of_keras_layout(name: str, array: np.ndarray) -> np.ndarray:
-    """(k, k, in, out) -> (out, in, k, k), (in, out) -> (out, in); vectors stay."""
+def keras_names(architecture: str) -> dict[str, str]:
+    """Keras' name of each tensor, `conv2_block1_0_bn.gamma` -> timm's."""
+    return {
+        f"{keras}.{theirs}": f"{timm}.{leaf}"
+        for timm, keras in _layers(architecture).items()
+        for leaf, theirs in (_NORM_IN_KERAS if keras.endswith("_bn") else _IN_KERAS).items()
+    }
+
+
+def from_keras(name: str, array: np.ndarray) -> np.ndarray:
+    """Keras' layout -> torch's: (k, k, in, out) -> (out, in, k, k), (in, out) -> (out, in)."""
     return rename.to_torch_layout(array)
 
 
-_CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+# torchvision's modules in order: RadImageNet's files have their numbers in the place of the names.
+CHILDREN = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
 
 
-def _of_children(architecture: str, name: str) -> str | None:
-    """timm's name for a tensor of RadImageNet's: torchvision's modules by number, from the stem."""
-    match = re.fullmatch(r"(?:backbone\.)?([014-7])\.(.+)", name)
-    return f"{_CHILDREN[match[1]]}.{match[2]}" if match else None
+def radimagenet_names(architecture: str) -> dict[str, str]:
+    """RadImageNet's name of each tensor, `backbone.4.0.conv1.weight` -> timm's."""
+    found = {}
+    for timm, keras in _layers(architecture).items():
+        first, _, rest = timm.partition(".")
+        if first in CHILDREN:
+            number = f"backbone.{CHILDREN.index(first)}{rest and '.'}{rest}"
+            leaves = common.NORM_TENSORS if keras.endswith("_bn") else common.KERNEL_TENSORS
+            found |= {f"{number}.{leaf}": f"{timm}.{leaf}" for leaf in leaves}
+    return found
 
 
 SCHEMES = {
-    "keras": Scheme(_of_keras, KERAS, _of_keras_layout),
-    "radimagenet": Scheme(_of_children),
+    "keras": Scheme(lambda name, tensor: keras_names(name).get(tensor), KERAS, from_keras),
+    "radimagenet": Scheme(lambda name, tensor: radimagenet_names(name).get(tensor)),
 }
 
 

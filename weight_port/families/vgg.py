@@ -17,9 +17,9 @@ from crossdim_jax.models import vgg
 from weight_port.families import common, heads
 from weight_port.rename import Names, Scheme, inverse
 
-# torchvision's head -> timm's, whose layers are convolutions.
-_HEAD = {"classifier.0": "pre_logits.fc1", "classifier.3": "pre_logits.fc2"}
-_HEAD |= {"classifier.6": "head.fc"}
+# timm's head, whose layers are convolutions -> torchvision's.
+_HEAD = {"pre_logits.fc1": "classifier.0", "pre_logits.fc2": "classifier.3"}
+_HEAD |= {"head.fc": "classifier.6"}
 SIDE = 7  # pixels that the head's first convolution sees
 
 
@@ -27,8 +27,7 @@ def modules(architecture: str) -> dict[str, str]:
     """timm's name of each module -> ours."""
     variant = architecture.removesuffix("_bn")
     layers = ("", "_norm", None) if variant != architecture else ("", None)  # None: activation
-    found = {"pre_logits.fc1": "fc1", "pre_logits.fc2": "fc2", "head.fc": "fc"}
-    number = 0
+    found, number = {}, 0
     for stage, count in enumerate(vgg.ROWS[variant]):
         for i in range(count):
             for layer in layers:
@@ -36,17 +35,19 @@ def modules(architecture: str) -> dict[str, str]:
                     found[f"features.{number}"] = f"stages_{stage}_{i}{layer}"
                 number += 1
         number += 1  # the pooling
-    return found
+    return found | {"pre_logits.fc1": "fc1", "pre_logits.fc2": "fc2", "head.fc": "fc"}
 
 
-def _of_torchvision(architecture: str, name: str) -> str | None:
-    """timm's name for a tensor of torchvision's, which differs in the head."""
-    module, _, leaf = name.rpartition(".")
-    module = _HEAD.get(module, module)
-    return f"{module}.{leaf}" if module in modules(architecture) else None
+def torchvision_names(architecture: str) -> dict[str, str]:
+    """torchvision's name of each tensor -> timm's; they differ in the head."""
+    return {
+        f"{_HEAD.get(timm, timm)}.{leaf}": f"{timm}.{leaf}"
+        for timm, ours in modules(architecture).items()
+        for leaf in (common.NORM_TENSORS if ours.endswith("norm") else common.KERNEL_TENSORS)
+    }
 
 
-def _as_convolution(name: str, array: np.ndarray) -> np.ndarray:
+def as_convolution(name: str, array: np.ndarray) -> np.ndarray:
     """torchvision's linear layers (out, c * 7 * 7) and (out, in), as timm's convolutions."""
     if not name.startswith("pre_logits.") or array.ndim != 2:
         return array
@@ -58,7 +59,11 @@ class Family:
     """The family of one network, see `families`."""
 
     LEFT_OUT: ClassVar[dict[str, str]] = {}
-    SCHEMES: ClassVar = {"torchvision": Scheme(_of_torchvision, layout=_as_convolution)}
+    SCHEMES: ClassVar = {
+        "torchvision": Scheme(
+            lambda name, tensor: torchvision_names(name).get(tensor), layout=as_convolution
+        )
+    }
     CLASSIFIER: ClassVar = "head.fc"  # timm's name of the last layer
 
     models = staticmethod(common.models)
