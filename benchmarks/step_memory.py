@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from crossdim_jax import losses, models
-from crossdim_jax.models import activations, depth
+from crossdim_jax.models import activations, anisotropy
 
 # (batch, patch, thickness of a voxel in pixels, channels, classes)
 PATCHES = (
@@ -47,7 +47,7 @@ def main() -> None:
     """Prints a line for each patch."""
     print("batch  patch            bytes a voxel: counted  compiled  ratio")
     for batch, patch, thickness, channels, classes in PATCHES:
-        options = depth.depth_options("efficientnet_b0", thickness, patch[0])
+        options = anisotropy.depth_options("efficientnet_b0", thickness, patch[0])
         model = models.build(
             "dxnet",
             out_channels=classes,

@@ -112,7 +112,7 @@ def recipe_of(weights: Weights) -> Recipe:
     # What a 2D record has nothing to say of is None there.
     said = {name: record[name] for name in fields if record.get(name) is not None}
     said = {name: tuple(v) if isinstance(v, list) else v for name, v in said.items()}
-    carried = str(record.get("statistics") or "carried") in ("carried", "dropped")
+    carried = str(record.get("statistics") or "carried") in ("carried", "dropped", "none")
     said["statistics"] = "carry" if carried else "reestimate"
     said["head"] = any(map(is_head, weights.arrays))
     return Recipe(**{"inflate": None} | said)
@@ -224,8 +224,10 @@ def _timm(
         "limits": limits,
     }
     problems += [
-        f"timm: feature /{2 ** (i + 1)} differs by {error:.2g}, expected at most {limit:g}"
-        for i, (error, limit) in enumerate(zip(errors, limits, strict=True))
+        f"timm: feature /{info.reduction} differs by {error:.2g}, expected at most {limit:g}"
+        for info, error, limit in zip(
+            encoders.feature_info(source.name.architecture), errors, limits, strict=True
+        )
         if not error <= limit
     ]
     eps = conventions["eps"]

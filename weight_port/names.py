@@ -45,7 +45,7 @@ class Row:
       norm: the norm it is made for, "batch" or "group".
       parameters: of the 2D encoder with 3 input channels, without the classification head.
       resolution: pixels of the square images that the classifier is trained on.
-      channels: of the five features, /2 to /32.
+      channels: of the features, finest first.
       tags: timm's full names of pre-trained weights; None where timm was not asked.
       licences: full name -> licence; None where timm was not asked.
     """

@@ -4,6 +4,7 @@ from collections.abc import Collection
 
 from crossdim_jax.errors import WeightsError, check_name
 from crossdim_jax.models import encoders
+from crossdim_jax.models.family import FIXED, LAYER, NONE
 from crossdim_jax.models.layers import NORMS
 
 KEEPING = ("batch", "frozen")  # norms that keep running statistics
@@ -15,16 +16,22 @@ def check(norm: str, modes: Collection[str], statistics: str) -> None:
     """Raises WeightsError if norm, modes and statistics are unknown or do not go together.
 
     Args:
-      norm: the encoder's, one of `NORMS`.
+      norm: the encoder's, one of `NORMS` or of `family.FIXED`.
       modes: the inflation modes in use, none in 2D.
       statistics: a key of `STATISTICS`.
     """
-    check_name("norm", norm, NORMS, error=WeightsError)
+    check_name("norm", norm, (*NORMS, *FIXED), error=WeightsError)
     check_name("statistics", statistics, STATISTICS, error=WeightsError)
     if statistics == "reestimate" and norm not in KEEPING:
         raise WeightsError(
             f"Norm {norm!r} keeps no running statistics, so there are none to re-estimate; leave "
             f"that out, or choose norm {' or '.join(map(repr, KEEPING))}."
+        )
+    if norm == NONE and "repeat" in modes:
+        raise WeightsError(
+            "Inflation mode 'repeat' needs norms, and this network has none: with k taps along "
+            "depth, responses would grow k-fold from one layer to the next. Choose mode 'mean', "
+            "'center' or 'gaussian', or the network with batch norm."
         )
     if norm in KEEPING and "repeat" in modes and statistics == "carry":
         raise WeightsError(
@@ -37,8 +44,16 @@ def check(norm: str, modes: Collection[str], statistics: str) -> None:
 
 
 def check_source(norm: str, architecture: str, statistics: str) -> None:
-    """Raises WeightsError if running statistics are asked of a network that was made without."""
+    """Raises WeightsError if a network cannot have that norm, or not its running statistics."""
     made_for = encoders.norm(architecture)
+    if norm != made_for and (norm in FIXED or made_for in FIXED):
+        kept = {LAYER: "keeps its LayerNorm over channels", NONE: "has no norms"}
+        kept = kept.get(made_for, "has norms over voxels")
+        raise WeightsError(
+            f"{architecture} {kept}: found norm {norm!r}, expected {made_for!r}"
+            f"{'' if made_for in FIXED else ' or another over voxels'}. Leave --norm out; the "
+            "layers around an encoder have the norm that config.model.norm says."
+        )
     if norm in KEEPING and made_for not in KEEPING and statistics == "carry":
         raise WeightsError(
             f"{architecture} is made for norm {made_for!r}: its weights come without the running "
@@ -56,5 +71,7 @@ def drops(path: str, norm: str) -> bool:
 
 
 def recorded(norm: str, statistics: str) -> str:
-    """Entry of the file's record for the running statistics: carried, stale or dropped."""
+    """Entry of the file's record for the running statistics: carried, stale, dropped or none."""
+    if norm in FIXED:
+        return "none"
     return STATISTICS[statistics] if norm in KEEPING else "dropped"

@@ -14,7 +14,7 @@ import numpy as np
 
 from crossdim_jax.errors import DataError, WeightsError
 from crossdim_jax.weights.tensors import read_safetensors
-from weight_port import torch_file
+from weight_port import schemes, torch_file
 from weight_port.names import Name, parse_name
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
@@ -57,8 +57,9 @@ def from_file(path: str | Path, name: str, *, licence: str = "unknown") -> Sourc
       WeightsError: naming the file, what was found and what was expected.
     """
     path, parsed = Path(path), parse_name(name)
-    arrays = read_checkpoint(path)
+    parsed, arrays, scheme = schemes.in_timms_names(parsed, read_checkpoint(path))
     origin = {"source": "file", "id": name, "url": None, "file": path.name}
+    origin |= {} if scheme == schemes.TIMM else {"names": scheme}
     return Source(parsed, arrays, {**origin, "sha256": sha256(path), "licence": licence})
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from crossdim_jax.errors import CrossdimError
+from crossdim_jax.models import encoders
+from crossdim_jax.models.family import FIXED
 from crossdim_jax.weights.file import Weights
 from weight_port import forward, inflate, norms
 from weight_port.convert import Recipe, convert, kernel_modes, stem_path, target_shapes
@@ -42,6 +44,7 @@ def promises(recipe: Recipe, taps: Mapping[str, int], modes: Mapping[str, str]) 
     used = {(mode, taps[path]) for path, mode in modes.items() if taps[path] > 1}
     off = sorted({mode for mode, depth in used if not _adds_up(mode, depth)})
     running = recipe.norm in norms.KEEPING
+    measured = not running and recipe.norm not in FIXED  # of the whole volume, by the norm itself
     single = all(mode == "center" and depth % 2 for mode, depth in used)
     listed = ", ".join(off)
     if running and recipe.statistics != "carry":
@@ -50,7 +53,9 @@ def promises(recipe: Recipe, taps: Mapping[str, int], modes: Mapping[str, str]) 
         edge = Promise("everywhere", "the taps of every kernel add up to the 2D kernel")
     elif "acs" in off:
         edge = Promise("nowhere", "acs looks along depth with a third of its kernels")
-    elif not running:
+    elif recipe.norm in FIXED:
+        edge = Promise("nowhere", f"{listed}: the taps do not add up, and biases do not grow so")
+    elif measured:
         edge = Promise("up to eps", f"the norm undoes the factor of {listed}, but for its eps")
     else:
         edge = Promise("nowhere", f"{listed}: the taps do not add up to the 2D kernel")
@@ -58,7 +63,7 @@ def promises(recipe: Recipe, taps: Mapping[str, int], modes: Mapping[str, str]) 
         zero = Promise("nowhere", "as with edge padding, and zeros come in at the ends")
     elif single:
         zero = Promise("everywhere", "only the middle tap of every kernel is used")
-    elif running:
+    elif not measured:
         zero = Promise("inside", "away from the ends, where zeros come in")
     else:
         zero = Promise("nowhere", "the norm's own statistics take in the zeros at the ends")
@@ -98,7 +103,7 @@ def compare(
     )
     constant = np.repeat(image[:, None], forward.DEPTH, axis=1)
     marked = constant.copy()
-    marked[:, [0, -1]] += 1  # changes every slice that sees the ends
+    marked[:, [0, *range(-1 - _unseen(weights, taps), 0)]] += 1  # all that sees the ends changes
     flat = runs.flat(reference, image) if reference else None
     own = runs.flat(summed, image)
     limits = forward.limits(own, runs.flat(summed, forward.perturbed(image)))
@@ -173,6 +178,13 @@ def sum_over_depth(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             array = wide.astype(np.float32)
         summed[path] = array
     return summed
+
+
+def _unseen(weights: Weights, taps: Mapping[str, int]) -> int:
+    """Slices at the end that the stem's strided windows may leave out, where they are short."""
+    architecture = weights.metadata["architecture"]
+    stride = encoders.depth_reductions(architecture)[0]
+    return max(stride - taps.get(stem_path(architecture), stride), 0)
 
 
 def _taps(path: str, arrays: Mapping[str, np.ndarray]) -> int:

@@ -1,7 +1,7 @@
 """Plan of a training from the fingerprint of a data set: each line a value and its reason.
 
 Where nothing else is said the rules are nnU-Net's (experiment_planners, version 2.8.1); those for
-the depth of a pre-trained encoder are in `models.depth`. Lines are made in the order of
+the depth of a pre-trained encoder are in `models.anisotropy`. Lines are made in the order of
 `Plan.FIELDS`, and a later one follows from those before, whether they were found or given by hand.
 """
 
@@ -19,7 +19,7 @@ from crossdim_jax.data.plan_record import Plan
 from crossdim_jax.errors import ConfigError
 from crossdim_jax.imaging import normalise
 from crossdim_jax.imaging.spacing import ANISOTROPIC
-from crossdim_jax.models import depth
+from crossdim_jax.models import anisotropy
 
 GIB = 2**30
 MOST_VOXELS = 256**3  # of a patch
@@ -226,7 +226,7 @@ class _Planner:
         spacing = self.spacing_mm or np.median(self.fingerprint.spacings_mm, 0)
         return float(spacing[0] / min(spacing[1:]))
 
-    def _options(self, patch: Sequence[int]) -> depth.DepthOptions:
+    def _options(self, patch: Sequence[int]) -> anisotropy.DepthOptions:
         return self.network.options(patch, self._thickness, self._depth)
 
     def _snapped(self, size: Sequence[float]) -> tuple[int, ...]:
@@ -285,7 +285,7 @@ class _Planner:
 
     # ------------------------------------------------------------------- depth and length
 
-    def _why_kernels(self, options: depth.DepthOptions) -> str:
+    def _why_kernels(self, options: anisotropy.DepthOptions) -> str:
         if not self.network.has_depth_options:
             return "the encoder sees slices"
         if options.kernels is None:
@@ -293,13 +293,13 @@ class _Planner:
         ratio = f"{self._thickness:.2g}"
         return f"voxels are {ratio} times as thick as wide: one tap until they are about cubic"
 
-    def _why_strides(self, options: depth.DepthOptions) -> str:
+    def _why_strides(self, options: anisotropy.DepthOptions) -> str:
         if not self.network.has_depth_options:
             return "the encoder sees slices"
         if options.strides is None:
             return "as in the plane"
         why = "no stride until voxels are about cubic" if options.kernels else "as in the plane"
-        return f"{why}, and none that would leave less than {depth.SMALLEST} slices"
+        return f"{why}, and none that would leave less than {anisotropy.SMALLEST} slices"
 
     def _loss(self) -> tuple[str, str]:
         if self.fingerprint.regions:

@@ -8,11 +8,11 @@ from typing import Any
 
 from crossdim_jax import models
 from crossdim_jax.errors import ConfigError
-from crossdim_jax.models import activations, depth, encoders
+from crossdim_jax.models import activations, anisotropy, encoders
 
 REDUCTION = 32  # of the plane by the deepest feature
 DEEPEST = 2  # voxels that the deepest feature map has at least along each axis
-_NONE = depth.DepthOptions(None, None, 1)
+_NONE = anisotropy.DepthOptions(None, None, 1)
 
 Options = tuple[int, ...] | None
 
@@ -65,7 +65,7 @@ class Network:
 
     def options(
         self, patch: Sequence[int], thickness: float, given: Mapping[str, Options]
-    ) -> depth.DepthOptions:
+    ) -> anisotropy.DepthOptions:
         """Depth options for a patch, but for those that are given; none of a network without.
 
         Args:
@@ -77,7 +77,7 @@ class Network:
             return _NONE
         if given:  # which must fit the encoder
             self.build(given.get("depth_kernels"), given.get("depth_strides"))
-        found = depth.depth_options(self.encoder, thickness, patch[0])
+        found = anisotropy.depth_options(self.encoder, thickness, patch[0])
         if "depth_strides" in given:
             strides = given["depth_strides"]
             reduction = encoders.depth_reductions(self.encoder, strides)[-1]

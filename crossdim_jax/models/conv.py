@@ -74,14 +74,22 @@ def pad_depth(
     Args:
       x: `(b, *spatial, c)`.
       windows, strides: per axis.
-      convention: "same" or "symmetric", see `ops.explicit_padding`.
+      convention: "same" or "symmetric", see `ops.explicit_padding`; or "none", for windows that do
+        not overlap: in the plane those that are whole count, as in PyTorch; along depth the last
+        part of one is filled up.
       depth_padding: a key of `DEPTH_PADDINGS`.
 
     Returns:
       x, longer along depth unless that is padded with zeros; and the zeros per axis that are left
-      to the convolution. Every axis comes out at `ceil(size / stride)`.
+      to the convolution. Every axis comes out at `ceil(size / stride)`, but for "none" in the
+      plane.
     """
-    pads = ops.explicit_padding(x.shape[1:-1], windows, strides, convention)
+    if convention == "none":
+        deep = len(windows) - 2
+        sizes = x.shape[1 : 1 + deep], windows[:deep], strides[:deep]
+        pads = (*ops.explicit_padding(*sizes, "same"), (0, 0), (0, 0))
+    else:
+        pads = ops.explicit_padding(x.shape[1:-1], windows, strides, convention)
     check_depth_padding(depth_padding)
     if len(windows) != 3 or depth_padding == "zero" or not any(pads[0]):
         return x, pads
@@ -100,7 +108,7 @@ class Conv(nn.Module):
       features: output channels; ignored by a grouped convolution, which keeps its input's.
       window: kernel size along every axis.
       stride: stride along every axis.
-      padding: "same" (TensorFlow) or "symmetric" (PyTorch), see `ops.explicit_padding`.
+      padding: "same" (TensorFlow), "symmetric" (PyTorch) or "none", see `pad_depth`.
       use_bias: whether a bias is added.
       group_size: input channels per group; 1: depthwise, 0: all of them, a dense convolution.
       experts: how many kernels are mixed anew for each sample, see `Conv.__call__`; 0: ordinary.

@@ -45,8 +45,8 @@ class SkipDecoder(nn.Module):
 
         Args:
           features: coarsest last, one more than `widths`; with transposed convolutions each as
-            large as the one before or half of it along every axis. The finest may be None: the
-            last level then doubles its input and has no skip.
+            large as the one before or half of it along every axis. Any but the coarsest may be
+            None: that level has no skip, see `by_level`.
           train: whether batch statistics are updated.
 
         Returns:
@@ -75,7 +75,7 @@ class SkipDecoder(nn.Module):
                 )
 
             if skip is None:
-                skip = jnp.zeros((x.shape[0], *(2 * n for n in x.shape[1:-1]), 0), x.dtype)
+                skip = _no_channels(x, skips[-1 - level :: -1])
             if self.upsample == "nearest":
                 below = Upsampled(x)
             else:
@@ -84,6 +84,46 @@ class SkipDecoder(nn.Module):
             x = block(0)(skip, below=below, train=train)
             x = block(1)(x, train=train)
         return x
+
+
+def by_level(
+    tensors: Sequence[jax.Array | None], reductions: Sequence[int]
+) -> list[jax.Array | None]:
+    """Tensors by the halvings of the plane that lead to them, as `SkipDecoder` takes them.
+
+    Args:
+      tensors: finest first, None for one that there is not.
+      reductions: of each in the plane: powers of two.
+
+    Returns:
+      one entry for /1, /2, /4 and so on to the coarsest: the tensors of that reduction, side by
+      side as channels, or None where there are none.
+
+    Raises:
+      ValueError: a reduction is no power of two.
+    """
+    levels: list[list[jax.Array]] = [[] for _ in range(max(reductions).bit_length())]
+    for tensor, reduction in zip(tensors, reductions, strict=True):
+        if reduction < 1 or reduction & (reduction - 1):
+            raise ValueError(f"features reduced by {tuple(reductions)}: expected powers of two")
+        if tensor is not None:
+            levels[reduction.bit_length() - 1].append(tensor)
+    return [jnp.concatenate(v, -1) if len(v) > 1 else v[0] if v else None for v in levels]
+
+
+def _no_channels(x: jax.Array, finer: Sequence[jax.Array | None]) -> jax.Array:
+    """A skip without channels of the size that x is upsampled to: twice its own.
+
+    finer: the skips from this level on. The next one there is says which axes are doubled: one
+      that is long enough already, such as depth that was strided less than the plane, stays.
+    """
+    sizes = [2 * n for n in x.shape[1:-1]]
+    for later, skip in enumerate(finer):
+        if skip is not None:
+            pairs = zip(x.shape[1:-1], skip.shape[1:-1], strict=True)
+            sizes = [n if n * 2**later >= target else 2 * n for n, target in pairs]
+            break
+    return jnp.zeros((x.shape[0], *sizes, 0), x.dtype)
 
 
 def check_upsample(upsample: str) -> None:

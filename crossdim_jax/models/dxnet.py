@@ -1,4 +1,4 @@
-"""DX-Net: a 3D U-Net whose EfficientNet encoder is inflated from 2D weights."""
+"""DX-Net: a 3D U-Net whose encoder is inflated from 2D weights."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from crossdim_jax.errors import lookup
 from crossdim_jax.models.conv import Conv
-from crossdim_jax.models.decoder import SkipDecoder
+from crossdim_jax.models.decoder import SkipDecoder, by_level
 from crossdim_jax.models.encoders import EncoderSpec, split_spec
 from crossdim_jax.models.layers import ConvNormAct, require_multiple
 from crossdim_jax.ops import choose
@@ -64,7 +64,8 @@ class DXNet(nn.Module):
         x = full(image.astype(dtype), train=train)
         features = self.encoder.build(name="encoder", **shared)(x, train=train)
         decoder = SkipDecoder(tuple(self.widths), norm=norm, name="decoder", **shared)
-        x = decoder([x, *features], train=train)
+        skips = by_level([x, *features], [1, *self.encoder.reductions()])
+        x = decoder(skips, train=train)
         logits = Conv(self.out_channels, use_bias=True, name="head", **shared)(x)
         return logits.astype(jnp.float32)
 
@@ -101,10 +102,12 @@ def build(*, variant: str = "paper", **kwargs: Any) -> DXNet:
     spec.check()
     choose(model.ops)
     jnp.dtype(model.dtype)
-    reductions = (1, *spec.depth_reductions())
-    if any(b // a > 2 for a, b in zip(reductions, reductions[1:], strict=False)):
+    plane, deep = (1, *spec.reductions()), (1, *spec.depth_reductions())
+    steps = [(plane[i + 1] // plane[i], deep[i + 1] // deep[i]) for i in range(len(plane) - 1)]
+    if any(step > most or step & (step - 1) for most, step in steps):
         raise ValueError(
-            f"depth_strides={spec.depth_strides} reduce depth by {reductions[1:]} at the features, "
-            "but the decoder at most doubles between two of them"
+            f"depth_strides={spec.depth_strides} reduce depth by {deep[1:]} at the features, which "
+            f"are reduced by {plane[1:]} in the plane, but the decoder at most doubles depth where "
+            "it doubles the plane"
         )
     return model

@@ -5,90 +5,32 @@ is renaming.
 """
 
 import functools
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from crossdim_jax.models.conv import Blur, Conv, Depth, check_depth_padding
-from crossdim_jax.models.efficientnet_table import ROWS, VARIANTS, Block, network
+from crossdim_jax.models.conv import Blur, Conv, Depth
+from crossdim_jax.models.depth import Strides
+from crossdim_jax.models.efficientnet_table import ROWS, VARIANTS, Block, Network, network
 from crossdim_jax.models.family import Encoder, Feature
 from crossdim_jax.models.layers import DropPath, Norm, SqueezeExcite
 
 
-def feature_info(variant: str) -> tuple[Feature, ...]:
+def feature_info(variant: str, net: Network | None = None) -> tuple[Feature, ...]:
     """Channels and reduction (in the plane) of the five features of a variant, finest first."""
-    net = network(variant)
+    net = net or network(variant)
     channels = (net.stem, *(net.stages[s][-1].channels for s in net.features))
-    return tuple(Feature(c, 2 ** (i + 1)) for i, c in enumerate(channels))
+    return tuple(map(Feature, channels, strides(variant, net).reductions()))
 
 
-def depths(
-    variant: str,
-    kernels: int | Sequence[int] | None = None,
-    strides: int | Sequence[int] | None = None,
-    padding: str = "zero",
-    factorised: bool = False,
-) -> tuple[Depth, ...]:
-    """Depth options of the stem, then of each stage; the arguments are `EfficientNet`'s.
-
-    Raises:
-      ValueError: there are too few or too many entries, one is not a positive number, a stage that
-        keeps its resolution has a depth stride, or the padding is unknown.
-    """
-    check_depth_padding(padding)
-    in_plane = (2, *(blocks[0].stride for blocks in network(variant).stages))
-    windows = _per_stage(variant, "depth_kernels", kernels, len(in_plane))
-    steps = _per_stage(variant, "depth_strides", strides, len(in_plane))
-    if isinstance(strides, int) or (strides is not None and len(strides) == 1):
-        steps = tuple(d if s > 1 else 1 for d, s in zip(steps, in_plane, strict=True))
-    for i, (step, stride) in enumerate(zip(steps, in_plane, strict=True)):
-        if stride == 1 and step not in (1, None):
-            allowed = [j for j, s in enumerate(in_plane) if s > 1]
-            raise ValueError(
-                f"depth_strides={tuple(strides)}: entry {i} is {step}, but stage {i - 1} of "
-                f"{variant!r} has no stride in the plane, so it must be 1; entries {allowed} may "
-                "differ"
-            )
-    return tuple(
-        Depth(window, step, padding, factorised)
-        for window, step in zip(windows, steps, strict=True)
-    )
-
-
-def _per_stage(variant, name, given, count):
-    """One entry for the stem and each stage."""
-    if given is None:
-        return (None,) * count
-    entries = (given,) if isinstance(given, int) else tuple(given)
-    entries = entries * count if len(entries) == 1 else entries
-    if len(entries) != count:
-        raise ValueError(
-            f"{name}={tuple(given)}: found {len(entries)} entries, expected one, or {count} for "
-            f"{variant!r}: the stem's and one for each of its {count - 1} stages"
-        )
-    if not all(isinstance(n, int) and n >= 1 for n in entries):
-        raise ValueError(f"{name}={given}: expected whole numbers of at least 1")
-    return entries
-
-
-def depth_reductions(variant: str, strides: int | Sequence[int] | None = None) -> tuple[int, ...]:
-    """Reductions of the five features along depth, finest first.
-
-    Args:
-      variant: a key of `efficientnet_table.ROWS`.
-      strides: `EfficientNet.depth_strides`.
-    """
-    net = network(variant)
+def strides(variant: str, net: Network | None = None) -> Strides:
+    """Strides of a variant's stem and stages, and which of them hand on a feature."""
+    net = net or network(variant)
     in_plane = (2, *(blocks[0].stride for blocks in net.stages))
-    steps = [
-        stride if depth.stride is None else depth.stride
-        for depth, stride in zip(depths(variant, strides=strides), in_plane, strict=True)
-    ]
-    return tuple(math.prod(steps[: s + 2]) for s in (-1, *net.features))
+    windows = (3, *(blocks[0].window for blocks in net.stages))
+    return Strides(variant, in_plane, windows, (0, *(s + 1 for s in net.features)))
 
 
 class EfficientNetBlock(nn.Module):
@@ -137,7 +79,11 @@ class EfficientNetBlock(nn.Module):
                 y = self._conv("conv_dw", 0, **windowed, **grouped)(y, routing=routing)
             y = self._blurred(self._norm(f"bn{count}", act, y, train))
             if block.reduced:
-                y = SqueezeExcite(block.reduced, act, self.dtype, self.ops_mode, name="se")(y)
+                inner = block.gate_activation or act
+                gate = SqueezeExcite(
+                    block.reduced, inner, self.dtype, self.ops_mode, block.gate, name="se"
+                )
+                y = gate(y)
             last = "conv_pw" if block.kind == "separable" else "conv_pwl"
             y = self._conv(last, block.channels, experts=block.experts)(y, routing=routing)
             y = self._norm(f"bn{count + 1}", None, y, train)
@@ -225,19 +171,19 @@ class EfficientNet(nn.Module):
     dtype: Any = jnp.float32
     ops_mode: str = "auto"
 
+    def network(self) -> Network:
+        """The blocks that it is made of."""
+        return network(self.variant)
+
     def depths(self) -> tuple[Depth, ...]:
-        """Depth options of the stem, then of each stage; ValueError as `depths` says."""
-        return depths(
-            self.variant,
-            self.depth_kernels,
-            self.depth_strides,
-            self.depth_padding,
-            self.factorised,
+        """Depth options of the stem, then of each stage; ValueError as `Strides.depths` says."""
+        return strides(self.variant, self.network()).depths(
+            self.depth_kernels, self.depth_strides, self.depth_padding, self.factorised
         )
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> list[jax.Array]:
-        net = network(self.variant)
+        net = self.network()
         depth, *stage_depths = self.depths()
         shared = {"dtype": self.dtype, "ops_mode": self.ops_mode}
         x = Conv(net.stem, 3, 2, self.padding, depth=depth, name="conv_stem", **shared)(x)
@@ -279,7 +225,7 @@ def encoder(variant: str) -> Encoder:
         stem="conv_stem/kernel",
         norm=ROWS[variant].norm,
         info=functools.partial(feature_info, variant),
-        depth_reductions=functools.partial(depth_reductions, variant),
+        strides=lambda: strides(variant),
         stage=r"(blocks_(\d+))_\d+/",
     )
 

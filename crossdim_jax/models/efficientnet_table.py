@@ -8,6 +8,7 @@ convolutions), Tan and Le 2021 (V2), Li et al. 2021 (x), Aflalo et al. 2020 (pru
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from crossdim_jax.errors import check_name
@@ -101,6 +102,8 @@ class Block(NamedTuple):
       experts: see `Stage`.
       blur: whether its stride is a blur.
       fold: whether a 2x2 convolution with its stride goes before it, to `expanded` channels.
+      gate, gate_activation: of squeeze-and-excitation, see `layers.SqueezeExcite`; None: the
+        block's activation.
     """
 
     kind: str
@@ -115,6 +118,8 @@ class Block(NamedTuple):
     experts: int
     blur: bool
     fold: bool
+    gate: str = "sigmoid"
+    gate_activation: str | None = None
 
 
 class Network(NamedTuple):
@@ -314,19 +319,23 @@ def network(variant: str) -> Network:
             blocks.append(_block(row, stage, s, i, channels))
             channels = blocks[-1].channels
         built.append(tuple(blocks))
-    # The last stage before each stride hands its output on, but for those that are still at /2.
-    strides = [blocks[0].stride for blocks in built]
-    ends = [s for s in range(len(strides)) if s + 1 == len(strides) or strides[s + 1] > 1]
     return Network(
         stem=stem,
         stages=tuple(built),
-        features=tuple(s for s in ends if max(strides[: s + 1]) > 1),
+        features=features(built),
         head=_width(row, row.head) if row.scale_ends else row.head,
         activation=row.activation,
         norm=row.norm,
         norm_group=row.norm_group,
         resolution=row.resolution,
     )
+
+
+def features(stages: Sequence[Sequence[Block]]) -> tuple[int, ...]:
+    """The last stage before each stride, but for those that are still at /2."""
+    strides = [blocks[0].stride for blocks in stages]
+    ends = [s for s in range(len(strides)) if s + 1 == len(strides) or strides[s + 1] > 1]
+    return tuple(s for s in ends if max(strides[: s + 1]) > 1)
 
 
 def _block(row: Row, stage: Stage, s: int, i: int, c_in: int) -> Block:
@@ -364,7 +373,11 @@ def _block(row: Row, stage: Stage, s: int, i: int, c_in: int) -> Block:
 
 def parameters(variant: str, in_channels: int = 3) -> int:
     """Parameters of a variant's 2D encoder; counted, as tracing all networks takes a minute."""
-    net = network(variant)
+    return count(network(variant), in_channels)
+
+
+def count(net: Network, in_channels: int = 3) -> int:
+    """Parameters of a network's 2D encoder."""
     total, c_in = (9 * in_channels + 2) * net.stem, net.stem
     for block in (block for blocks in net.stages for block in blocks):
         area, wide, out, mixed = block.window**2, block.expanded, block.channels, block.experts or 1

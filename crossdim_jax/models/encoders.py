@@ -1,7 +1,8 @@
 """The encoders a network can be built on.
 
 A network asks its encoder for its features, by calling it, and before that for their channels and
-reductions. Adding a family of encoders is adding a file and naming it in `FAMILIES`.
+reductions: these begin at /1, /2 or /4. Adding a family of encoders is adding a file and naming it
+in `FAMILIES`.
 """
 
 import dataclasses
@@ -13,12 +14,28 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from crossdim_jax.errors import lookup
-from crossdim_jax.models import efficientnet
-from crossdim_jax.models.family import Encoder, Feature
+from crossdim_jax.models import (
+    convnext,
+    densenet,
+    efficientnet,
+    mobilenetv3,
+    regnet,
+    resnet,
+    vgg,
+)
+from crossdim_jax.models.family import FIXED, Encoder, Feature
 from crossdim_jax.models.layers import check_norm
 from crossdim_jax.ops import explicit_padding
 
-FAMILIES = (efficientnet,)
+FAMILIES = (
+    efficientnet,
+    resnet,
+    regnet,
+    vgg,
+    convnext,
+    densenet,
+    mobilenetv3,
+)
 ENCODERS: dict[str, Encoder] = {
     name: row for family in FAMILIES for name, row in family.ENCODERS.items()
 }
@@ -66,7 +83,7 @@ def depth_reductions(encoder: str, strides: int | Sequence[int] | None = None) -
     Raises:
       ValueError: the name is unknown, or the strides do not fit it.
     """
-    return row(encoder).depth_reductions(strides)
+    return row(encoder).strides().depth_reductions(strides)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +92,7 @@ class EncoderSpec:
 
     Attributes:
       name: a key of `ENCODERS`.
-      norm: one of `layers.NORMS`.
+      norm: one of `layers.NORMS`; of the layers around it alone if its own is `family.FIXED`.
       padding: "same" for TensorFlow-trained weights, "symmetric" for PyTorch-trained ones; the two
         are not interchangeable at stride 2.
       eps: of the norms; 1e-3 for TensorFlow-trained weights, 1e-5 for PyTorch-trained ones.
@@ -106,6 +123,12 @@ class EncoderSpec:
         """
         return "batch" if self.norm == "frozen" else self.norm
 
+    @property
+    def own_norm(self) -> str:
+        """Norm inside the encoder: `norm`, unless that is one of `family.FIXED`."""
+        own = norm(self.name)
+        return own if own in FIXED else self.norm
+
     def build(
         self, *, dtype: Any = jnp.float32, ops_mode: str = "auto", name: str | None = None
     ) -> nn.Module:
@@ -116,6 +139,10 @@ class EncoderSpec:
     def feature_info(self) -> tuple[Feature, ...]:
         """Channels and reduction of its features, finest first."""
         return feature_info(self.name)
+
+    def reductions(self) -> tuple[int, ...]:
+        """Reduction of each feature in the plane, finest first: 1, or 2, or 4, and so on."""
+        return tuple(feature.reduction for feature in self.feature_info())
 
     def depth_reductions(self) -> tuple[int, ...]:
         """Reduction of each feature along depth, finest first."""

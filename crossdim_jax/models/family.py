@@ -8,6 +8,12 @@ from typing import NamedTuple
 
 import flax.linen as nn
 
+from crossdim_jax.models.depth import Strides
+
+LAYER = "layer"  # LayerNorm over the channels of each voxel
+NONE = "none"  # no norms at all
+FIXED = (LAYER, NONE)  # norms of an encoder that none of `layers.NORMS` takes the place of
+
 
 class Feature(NamedTuple):
     """Channels of one encoder output, and by how much it is reduced in the plane."""
@@ -25,9 +31,10 @@ class Encoder(NamedTuple):
         fit it.
       stem: path of its first kernel, (*k, in, out); its shape tells the rank and the input
         channels, and porting adapts it to them.
-      norm: the norm that its weights are made for, "batch" or "group".
+      norm: the norm that its weights are made for, "batch" or "group"; or one of `FIXED`, which
+        stays whatever the norm of the layers around it.
       info: gives its `Feature`s.
-      depth_reductions: `depth_strides` -> by how much each feature is reduced along depth.
+      strides: gives its `Strides`.
       stage: regular expression for the start of a parameter's path inside the encoder, if it is in
         a stage; group 1 is the stage's name, group 2 its number, from 0.
     """
@@ -37,5 +44,5 @@ class Encoder(NamedTuple):
     stem: str
     norm: str
     info: Callable[[], tuple[Feature, ...]]
-    depth_reductions: Callable[..., tuple[int, ...]]
+    strides: Callable[[], Strides]
     stage: str

@@ -152,8 +152,17 @@ class ConvNormAct(nn.Module):
         return norm(x, train=train)
 
 
+GATES = {"sigmoid": jax.nn.sigmoid, "hard_sigmoid": jax.nn.hard_sigmoid}
+
+
 class SqueezeExcite(nn.Module):
-    """Channel gate from the mean over all voxels: reduce, activation, expand, sigmoid.
+    """Channel gate from the mean over all voxels: reduce, activation, expand, gate.
+
+    Attributes:
+      reduced: channels in between.
+      activation: a key of `ops.ACTIVATIONS`.
+      dtype, ops_mode: as in `Conv`.
+      gate: a key of `GATES`.
 
     Reference: Hu et al. 2018, as in Tan and Le 2019.
     """
@@ -162,6 +171,7 @@ class SqueezeExcite(nn.Module):
     activation: str | None = "silu"
     dtype: Any = jnp.float32
     ops_mode: str = "auto"
+    gate: str = "sigmoid"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -172,7 +182,7 @@ class SqueezeExcite(nn.Module):
         gate = Conv(self.reduced, 1, name="conv_reduce", **shared)(gate)
         gate = ops.ACTIVATIONS[self.activation](gate)
         gate = Conv(x.shape[-1], 1, name="conv_expand", **shared)(gate)
-        return x * jax.nn.sigmoid(gate)
+        return x * GATES[self.gate](gate)
 
 
 class DropPath(nn.Module):
@@ -191,6 +201,34 @@ class DropPath(nn.Module):
         shape = (x.shape[0],) + (1,) * (x.ndim - 1)
         kept = jax.random.bernoulli(self.make_rng("dropout"), keep, shape)
         return jnp.where(kept, x / keep, jnp.zeros((), x.dtype))
+
+
+def max_pool(
+    x: jax.Array, window: int, stride: int, padding: str, depth: Depth, ops_mode: str = "auto"
+) -> jax.Array:
+    """Max pooling, in whose padding nothing is found.
+
+    Along depth the window is that of the plane, no more than `depth.window`, and 1 where depth has
+    no stride: a pooling that keeps the slices does not mix them.
+
+    Args:
+      x: `(b, *spatial, c)`.
+      window, stride: in the plane.
+      padding: "same" or "symmetric", see `ops.explicit_padding`; "none" where only whole windows of
+        the plane count, as in PyTorch. Depth comes out at `ceil(size / stride)`.
+      depth: its window and stride along depth.
+      ops_mode: see `ops.choose`.
+    """
+    nd = x.ndim - 2
+    windows, strides = depth.axes(window, stride, nd)
+    if nd == 3:
+        deep = 1 if strides[0] == 1 else min(window, windows[0])
+        windows = (deep, *windows[1:])
+    convention = "same" if padding == "none" else padding
+    pads = ops.explicit_padding(x.shape[1:-1], windows, strides, convention)
+    if padding == "none":
+        pads = (*pads[: nd - 2], (0, 0), (0, 0))
+    return ops.max_pool(x, windows, strides, pads, mode=ops_mode)
 
 
 def require_multiple(spatial: Sequence[int], divisors: Sequence[int], network: str) -> None:

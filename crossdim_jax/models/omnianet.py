@@ -1,4 +1,4 @@
-"""Omnia-Net: a U-Net whose EfficientNet encoder starts from weights of the same dimension."""
+"""Omnia-Net: a U-Net whose encoder starts from weights of the same dimension."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from crossdim_jax.errors import check_name, lookup
 from crossdim_jax.models.conv import Conv
-from crossdim_jax.models.decoder import SkipDecoder, check_upsample
+from crossdim_jax.models.decoder import SkipDecoder, by_level, check_upsample
 from crossdim_jax.models.encoders import EncoderSpec, split_spec
 from crossdim_jax.models.layers import ConvNormAct, require_multiple
 from crossdim_jax.ops import ACTIVATIONS, choose
@@ -28,7 +28,7 @@ class OmniaNet(nn.Module):
         "group" or "frozen", see `DXNet`.
       out_channels: logits per pixel, the background's among them.
       stem_width: channels of the full-resolution block; 0: there is none, the image feeds the
-        encoder's stem and the last level has no skip.
+        encoder's stem and the last level has no skip but what the encoder gives at /1.
       upsample: "nearest" or "transposed", see `SkipDecoder`.
       activation: of the full-resolution block and the decoder, a key of `ops.ACTIVATIONS`.
       widths, dtype, ops: see `DXNet`.
@@ -68,7 +68,8 @@ class OmniaNet(nn.Module):
         decoder = SkipDecoder(
             tuple(self.widths), upsample=self.upsample, name="decoder", **fresh, **shared
         )
-        x = decoder([full, *features], train=train)
+        skips = by_level([full, *features], [1, *self.encoder.reductions()])
+        x = decoder(skips, train=train)
         logits = Conv(self.out_channels, use_bias=True, name="head", **shared)(x)
         return logits.astype(jnp.float32)
 

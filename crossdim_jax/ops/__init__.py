@@ -32,11 +32,13 @@ from crossdim_jax.ops.norm import (
     instance_norm,
     instance_norm_reference,
 )
+from crossdim_jax.ops.pooling import avg_pool, max_pool, max_pool_lax
 
 __all__ = [
     "ACTIVATIONS",
     "MODES",
     "PADDINGS",
+    "avg_pool",
     "batch_norm",
     "batch_norm_reference",
     "channel_multiple",
@@ -49,6 +51,8 @@ __all__ = [
     "grouped_conv",
     "instance_norm",
     "instance_norm_reference",
+    "max_pool",
+    "max_pool_lax",
     "nearest",
     "nearest_concat_conv",
     "nearest_concat_conv_reference",

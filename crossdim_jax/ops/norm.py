@@ -10,6 +10,8 @@ ACTIVATIONS = {
     "silu": jax.nn.silu,
     "relu": jax.nn.relu,
     "relu6": jax.nn.relu6,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "hard_swish": jax.nn.hard_swish,
 }
 
 

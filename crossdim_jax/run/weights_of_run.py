@@ -98,7 +98,7 @@ def _record(workdir: Path, model: Any, stem: tuple[int, ...], checkpointed: dict
         "inflate": before.get("inflate"),
         "in_channels": int(stem[-2]),
         "stem": "trained",
-        "norm": spec.norm,
+        "norm": spec.own_norm,
         "statistics": "trained",
         **depth_form(spec.name, shapes, ndim),
     }

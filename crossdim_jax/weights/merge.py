@@ -66,7 +66,7 @@ def requirements(model: Any, variables: Mapping[str, Any]) -> dict[str, Any]:
         "in_channels": kernel.shape[-2],
         "padding": spec.padding,
         "eps": spec.eps,
-        "norm": spec.norm,
+        "norm": spec.own_norm,
         **depth_form(spec.name, {path: leaf.shape for path, leaf in flat.items()}, ndim),
     }
 

@@ -180,4 +180,4 @@ def test_list_of_entries_is_taken_as_a_tuple():
     model = models.build("dxnet", depth_strides=list(STRIDES))
     assert model.encoder.depth_strides == STRIDES and hash(model)
     assert encoders.depth_reductions("efficientnet_b0", STRIDES) == (1, 2, 2, 4, 8)
-    assert efficientnet.depths("b0", 3)[4].window == 3
+    assert efficientnet.strides("b0").depths(3)[4].window == 3

@@ -89,7 +89,8 @@ def test_v2_rounds_channels_to_the_nearest_multiple_however_far_below():
 
 
 def test_the_names_of_encoders_lead_to_their_rows():
-    assert len(encoders.ENCODERS) == len(efficientnet_table.ROWS)
+    assert len(efficientnet.ENCODERS) == len(efficientnet_table.ROWS)
+    assert efficientnet.ENCODERS.items() <= encoders.ENCODERS.items()
     assert encoders.build("efficientnetv2_s").variant == "v2_s"
     assert encoders.build("efficientnet_b0").variant == "b0"
     assert encoders.norm("efficientnet_b0_gn") == "group"

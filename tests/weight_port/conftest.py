@@ -28,7 +28,7 @@ def get_config(arg=""):
 
 
 @functools.cache
-def random_timm(name):
+def random_timm(name, **options):
     """A timm network in eval mode with random norms, whose statistics fit its activations.
 
     Statistics drawn without looking at the activations would let those of the larger networks grow
@@ -36,7 +36,7 @@ def random_timm(name):
     """
     torch, timm = pytest.importorskip("torch"), pytest.importorskip("timm")
     torch.manual_seed(0)
-    model = timm.create_model(name, pretrained=False).eval()
+    model = timm.create_model(name, pretrained=False, **options).eval()
     generator = np.random.default_rng(1)
 
     def draw(low, high, n):
@@ -58,6 +58,8 @@ def random_timm(name):
         for path, parameter in model.named_parameters():
             if ".se." in path or "routing_fn" in path:
                 parameter.mul_(0.3)  # gates that neither saturate nor depend on the image alone
+            if path.endswith("gamma"):
+                parameter.copy_(draw(0.1, 0.5, len(parameter)))  # timm's let a branch vanish
             if path.endswith("bias") and parameter.ndim == 1:
                 parameter.copy_(draw(-0.3, 0.3, len(parameter)))  # timm's are zero: any would do
         model(torch.tensor(generator.normal(size=(1, 3, 128, 128)), dtype=torch.float32))

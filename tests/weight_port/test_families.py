@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from crossdim_jax.models import encoders
+from crossdim_jax.models.depth import Strides
 from crossdim_jax.models.family import Encoder, Feature
 from crossdim_jax.weights.file import Weights
 from crossdim_jax.weights.merge import depth_form, merge
@@ -20,10 +21,12 @@ from weight_port.convert import Recipe, convert
 from weight_port.source import Source
 
 ROOT = Path(__file__).resolve().parents[2]
-# What only EfficientNet's own files may speak of. An example in a message is none of the program's
+# What only a family's own files may speak of. An example in a message is none of the program's
 # knowledge, and benchmarks build the network a second time.
 OWN = re.compile(r"blocks_?\d?[(\\_]|conv_stem|conv_head|conv_pw|conv_dw|routing_fn|\bbn\d|\btf_")
-FILES = re.compile(r"(models|families)/efficientnet(_\w+)?\.py$")
+# Other families' own files have names of their own, some of them the same.
+NAMES = {m.__name__.rpartition(".")[2] for m in encoders.FAMILIES} | {"residual", "common"}
+FILES = re.compile(rf"(models|families)/({'|'.join(NAMES)})(_\w+)?\.py$")
 EXAMPLES = re.compile(r"such as|python -m weight_port|'blocks_\[56\]_.*=center'|\.\*/conv_stem")
 
 
@@ -91,7 +94,7 @@ def toy(monkeypatch):
         stem="first/kernel",
         norm="batch",
         info=lambda: (Feature(4, 2), Feature(6, 4)),
-        depth_reductions=lambda strides: (2, 4),
+        strides=lambda: Strides("toy", (2, 2), (3, 3), (0, 1)),
         stage=r"(stage_(\d+))/",
     )
     family = types.SimpleNamespace(

@@ -23,8 +23,12 @@ def test_words_choose(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:3]] == ["efficientnetv2_s", "efficientnetv2_rw_s"]
     assert "2 architectures, 3 names" in lines[4]
-    assert main(["list", "resnet"]) == 1
-    assert "No network is called 'resnet'" in capsys.readouterr().err
+    assert main(["list", "vgg1", "_bn"]) == 0
+    told = capsys.readouterr().out
+    assert "4 architectures" in told and "  /1 64 128 256 512 512 512  " in told
+    assert told.count("vgg: symmetric") == 1 and "Left out" not in told
+    assert main(["list", "alexnet"]) == 1
+    assert "No network is called 'alexnet'" in capsys.readouterr().err
 
 
 def test_json_is_the_same_for_programs(capsys):

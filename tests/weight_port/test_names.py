@@ -7,7 +7,7 @@ import pytest
 
 from crossdim_jax.errors import WeightsError
 from crossdim_jax.models import encoders
-from weight_port import names
+from weight_port import families, names
 from weight_port.families import efficientnet
 
 
@@ -40,9 +40,11 @@ def test_the_name_says_the_architecture_and_the_convention(name, architecture, p
     ("name", "reason"),
     [
         ("efficientnet_b9", "efficientnet_b0, .*efficientnet_l2.*weight_port list"),
-        ("resnet50", "efficientnet_b0, .*efficientnet_l2.*weight_port list"),
+        ("alexnet", "efficientnet_b0, .*efficientnet_l2.*weight_port list"),
         ("", "efficientnet_b0, .*efficientnet_l2.*weight_port list"),
-        ("resnet50", r"not a supported timm name\. Supported.*\[tf_\]efficientnet_b0, "),
+        ("alexnet", r"not a supported timm name\. Supported.*\[tf_\]efficientnet_b0, "),
+        ("resnet50d.ra2_in1k", "stem is three convolutions"),
+        ("tf_vgg16", "timm knows it as vgg16"),
         ("tf_efficientnet_b1_pruned", "timm knows it as efficientnet_b1_pruned"),
         ("efficientnetv2_b0", "timm knows it as tf_efficientnetv2_b0"),
         ("gc_efficientnetv2_rw_t.agc_in1k", "global context"),
@@ -68,13 +70,16 @@ def test_every_listed_model_can_be_parsed_and_leads_to_its_row():
     rows = names.supported()
     assert [row.architecture for row in rows] == list(encoders.ENCODERS)
     for row in rows:
-        assert row.models == efficientnet.models(row.architecture)
+        assert row.models == families.of(row.architecture).models(row.architecture)
         for model in row.models:
             parsed = names.parse_name(model)
             assert parsed.architecture == row.architecture
             assert parsed.padding == row.paddings[model]
-        assert len(row.channels) == 5 and row.tags is None
-    assert len({model for row in rows for model in row.models}) == 71
+        assert len(row.channels) in (4, 5, 6) and row.tags is None
+    own = [row for row in rows if families.of(row.architecture) is efficientnet]
+    assert len({model for row in own for model in row.models}) == 71
+    every = [model for row in rows for model in row.models]
+    assert len(set(every)) == len(every)
     b0 = rows[0]
     assert (b0.parameters, b0.resolution) == (3_595_388, 224)
     assert b0.paddings == {"tf_efficientnet_b0": "same", "efficientnet_b0": "symmetric"}
@@ -85,7 +90,9 @@ def test_timm_agrees_on_conventions_and_resolutions():
     timm = pytest.importorskip("timm")
     import inspect
 
-    for row in names.supported(ask_timm=True):
+    rows = names.supported(ask_timm=True)
+    assert all(set(row.licences) == set(row.tags) for row in rows)
+    for row in (row for row in rows if families.of(row.architecture) is efficientnet):
         for model in row.models:
             entry = inspect.getsource(timm.models.model_entrypoint(model))
             said = "same" if "'pad_type', 'same'" in entry else "symmetric"
@@ -93,9 +100,8 @@ def test_timm_agrees_on_conventions_and_resolutions():
                 said,
                 1e-3 if "BN_EPS_TF_DEFAULT" in entry else 1e-5,
             ), model
-        assert set(row.licences) == set(row.tags)
         assert all(names.parse_name(tag).architecture == row.architecture for tag in row.tags)
-    by_name = {row.architecture: row for row in names.supported(ask_timm=True)}
+    by_name = {row.architecture: row for row in rows}
     assert "tf_efficientnet_b0.ns_jft_in1k" in by_name["efficientnet_b0"].tags
     assert by_name["efficientnet_b0"].licences["tf_efficientnet_b0.ns_jft_in1k"] == "apache-2.0"
     assert by_name["efficientnet_l2"].resolution == 800
@@ -106,7 +112,7 @@ def test_the_list_needs_neither_timm_nor_torch():
         "import sys\n"
         "sys.modules['timm'] = sys.modules['torch'] = None\n"
         "from weight_port import names\n"
-        "assert len(names.supported()) == 46\n"
+        "assert len(names.supported()) == 112\n"
         "try: names.supported(ask_timm=True)\n"
         "except names.WeightsError as error: assert 'pip install' in str(error)\n"
         "else: raise SystemExit('timm was there')\n"

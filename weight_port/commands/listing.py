@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 
 from crossdim_jax.errors import WeightsError
+from crossdim_jax.models import encoders
 from crossdim_jax.text import say
 from weight_port import families, names
 
@@ -42,7 +43,7 @@ def _matches(row: names.Row, words: Sequence[str]) -> bool:
     return all(any(word in name for name in every) for word in words)
 
 
-COLUMNS = ("architecture", "timm's names", "parameters", "pixels", "features /2 ... /32", "norm")
+COLUMNS = ("architecture", "timm's names", "parameters", "pixels", "features from", "norm")
 
 
 def table(rows: Sequence[names.Row], *, tags: bool = False) -> str:
@@ -62,21 +63,25 @@ def table(rows: Sequence[names.Row], *, tags: bool = False) -> str:
                 licence = (source.licences or {}).get(tag)
                 lines.append(f"    {tag}{f'  ({licence})' if licence else ''}")
     lines += ["", f"{len(rows)} architectures, {sum(len(row.models) for row in rows)} names."]
+    notes: dict[str, None] = {}  # each once, in order
+    left_out: dict[str, str] = {}
     for family in dict.fromkeys(families.of(row.architecture) for row in rows):
         mine = [row.paddings for row in rows if families.of(row.architecture) is family]
-        lines += family.notes({name: p for paddings in mine for name, p in paddings.items()})
+        told = family.notes({name: p for paddings in mine for name, p in paddings.items()})
+        notes |= dict.fromkeys(told)
+        left_out |= family.LEFT_OUT
     # Patterns there: "..." reads better than the end of one.
-    left_out = {name.replace(r"(_\w+)?", "..."): why for name, why in names.all_left_out().items()}
-    lines += [f"Left out: {name}: {why}." for name, why in left_out.items()]
-    return "\n".join(lines)
+    left_out = {name.replace(r"(_\w+)?", "..."): why for name, why in left_out.items()}
+    return "\n".join([*lines, *notes, *(f"Left out: {n}: {why}." for n, why in left_out.items())])
 
 
 def _cells(row: names.Row) -> tuple[str, ...]:
+    first = encoders.feature_info(row.architecture)[0].reduction
     return (
         row.architecture,
         families.of(row.architecture).label(row.architecture),
         f"{row.parameters:,}",
         str(row.resolution),
-        " ".join(map(str, row.channels)),
+        f"/{first} {' '.join(map(str, row.channels))}",
         row.norm,
     )

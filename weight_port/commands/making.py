@@ -8,6 +8,7 @@ from typing import Any
 
 from crossdim_jax.models.dxnet import DXNet
 from crossdim_jax.models.encoders import PLANE_FIELDS
+from crossdim_jax.models.family import FIXED
 from crossdim_jax.text import say
 from crossdim_jax.weights.file import Weights, save_weights
 from crossdim_jax.weights.merge import depth_form
@@ -109,6 +110,7 @@ def _norms(recipe: Recipe) -> str:
         "stale": "running statistics are stale: measure them with config.weights.reestimate, or "
         "`python -m weight_port reestimate`",
         "dropped": "running statistics dropped, each input is normalised by its own",
+        "none": "as the network has them, over channels or not at all",
     }[norms.recorded(recipe.norm, recipe.statistics)]
     if "carried" in said and {"sqrt", "acs"} & set(recipe.modes):
         said += "; they describe 2D responses, which this mode changes: consider reestimate"
@@ -135,7 +137,7 @@ def next_command(todo: plan.Plan, metadata: Mapping[str, Any]) -> str:
         "weights.inflate_at": recipe.inflate_at,
         "weights.stem": recipe.stem,
         **{f"model.{name}": value for name, value in named.items()},
-        "model.norm": recipe.norm,
+        "model.norm": None if recipe.norm in FIXED else recipe.norm,
         "model.depth_kernels": recipe.depth_kernels,
         "model.factorised": recipe.factorised,
         "weights.reestimate": 16 if recipe.statistics == "reestimate" else None,

@@ -3,6 +3,7 @@
 import argparse
 
 from crossdim_jax.models import encoders
+from crossdim_jax.models.family import FIXED
 from weight_port import plan, source
 from weight_port.commands import recipe_flags
 from weight_port.commands.making import make
@@ -52,7 +53,9 @@ def main(args: argparse.Namespace) -> int:
     else:
         own = encoders.norm(source.parse_name(args.name).architecture)
         ndim = args.ndim or 2
-        recipe = recipe_flags.recipe(args, ndim=ndim, **({"norm": own} if ndim == 2 else {}))
+        recipe = recipe_flags.recipe(
+            args, ndim=ndim, **({"norm": own} if ndim == 2 or own in FIXED else {})
+        )
         todo = plan.by_hand(args.name, recipe, args.out or "weights", random=args.random)
     if not args.overwrite:
         todo.refuse_existing()  # before anything is downloaded

@@ -13,6 +13,7 @@ A family's file has:
   torch_name(path)               the inverse
   of_head(torch_name)            True for a tensor of the classification head
   to_flax_layout(array, path, shape), to_torch_layout(array, path)
+  SCHEMES                        other libraries whose names are read -> `rename.Scheme`; optional
   CLASSIFIER                     timm's name of the last layer
   feature_modules(network)       torch modules whose outputs are the features, the stem's first
   logits(architecture, arrays, feature, eps=)    what the classification head computes
@@ -23,9 +24,17 @@ Which family an encoder is of stands in its row of `encoders.ENCODERS`.
 from types import ModuleType
 
 from crossdim_jax.models import encoders
-from weight_port.families import efficientnet
+from weight_port.families import convnext, densenet, efficientnet, mobilenetv3, regnet, resnet, vgg
 
-FAMILIES: dict[str, ModuleType] = {"efficientnet": efficientnet}
+FAMILIES: dict[str, ModuleType] = {
+    "efficientnet": efficientnet,
+    "convnext": convnext,
+    "densenet": densenet,
+    "mobilenetv3": mobilenetv3,
+    "resnet": resnet,
+    "regnet": regnet,
+    **vgg.FAMILIES,
+}
 
 
 def of(architecture: str) -> ModuleType:

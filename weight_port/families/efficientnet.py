@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from crossdim_jax import ops
-from crossdim_jax.errors import WeightsError
 from crossdim_jax.models import efficientnet_table
-from crossdim_jax.weights.paths import ENCODER, HEAD
+from crossdim_jax.weights.paths import HEAD
 from weight_port import rename
-from weight_port.rename import KERNEL_LEAVES, NORM_LEAVES
+from weight_port.families import heads
+from weight_port.rename import KERNEL_LEAVES, NORM_LEAVES, Names
 
 # --------------------------------------------------------------------------- names, conventions
 
@@ -83,55 +83,24 @@ def size(architecture: str) -> tuple[int, int]:
 
 # --------------------------------------------------------------------------- renaming, layouts
 
-# The head's norm is the *top-level* bn2; every block has a bn2 of its own.
-_HEAD = re.compile(r"(conv_head|bn2|classifier)$")
+# Every block has a bn2 of its own.
 _NORM = re.compile(r"bn(\d+|_\w+)$")
 _KERNEL = re.compile(r"(conv(_\w+)?|classifier|routing_fn)$")
-_TO_FLAX = re.compile(r"^blocks\.(\d+)\.(\d+)(?=\.|$)")
-_TO_TORCH = re.compile(r"^blocks_(\d+)_(\d+)(?=/|$)")
 
 
-def flax_path(torch_name: str) -> str | None:
-    """The weight file's path for a timm tensor, or None if the name is not of this family.
-
-    `bn1.running_mean` -> `batch_stats/encoder/bn1/mean`.
-    """
-    module, _, leaf = torch_name.rpartition(".")
+def _leaves(module: str) -> dict[str, tuple[str, str]]:
+    """The tensors a module of that name may have."""
     layer = module.rpartition(".")[2]
-    leaves = _leaves(layer)
-    if leaf not in leaves:
-        return None
-    collection, name = leaves[leaf]
-    if _HEAD.match(module):
-        collection = HEAD
-    inner = _TO_FLAX.sub(r"blocks_\1_\2", module).replace(".", "/")
-    return f"{collection}/{ENCODER}/{inner}/{name}"
-
-
-def of_head(torch_name: str) -> bool:
-    """True if a timm tensor is of the classification head."""
-    return _HEAD.match(torch_name.rpartition(".")[0]) is not None
-
-
-def torch_name(path: str) -> str | None:
-    """timm's name for a tensor of a weight file, the inverse of `flax_path`; None if it has none.
-
-    A depth filter (`conv_dw/depth_kernel`) has none, nor has what is not the encoder's.
-    """
-    parts = path.split("/")
-    if len(parts) < 4 or parts[1] != ENCODER:
-        return None
-    (collection, _), inner, name = parts[:2], parts[2:-1], parts[-1]
-    module = _TO_TORCH.sub(r"blocks.\1.\2", "/".join(inner)).replace("/", ".")
-    for leaf, (usual, flax_name) in _leaves(inner[-1]).items():
-        if (collection, name) == (HEAD if _HEAD.match(module) else usual, flax_name):
-            return f"{module}.{leaf}"
-    return None
-
-
-def _leaves(layer: str) -> dict[str, tuple[str, str]]:
-    """The tensors a layer of that name may have."""
     return NORM_LEAVES if _NORM.match(layer) else KERNEL_LEAVES if _KERNEL.match(layer) else {}
+
+
+_NAMES = Names(
+    leaves=_leaves,
+    to_flax=lambda module: re.sub(r"^blocks\.(\d+)\.(\d+)(?=\.|$)", r"blocks_\1_\2", module),
+    to_torch=lambda module: re.sub(r"^blocks_(\d+)_(\d+)(?=\.|$)", r"blocks.\1.\2", module),
+    head=re.compile(r"conv_head|bn2|classifier"),  # the head's norm is the *top-level* bn2
+)
+flax_path, torch_name, of_head = _NAMES.flax_path, _NAMES.torch_name, _NAMES.of_head
 
 
 def to_flax_layout(
@@ -204,14 +173,9 @@ def logits(
       WeightsError: naming what is missing of the head.
     """
     net = efficientnet_table.network(efficientnet_table.VARIANTS[architecture])
-    group_size, prefix = net.norm_group, f"{HEAD}/{ENCODER}/"
-    head = {p.removeprefix(prefix): jnp.asarray(a) for p, a in arrays.items() if prefix in p}
-    needed = {"conv_head/kernel", "bn2/scale", "bn2/bias", "classifier/kernel", "classifier/bias"}
-    if missing := sorted(needed - head.keys()):
-        raise WeightsError(
-            f"The weights hold no whole classification head: missing {', '.join(missing)}. Port 2D "
-            "weights without --no-head."
-        )
+    group_size = net.norm_group
+    needed = ("conv_head/kernel", "bn2/scale", "bn2/bias", "classifier/kernel", "classifier/bias")
+    head = heads.tensors(arrays, *needed)
     kernel = head["conv_head/kernel"].reshape(head["conv_head/kernel"].shape[-2:])
     x = jnp.asarray(feature).reshape(feature.shape[0], -1, len(kernel)) @ kernel
     if "bn2/mean" in head:

@@ -3,14 +3,14 @@
 import pytest
 
 from crossdim_jax import models
-from crossdim_jax.models import depth, encoders
+from crossdim_jax.models import anisotropy, encoders
 
 B0 = "efficientnet_b0"
 
 
 def test_cubic_voxels_are_treated_as_the_plane_is():
-    assert depth.depth_options(B0, 1.0, 128) == (None, None, 32)
-    assert depth.depth_options(B0, 1.99, 128).kernels is None
+    assert anisotropy.depth_options(B0, 1.0, 128) == (None, None, 32)
+    assert anisotropy.depth_options(B0, 1.99, 128).kernels is None
 
 
 @pytest.mark.parametrize(
@@ -23,18 +23,18 @@ def test_cubic_voxels_are_treated_as_the_plane_is():
     ],
 )
 def test_depth_is_left_alone_until_voxels_are_about_cubic(thickness, kernels, strides, reduction):
-    assert depth.depth_options(B0, thickness, 128) == (kernels, strides, reduction)
+    assert anisotropy.depth_options(B0, thickness, 128) == (kernels, strides, reduction)
 
 
 @pytest.mark.parametrize("slices,strides", [(36, (2, 1, 2, 2, 1, 1, 1, 1)), (7, (1,) * 8)])
 def test_no_stride_leaves_less_than_four_slices(slices, strides):
-    assert depth.depth_options(B0, 1.0, slices).strides == strides
+    assert anisotropy.depth_options(B0, 1.0, slices).strides == strides
 
 
-@pytest.mark.parametrize("encoder", [B0, "efficientnet_b3", "efficientnetv2_b0"])
+@pytest.mark.parametrize("encoder", [B0, "efficientnetv2_b0", "resnet50", "convnext_tiny"])
 @pytest.mark.parametrize("thickness", [0.5, 3.0, 12.0])
 def test_voxels_of_deep_maps_are_about_cubic_or_there_are_few_slices(encoder, thickness):
-    options = depth.depth_options(encoder, thickness, 64)
+    options = anisotropy.depth_options(encoder, thickness, 64)
     models.build(
         "dxnet",
         encoder=encoder,
@@ -42,8 +42,12 @@ def test_voxels_of_deep_maps_are_about_cubic_or_there_are_few_slices(encoder, th
         depth_strides=options.strides,
     )
     reductions = encoders.depth_reductions(encoder, options.strides)
-    for level, reduction in enumerate(reductions, 1):
-        ratio = thickness * reduction / 2**level
-        thick, thin = ratio >= 2 * depth.CUBIC, ratio < 1 / depth.CUBIC
+    for feature, reduction in zip(encoders.feature_info(encoder), reductions, strict=True):
+        ratio = thickness * reduction / feature.reduction
+        thick, thin = ratio >= 2 * anisotropy.CUBIC, ratio < 1 / anisotropy.CUBIC
         assert not thick or reduction == 1
-        assert not thin or thickness < 0.5 * depth.CUBIC or 64 / reduction < 2 * depth.SMALLEST
+        assert (
+            not thin
+            or thickness < 0.5 * anisotropy.CUBIC
+            or 64 / reduction < 2 * anisotropy.SMALLEST
+        )

@@ -1,0 +1,57 @@
+"""ResNet, RegNet and VGG with one narrow block a stage, by their tables, ours and timm's alike."""
+
+import contextlib
+import importlib.util
+from collections.abc import Iterator
+
+import pytest
+
+from crossdim_jax.models import regnet, resnet, vgg
+from weight_port import convert, families, forward
+from weight_port.families import vgg as ported_vgg
+
+PLANES, REPEATS, CHANNELS = (64, 16, 16, 24), (1, 1, 1, 1), (8, 8, 12, 12, 12)
+REGNET = {"depth": 4, "w0": 8, "wa": 16.0, "wm": 1.7, "group_size": 8, "se_ratio": 0.25}
+# Of timm's `create_model`.
+TIMM = {
+    "resnet18": {"layers": REPEATS, "channels": PLANES},
+    "resnext50_32x4d": {"layers": REPEATS, "channels": PLANES, "base_width": 32, "cardinality": 2},
+    "regnety_002": {},
+    "vgg11": {"mlp_ratio": 1 / 64},
+    "vgg11_bn": {"mlp_ratio": 1 / 64},
+}
+NAMES = (*TIMM, "resnet50", "resnet50_keras")
+
+
+@contextlib.contextmanager
+def cut() -> Iterator[None]:
+    """Makes the encoders `NAMES` that small meanwhile."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resnet, "PLANES", PLANES)
+        for name in filter(resnet.ROWS.__contains__, NAMES):
+            patch.setitem(resnet.ROWS, name, resnet.ROWS[name]._replace(repeats=REPEATS))
+        narrow = resnet.ROWS["resnext50_32x4d"]._replace(groups=2, base=32)
+        patch.setitem(resnet.ROWS, "resnext50_32x4d", narrow)
+        # Four blocks of 8, 24, 40 and 64 channels: four stages.
+        patch.setitem(regnet.ROWS, "regnety_002", regnet.Row(16.0, 8, 1.7, 8, 4, gated=True))
+        patch.setattr(vgg, "CHANNELS", CHANNELS)
+        patch.setitem(vgg.ROWS, "vgg11", (1,) * 5)
+        for name in ("vgg11", "vgg11_bn"):
+            patch.setitem(families.FAMILIES, name, ported_vgg.Family(name))
+        if importlib.util.find_spec("timm"):
+            from timm.models import regnet as timm_regnet
+            from timm.models import vgg as timm_vgg
+
+            small = timm_regnet.RegNetCfg(**REGNET)
+            patch.setitem(timm_regnet.model_cfgs, "regnety_002", small)
+            layers = [layer for channels in CHANNELS for layer in (channels, "M")]
+            patch.setitem(timm_vgg.cfgs, "vgg11", layers)
+        _forget()
+        yield
+    _forget()
+
+
+def _forget():
+    """What was made of the tables is made anew."""
+    for function in (regnet.network, convert.target_shapes, forward._network):
+        function.cache_clear()

@@ -1,0 +1,62 @@
+"""Every network takes every encoder, whatever its family and where its features begin."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from crossdim_jax import models
+from crossdim_jax.models import encoders
+from crossdim_jax.weights.paths import flatten
+from tests import cut_families
+
+SHAPES = {"omnianet": (1, 64, 32, 2), "dxnet": (1, 32, 32, 64, 2), "dsnet": (1, 97, 32, 64, 2)}
+FIRST = {family.__name__: next(iter(family.ENCODERS)) for family in encoders.FAMILIES}
+# One a family in `make test`.
+ENCODERS = [
+    pytest.param(name, marks=() if name in FIRST.values() else pytest.mark.slow)
+    for name in encoders.ENCODERS
+]
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_every_network_gives_logits_of_its_inputs_size(encoder):
+    for network, shape in SHAPES.items():
+        model = models.build(network, encoder=encoder, norm="instance", ops="lax")
+        logits = jax.eval_shape(
+            lambda model=model, shape=shape: model.init_with_output(
+                jax.random.key(0), jnp.zeros(shape)
+            )[0]
+        )
+        assert logits.shape == (*shape[:-1], model.out_channels)
+
+
+IN_MAKE_TEST = (("omnianet", "vgg11_bn"), ("omnianet", "regnety_002"))
+SHORT = [
+    pytest.param(
+        network, encoder, marks=() if (network, encoder) in IN_MAKE_TEST else pytest.mark.slow
+    )
+    for network in SHAPES
+    for encoder in ("vgg11_bn", "resnext50_32x4d", "resnet50_keras", "regnety_002")
+]
+
+
+@pytest.mark.parametrize(("network", "encoder"), SHORT)
+def test_short_ones_run_and_every_kernel_of_the_encoder_counts(network, encoder, rng):
+    shape = {**SHAPES, "dxnet": (1, 32, 64, 64, 2)}[network]  # 1 x 2 x 2 at its coarsest
+    with cut_families.cut():
+        options = {"widths": (4,) * 5} if network != "dsnet" else {}
+        model = models.build(network, encoder=encoder, ops="lax", drop_path_rate=0.0, **options)
+        variables = models.init(model, 0, shape)
+        image = jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+        def loss(params):
+            logits = model.apply({**variables, "params": params}, image)
+            return jnp.mean(jnp.square(logits - 1))
+
+        value, gradients = jax.jit(jax.value_and_grad(loss))(variables["params"])
+    assert np.isfinite(value)
+    found = gradients["net2d"]["encoder"] if network == "dsnet" else gradients["encoder"]
+    kernels = {path: g for path, g in flatten(found).items() if path.endswith("kernel")}
+    assert len(kernels) > 4
+    assert not [path for path, g in kernels.items() if not (np.isfinite(g).all() and g.any())]

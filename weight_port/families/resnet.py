@@ -1,0 +1,152 @@
+"""ResNet as timm and torchvision have it, and as Keras: names, conventions, renaming, head.
+
+`layer2.0.conv1.weight` is `params/encoder/stages_1_0/conv1/kernel`, `layer2.0.downsample.1.bias` is
+`params/encoder/stages_1_0/shortcut_norm/bias`. The head is the classifier alone, `fc`.
+
+Keras' form (`resnet50_keras`, which RadImageNet's ResNet50 is) has biases, the stride on a
+bottleneck's first convolution, and an eps of its own. timm has no such network; its tensors go by
+the names that timm's ResNets have.
+"""
+
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from crossdim_jax.models import residual, resnet
+from weight_port import rename
+from weight_port.families import common
+from weight_port.rename import Names, Scheme
+
+# --------------------------------------------------------------------------- names, conventions
+
+PYTORCH, KERAS = ("symmetric", 1e-5), ("symmetric", 1.001e-5)
+
+# timm's names that are not supported (regular expressions), and why.
+LEFT_OUT = {
+    r"(se|eca)resne\w+|senet154": "its blocks have attention after their last convolution",
+    r"resnex?t\d+[cdst](_\w+)?": "its stem is three convolutions, or its shortcuts pool",
+    r"resnet(aa|blur)\d+d?": "its strides are blurs",
+    r"resnetrs\d+": "its stem is three convolutions and its blocks have attention",
+    r"resnet50_gn": "its group norms have 32 groups, whatever the channels",
+    r"test_resnet": "it is a fixture of timm's own tests",
+}
+
+
+models, architecture_of, label = common.models, common.architecture_of, common.label
+
+
+def convention(model: str) -> tuple[str, float]:
+    """Padding and eps of the weights that go by a model's name."""
+    return KERAS if model.endswith("_keras") else PYTORCH
+
+
+def notes(paddings: Mapping[str, str]) -> list[str]:
+    """Lines that explain the conventions of these models, model -> padding."""
+    lines = ["resnet: symmetric padding, eps 1e-5, the stride on the 3x3 convolution."]
+    if any(name.endswith("_keras") for name in paddings):
+        lines.append(
+            "resnet..._keras, of keras.applications and RadImageNet: eps 1.001e-5, biases, the "
+            "stride on the first 1x1."
+        )
+    return lines
+
+
+def size(architecture: str) -> tuple[int, int]:
+    """Parameters of the 2D encoder with 3 input channels, and pixels of the classifier's images."""
+    net = resnet.network(architecture)
+    return residual.parameters(net), net.resolution
+
+
+# --------------------------------------------------------------------------- renaming, layouts
+
+_LAYERS = {"conv1": "stem", "bn1": "stem_norm", "fc": "fc"}
+_IN_BLOCK = {"downsample.0": "shortcut", "downsample.1": "shortcut_norm"}
+_IN_BLOCK |= {f"conv{n}": f"conv{n}" for n in (1, 2, 3)} | {f"bn{n}": f"norm{n}" for n in (1, 2, 3)}
+
+
+def _to_flax(module: str) -> str:
+    """Our name of a module; "" if it is not of this family."""
+    match = re.fullmatch(r"layer([1-4])\.(\d+)\.(.+)", module)
+    if match is None:
+        return _LAYERS.get(module, "")
+    layer = _IN_BLOCK.get(match[3])
+    return f"stages_{int(match[1]) - 1}_{match[2]}.{layer}" if layer else ""
+
+
+def _to_torch(module: str) -> str:
+    """The inverse of `_to_flax`."""
+    match = re.fullmatch(r"stages_(\d)_(\d+)\.(.+)", module)
+    if match is None:
+        return rename.inverse(_LAYERS).get(module, "")
+    layer = rename.inverse(_IN_BLOCK).get(match[3], "")
+    return f"layer{int(match[1]) + 1}.{match[2]}.{layer}"
+
+
+_NAMES = Names(common.leaves(_to_flax), _to_flax, _to_torch, head=re.compile("fc"))
+flax_path, torch_name, of_head = _NAMES.flax_path, _NAMES.torch_name, _NAMES.of_head
+to_flax_layout, to_torch_layout = common.to_flax_layout, common.to_torch_layout
+
+
+# --------------------------------------------------------------------------- other libraries
+
+_IN_KERAS = {"weight": "kernel", "bias": "bias"}
+_NORM_IN_KERAS = {"weight": "gamma", "bias": "beta"}
+_NORM_IN_KERAS |= {"running_mean": "moving_mean", "running_var": "moving_variance"}
+
+
+def _layers(architecture: str) -> dict[str, str]:
+    """timm's name of each module -> Keras' layer, the stem first."""
+    found = {"conv1": "conv1_conv", "bn1": "conv1_bn"}
+    for s, blocks in enumerate(resnet.network(architecture).stages, 1):
+        for i, block in enumerate(blocks):
+            timm, keras = f"layer{s}.{i}", f"conv{s + 1}_block{i + 1}"
+            if block.shortcut:
+                found |= {f"{timm}.downsample.0": f"{keras}_0_conv"}
+                found |= {f"{timm}.downsample.1": f"{keras}_0_bn"}
+            for n in (1, 2, 3) if block.kind == "bottleneck" else (1, 2):
+                found |= {f"{timm}.conv{n}": f"{keras}_{n}_conv"}
+                found |= {f"{timm}.bn{n}": f"{keras}_{n}_bn"}
+    return found | {"fc": "predictions"}
+
+
+def keras_names(architecture: str) -> dict[str, str]:
+    """Keras' name of each tensor, `conv2_block1_0_bn.gamma` -> timm's."""
+    return {
+        f"{keras}.{theirs}": f"{timm}.{leaf}"
+        for timm, keras in _layers(architecture).items()
+        for leaf, theirs in (_NORM_IN_KERAS if keras.endswith("_bn") else _IN_KERAS).items()
+    }
+
+
+def from_keras(name: str, array: np.ndarray) -> np.ndarray:
+    """Keras' layout -> torch's: (k, k, in, out) -> (out, in, k, k), (in, out) -> (out, in)."""
+    return rename.to_torch_layout(array)
+
+
+# torchvision's modules in order: RadImageNet's files have their numbers in the place of the names.
+CHILDREN = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
+
+
+def radimagenet_names(architecture: str) -> dict[str, str]:
+    """RadImageNet's name of each tensor, `backbone.4.0.conv1.weight` -> timm's."""
+    found = {}
+    for timm, keras in _layers(architecture).items():
+        first, _, rest = timm.partition(".")
+        if first in CHILDREN:
+            number = f"backbone.{CHILDREN.index(first)}{rest and '.'}{rest}"
+            leaves = common.NORM_TENSORS if keras.endswith("_bn") else common.KERNEL_TENSORS
+            found |= {f"{number}.{leaf}": f"{timm}.{leaf}" for leaf in leaves}
+    return found
+
+
+SCHEMES = {
+    "keras": Scheme(lambda name, tensor: keras_names(name).get(tensor), KERAS, from_keras),
+    "radimagenet": Scheme(lambda name, tensor: radimagenet_names(name).get(tensor)),
+}
+
+
+# --------------------------------------------------------------------------- the whole network
+
+CLASSIFIER = "fc"  # timm's name of the last layer
+feature_modules, logits = common.feature_modules, common.logits
