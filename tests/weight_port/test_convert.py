@@ -283,7 +283,7 @@ def test_repeat_with_running_statistics_is_refused():
         ({"inflate": None}, "need an inflation mode"),
         ({"inflate": "cubic"}, "repeat, mean, center"),
         ({"ndim": 2}, "is for 3D"),
-        ({"norm": "spectral"}, "batch, instance, group"),
+        ({"norm": "local"}, "batch, instance, group"),
         ({"stem": "sum"}, "1 input channel, found 16"),
         ({"stem": "grey"}, "tile, gray"),
         ({"in_channels": 0}, "found 0"),
