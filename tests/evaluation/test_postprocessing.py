@@ -124,3 +124,12 @@ def test_a_record_gives_the_rules_back():
 def test_a_damaged_record_is_refused(wrong):
     with pytest.raises(DataError, match="p.json"):
         postprocessing.of_record(wrong, "p.json")
+
+
+def test_of_regions_one_within_the_other_the_inner_is_judged_after_the_outer():
+    """Removing the island from the whole removes it from the core, which then needs no rule."""
+    regions = {"whole": (1, 2), "core": (2,), "node": (3,)}
+    truth = volume(_1=[(0, 0, 0, 6)], _2=[(6, 0, 0, 3)], _3=[(0, 12, 12, 2)])
+    islands = truth.copy()
+    islands[14, 14, 2] = 2
+    assert [rule.name for rule in found((islands, truth), structures=regions)] == ["whole"]
