@@ -22,6 +22,7 @@ LAYERS = (
     ("challenges",),
     ("data", "report"),
     ("evaluation", "training"),
+    ("export",),
     ("run",),
     ("__main__",),
 )

@@ -9,6 +9,7 @@ into what a network predicts and into what is scored (`encode`, `masks`), names 
 
 import importlib
 import inspect
+from collections.abc import Mapping
 
 from crossdim_jax.challenges.base import Challenge
 from crossdim_jax.errors import ConfigError, lookup
@@ -41,9 +42,20 @@ def get(name: str, **kwargs: object) -> Challenge:
       ConfigError: unknown name or argument; the known ones are listed.
     """
     kind = find(name)
-    known = list(inspect.signature(kind).parameters)
+    known = inspect.signature(kind).parameters
     if unknown := sorted(set(kwargs) - set(known)):
         raise ConfigError(
             f"challenge {name!r} has no setting {', '.join(unknown)}; known: {', '.join(known)}"
         )
-    return kind(**kwargs)
+    result = kind(**kwargs)
+    result.settings = {"name": name, **{k: p.default for k, p in known.items()}, **kwargs}
+    return result
+
+
+def of_record(record: Mapping[str, object]) -> Challenge:
+    """The challenge that a `Challenge.record` is of. Raises ConfigError as `get`."""
+    settings = dict(record)
+    tolerance = settings.pop("grid_tolerance_mm", None)
+    result = get(settings.pop("name", None), **settings)
+    result.grid_tolerance_mm = tolerance
+    return result

@@ -5,6 +5,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -76,6 +77,8 @@ class Challenge(abc.ABC):
         when the best weights are chosen; False: it is left out there.
       grid_tolerance_mm: how far a voxel of one file may lie from the same voxel of another file of
         the case, see `imaging.grid`; None for a twentieth of a voxel. Set by `experiment.build`.
+      settings: what it was built with: its name, and the arguments of its class. Set by
+        `challenges.get`.
     """
 
     name: str
@@ -89,6 +92,14 @@ class Challenge(abc.ABC):
     absent_scores: bool = True
     grid_tolerance_mm: float | None = None
     sides: tuple[tuple[str, str], ...] = ()
+    settings: Mapping[str, object] = MappingProxyType({})
+
+    def record(self) -> dict[str, object]:
+        """Values, JSON-able, from which `challenges.of_record` builds the same on any machine.
+
+        They say all that lies between files and a network, and between it and a result.
+        """
+        return {**self.settings, "grid_tolerance_mm": self.grid_tolerance_mm}
 
     def check_flips(self, axes: Sequence[int], ndim: int, field: str) -> None:
         """Raises ConfigError if a flip would make an organ that of the other side.

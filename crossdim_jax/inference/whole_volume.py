@@ -12,7 +12,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from crossdim_jax.errors import ConfigError
-from crossdim_jax.inference.sliding_window import SlidingWindow, flip_axes
+from crossdim_jax.inference.sliding_window import SlidingWindow
+from crossdim_jax.inference.windows import flip_axes
 from crossdim_jax.losses import ACTIVATIONS
 from crossdim_jax.runtime.sharding import replicated
 
@@ -35,7 +36,7 @@ class WholeVolume:
       check_size: raises ValueError for a `spatial` that the network does not take.
       mesh: its axis `depth` shares the image; along `data` everyone does the same.
       window: predicts images that the network cannot take whole.
-      flips: test-time flips, see `sliding_window.flip_axes`.
+      flips: test-time flips, see `windows.flip_axes`.
       activation: a key of `losses.ACTIVATIONS`.
     """
 

@@ -12,6 +12,7 @@ from crossdim_jax.run import (
     config,
     evaluate,
     experiment,
+    export,
     folds,
     plan,
     predict,
@@ -27,15 +28,19 @@ WORKDIR = flags.DEFINE_string("workdir", "", "The run folder; report: several, w
 MODE = flags.DEFINE_enum(
     "mode",
     "train",
-    ["train", "folds", "evaluate", "predict", "report", "plan", "view"],
+    ["train", "folds", "evaluate", "predict", "report", "plan", "view", "export"],
     "train ends with evaluation and the report; folds trains all folds and scores them together; "
     "plan shows the plan of a data set, or says what training would take; view writes a page for "
-    "each case, to scroll through it.",
+    "each case, to scroll through it; export writes the trained networks as ONNX, with all that "
+    "using them needs.",
 )
 INPUT = flags.DEFINE_string("input", "", "predict, view: a folder of cases, labelled or not.")
 OUTPUT = flags.DEFINE_string(
-    "output", "", "predict, report of several: where to write; view: predictions of the input."
+    "output",
+    "",
+    "predict, export, report of several: where to write; view: predictions of the input.",
 )
+LICENCE = flags.DEFINE_string("licence", "", "export: the model's licence, such as CC-BY-4.0.")
 BUDGET = flags.DEFINE_float(
     "budget_gib", None, "plan: measures a step, for a device of so much memory; what it has."
 )
@@ -71,6 +76,8 @@ def main(argv: list[str]) -> None:
         told = predict.run(job, INPUT.value, OUTPUT.value, overwrite=OVERWRITE.value)
     elif MODE.value == "view":
         told = view.run(job, INPUT.value, OUTPUT.value)
+    elif MODE.value == "export":
+        told = export.run(job, OUTPUT.value, licence=LICENCE.value)
     elif MODE.value == "plan":
         told = _plan(job)
     else:

@@ -48,7 +48,7 @@ def run(experiment: Experiment, source: str, target: str, *, overwrite: bool = F
         overwrite=overwrite,
         write=first,
         export=True,
-        postprocess=_postprocess(experiment),
+        postprocess=functools.partial(postprocessing.apply, rules=rules(experiment)),
         errors=failed,
         progress=first,
     )
@@ -60,14 +60,14 @@ def run(experiment: Experiment, source: str, target: str, *, overwrite: bool = F
     return folder
 
 
-def _postprocess(experiment: Experiment) -> predict.LabelFn | None:
-    """The rules that the held-out cases of the run support; None unless the config asks for them.
+def rules(experiment: Experiment) -> tuple[postprocessing.Rule, ...]:
+    """The rules that the held-out cases of the run support; none unless the config asks for them.
 
     Raises DataError if they were not looked for, or their record is damaged.
     """
     if not experiment.inference.keep_largest:
-        return None
-    rules = postprocessing.read(experiment.workdir / run_folder.POSTPROCESSING)
-    for rule in rules:
+        return ()
+    found = postprocessing.read(experiment.workdir / run_folder.POSTPROCESSING)
+    for rule in found:
         say(f"postprocessing: {rule}")
-    return functools.partial(postprocessing.apply, rules=rules)
+    return found

@@ -89,7 +89,7 @@ class Inference:
     Attributes:
       mode: "window" or "whole".
       overlap: fraction of a window shared with its neighbour.
-      flips: test-time flips, see `sliding_window.flip_axes`.
+      flips: test-time flips, see `windows.flip_axes`.
       window_batch: windows at a time on each device of the mesh's axis `data`.
       keep_largest: True finds rules of postprocessing in an evaluation, and applies them in a
         prediction, see `evaluation.postprocessing`.

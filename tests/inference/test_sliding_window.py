@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from crossdim_jax.errors import ConfigError
-from crossdim_jax.inference import sliding_window
+from crossdim_jax.inference import sliding_window, windows
 from crossdim_jax.runtime import sharding
 
 
@@ -23,7 +23,7 @@ def pointwise(variables, windows):
 
 @pytest.mark.parametrize("size,window,overlap", [(64, 64, 0.5), (65, 64, 0.5), (200, 64, 0.25)])
 def test_windows_cover_the_axis_and_overlap_enough(size, window, overlap):
-    starts = sliding_window.window_starts(size, window, overlap)
+    starts = windows.window_starts(size, window, overlap)
     assert starts[0] == 0 and starts[-1] == size - window
     assert all(b - a <= window * (1 - overlap) + 1 for a, b in itertools.pairwise(starts))
 
@@ -47,7 +47,7 @@ def test_overlap_is_weighted_by_the_gaussian():
         return logit(jnp.broadcast_to(right, windows.shape))
 
     result = sliding_window.SlidingWindow(left_half, patch, 0.5)(None, image)[5, :, 0]
-    weight = sliding_window.gaussian_window(patch)[5]
+    weight = windows.gaussian_window(patch)[5]
     first, second = weight[8:], weight[:8]
     expected = (0.1 * first + 0.9 * second) / (first + second)
     np.testing.assert_allclose(result[8:16], expected, rtol=1e-5)

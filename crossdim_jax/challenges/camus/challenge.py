@@ -3,18 +3,21 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from crossdim_jax.challenges.base import Evaluated, Table
-from crossdim_jax.challenges.camus import figures, layouts, tables, volumes
+from crossdim_jax.challenges.camus import layouts, tables, volumes
 from crossdim_jax.challenges.camus.volumes import Measured
 from crossdim_jax.challenges.slices import SliceChallenge
 from crossdim_jax.errors import DataError, check_name
 from crossdim_jax.imaging import grid, metaimage, nifti
 from crossdim_jax.imaging.case import Case, CaseFiles
 from crossdim_jax.imaging.nifti import Geometry
+
+if TYPE_CHECKING:  # prediction alone needs no matplotlib
+    from matplotlib.figure import Figure
 
 PROFILES = {"pooled": "camus", "masd": "camus_masd"}
 # Contour -> colour, as in the paper's Figures 3 and 8.
@@ -101,8 +104,10 @@ class Camus(SliceChallenge):
             tables.patients(truth, prediction, clinical),
         ]
 
-    def figures(self, evaluated: Sequence[Evaluated]) -> list[tuple[str, Figure, str]]:
+    def figures(self, evaluated: Sequence[Evaluated]) -> list[tuple[str, "Figure", str]]:
         """See `Challenge.figures`: Figure 3 for the median patient; EF, EDV and ESV as plots."""
+        from crossdim_jax.challenges.camus import figures  # matplotlib, for these alone
+
         truth, prediction, _ = self._volumes(evaluated)
         made = [figures.phases(self, evaluated), figures.volumes(truth, prediction)]
         return [figure for figure in made if figure is not None]

@@ -6,20 +6,23 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
 from scipy import ndimage
 
 from crossdim_jax import metrics
 from crossdim_jax.challenges.base import Evaluated, Table
-from crossdim_jax.challenges.chaos import figures, layouts, mask_files, submission, tables
+from crossdim_jax.challenges.chaos import layouts, mask_files, submission, tables
 from crossdim_jax.challenges.slices import SliceChallenge
 from crossdim_jax.errors import ConfigError, check_name
 from crossdim_jax.imaging import dicom, grid, nifti, preprocess
 from crossdim_jax.imaging.case import Case, CaseFiles, Prepared
 from crossdim_jax.imaging.dicom_seg import Segment
 from crossdim_jax.imaging.nifti import Geometry
+
+if TYPE_CHECKING:  # prediction alone needs no matplotlib
+    from matplotlib.figure import Figure
 
 logger = logging.getLogger(__name__)
 
@@ -151,8 +154,10 @@ class Chaos(SliceChallenge):
         """See `Challenge.tables`: Table 4 of the paper, and one row for each organ."""
         return tables.tables(evaluated, self.regions, self.t1dual)
 
-    def figures(self, evaluated: Sequence[Evaluated]) -> list[tuple[str, Figure, str]]:
+    def figures(self, evaluated: Sequence[Evaluated]) -> list[tuple[str, "Figure", str]]:
         """See `Challenge.figures`: best, median and worst case of each organ."""
+        from crossdim_jax.challenges.chaos import figures  # matplotlib, for these alone
+
         return figures.figures(self, evaluated)
 
     def layers(self, label: np.ndarray) -> dict[str, tuple[np.ndarray, str]]:

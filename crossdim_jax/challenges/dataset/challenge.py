@@ -119,6 +119,10 @@ class Dataset(Challenge):
         self.intensities = settings.statistics(intensities, self.modalities)
         self._colours = colours.of(self.regions, self.description.colours)
 
+    def record(self) -> dict[str, object]:
+        """See `Challenge.record`: with what the data set says of itself in place of its root."""
+        return {**super().record(), "root": "", "described": self.description.record()}
+
     # ----------------------------------------------------------------------- cases
 
     def scan(self, root: Path, *, labelled: bool) -> tuple[list[CaseFiles], list[tuple[str, str]]]:
