@@ -14,7 +14,7 @@ import numpy as np
 
 from crossdim_jax.errors import DataError, WeightsError
 from crossdim_jax.weights.tensors import read_safetensors
-from weight_port import torch_file
+from weight_port.formats import torch_file
 from weight_port.names import Name, parse_name
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")

@@ -12,7 +12,8 @@ from crossdim_jax.weights.file import load_weights, save_weights
 from tests.fuzz import harness
 from tests.fuzz.harness import Format
 from tests.weight_record import RECORD
-from weight_port import inspect, source
+from weight_port import source
+from weight_port.commands import inspect
 
 KERNEL = np.arange(54, dtype=np.float32).reshape(2, 3, 3, 3)
 

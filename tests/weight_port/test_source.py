@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from crossdim_jax.errors import WeightsError
-from weight_port import source, torch_file
+from weight_port import source
+from weight_port.formats import torch_file
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("timm")

@@ -26,7 +26,7 @@ def main(args: argparse.Namespace) -> int:
     origin, record = ours.as_source(weights), weights.metadata
     records.required(record, ("source", "stem", "norm", "seed"), weights.name)
     if args.config:
-        todo = plan.from_config(
+        todo = plan.of_config(
             args.config, args.overrides, out=args.out, seed=args.seed or record.get("seed") or 0
         )
     else:

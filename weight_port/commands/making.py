@@ -24,9 +24,9 @@ def make(todo: plan.Plan, origin: source.Source, *, certificate: bool) -> None:
     todo.check(Weights(converted.arrays, metadata, todo.out))
     save_weights(todo.out, converted.arrays, metadata)
     if certificate:
-        from weight_port import verify  # runs networks: only where it is asked for
+        from weight_port.certificate import certify  # runs networks: only where it is asked for
 
-        verify.certify(todo.out, source=origin)
+        certify(todo.out, source=origin)
     say(summary(todo, metadata, converted))
 
 

@@ -41,7 +41,7 @@ def main(args: argparse.Namespace) -> int:
     if args.licence and not args.checkpoint:
         usage("--license goes with --checkpoint; otherwise it is known")
     if args.config:
-        todo = plan.from_config(
+        todo = plan.of_config(
             args.config,
             args.overrides,
             out=args.out,

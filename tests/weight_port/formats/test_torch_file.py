@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from crossdim_jax.errors import WeightsError
-from weight_port import torch_file
+from weight_port.formats import torch_file
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # torch's, of sparse and quantized
