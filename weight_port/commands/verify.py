@@ -39,10 +39,14 @@ def find_source(
     record = weights.metadata
     name = str(record.get("id"))
     if checkpoint:
-        return source.from_file(checkpoint, name), ""
+        said = {field: record.get(field) for field in ("scheme", "prefix", "ema")}
+        asked = record.get("asked") or {}
+        return source.from_file(checkpoint, name, **said, padding=asked.get("padding")), ""
     if file:
         return ours.as_source(ours.read_2d(file, "comparison")), ""
     try:
+        if record.get("source") == "package" and (packed := source.from_package(name)):
+            return packed, ""
         if record.get("source") == "timm":
             return source.from_timm(name, cached_only=True), ""
         if record.get("source") == "random":

@@ -7,6 +7,8 @@ A family's file has:
   architecture_of(model)         our name for a model of timm's
   label(architecture)            all of timm's names for it in one word
   convention(model)              padding and eps that its weights were trained with
+  SCHEMES                        naming schemes of its files, see `formats/scheme.py`; timm's alone
+                                 where a family lists none
   notes(paddings)                lines on the conventions, for a listing
   size(architecture)             parameters, and pixels of the classifier's images
   flax_path(torch_name)          path in a weight file, or None

@@ -20,12 +20,11 @@ from crossdim_jax.errors import WeightsError
 from crossdim_jax.models import efficientnet_table
 from crossdim_jax.weights.paths import ENCODER, HEAD
 from weight_port import rename
+from weight_port.families import efficientnet_schemes
+from weight_port.formats.scheme import PYTORCH, TENSORFLOW, Scheme
 from weight_port.rename import KERNEL_LEAVES, NORM_LEAVES
 
 # --------------------------------------------------------------------------- names, conventions
-
-# Padding and eps. TensorFlow-trained networks, ported by timm, keep their framework's ways.
-TENSORFLOW, PYTORCH = ("same", 1e-3), ("symmetric", 1e-5)
 
 # Architectures that timm has under both names, then those only with `tf_`; the rest only without.
 _BOTH = re.compile(
@@ -54,6 +53,19 @@ def convention(model: str) -> tuple[str, float]:
     """Padding and eps of the weights timm has under a model's name."""
     tensorflow = model.startswith("tf_") or _TENSORFLOW_ALL_THE_SAME.fullmatch(model)
     return TENSORFLOW if tensorflow else PYTORCH
+
+
+# The libraries' names of these networks, timm's first.
+SCHEMES = (
+    Scheme(
+        "timm",
+        "timm's names",
+        efficientnet_schemes.timm,
+        convention,
+        children=("conv_stem", "bn1", "blocks", "conv_head", "bn2", "global_pool", "classifier"),
+    ),
+    *efficientnet_schemes.LIBRARIES,
+)
 
 
 def architecture_of(model: str) -> str:

@@ -1,9 +1,8 @@
-"""PyTorch checkpoints of unknown origin: their tensors as arrays, and nothing in them is run."""
+"""PyTorch's checkpoints, in its zip format and the one before, without PyTorch. Nothing is run."""
 
 import io
-import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -11,119 +10,129 @@ import numpy as np
 
 from crossdim_jax.errors import DataError, WeightsError, first_of
 from crossdim_jax.storage.reading import read_bytes
+from weight_port.formats import torch_pickle
+from weight_port.formats.torch_pickle import NoTensor, Refused, Storage, Tensor
 
-NESTED_UNDER = ("state_dict", "model", "model_state")
+SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 SHARED = 4  # tensors that share their numbers may have so many times what the file has
+MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # at the start of the format without an archive
+
+# PyTorch's storage -> numpy's type, little-endian. bfloat16 is the upper half of a float32.
+DTYPES = {
+    **{"DoubleStorage": "<f8", "FloatStorage": "<f4", "HalfStorage": "<f2"},
+    **{"BFloat16Storage": "<u2", "LongStorage": "<i8", "IntStorage": "<i4", "ShortStorage": "<i2"},
+    **{"CharStorage": "i1", "ByteStorage": "u1", "BoolStorage": "?"},
+}
+# Types that are not read: their names, where they are not their storage's, and their bytes.
+_NAMES = {"ComplexFloat": "complex64", "ComplexDouble": "complex128"}
+_WIDTHS = {"ComplexFloatStorage": 8, "ComplexDoubleStorage": 16, "QInt32Storage": 4}
+
+Numbers = Callable[[Storage], bytes]
 
 
-def read(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a state dict, plain or under one of `NESTED_UNDER`, by name.
+def read(path: Path) -> tuple[Any, Callable[[Mapping[str, Any]], dict[str, np.ndarray]]]:
+    """What a checkpoint holds, and the reader of its tensors.
 
-    Raises WeightsError, naming the file: it is missing, no regular file, damaged, holds code or
-    objects, or anything but plain tensors of numbers that are all in the file.
+    Returns:
+      the file's content as plain values, in which tensors are described only; and a function that
+      makes arrays of some of them, by name, and raises WeightsError naming those that are not plain
+      numbers, all of them in the file. float16 and bfloat16 become float32, as does float64.
+
+    Raises WeightsError, naming the file: it is missing, no regular file, damaged, or holds code or
+    objects, of which nothing is run.
     """
-    torch = optional("torch")
     try:
-        # As a whole: from a file, a read of as many bytes as some length says asks for them first.
-        file = io.BytesIO(read_bytes(path))
+        content = read_bytes(path)
     except DataError as error:
         raise WeightsError(str(error)) from error
-    size = _check_archive(path, file)
-    content = _load(torch, path, file)
-    for key in NESTED_UNDER:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    named = isinstance(content, Mapping) and all(isinstance(key, str) for key in content)
-    if not named or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise WeightsError(
-            f"{path}: found {_contents(content)}, expected a state dict (names -> tensors), plain "
-            f"or under one of {', '.join(NESTED_UNDER)}."
-        )
     try:
-        _check_tensors(torch, path, content, size)
-        return {name: _to_numpy(tensor) for name, tensor in content.items()}
-    except (RuntimeError, NotImplementedError, TypeError, ValueError, MemoryError) as error:
-        if isinstance(error, WeightsError):
-            raise
+        open_ = _open_archive if content[:4] == b"PK\x03\x04" else _open_stream
+        held, numbers, order = open_(path, io.BytesIO(content), len(content))
+    except Refused as error:
         raise WeightsError(
-            f"{path}: its tensors cannot be read ({_line(error)}); save a bare state dict of "
-            "plain tensors, better as .safetensors."
+            f"{path}: holds something other than tensors and plain values: {str(error)[:200]}; "
+            "nothing in it was run. Where you trust the file, open it with PyTorch and save the "
+            "bare state dict, better as .safetensors."
+        ) from error
+    except WeightsError:
+        raise
+    except Exception as error:  # of a damaged file, nearly anything
+        raise WeightsError(
+            f"{path}: cannot be read as a PyTorch checkpoint ({_line(error)}); it is damaged, cut "
+            "short, or of another kind. Download it again."
         ) from error
 
-
-def optional(module: str) -> Any:
-    """The named optional module. Raises WeightsError that says how to install it."""
-    try:
-        return __import__(module)
-    except ImportError as error:
-        raise WeightsError(
-            f"{module} is not installed, and this needs it: pip install 'crossdim_jax[port]'. "
-            "Only .safetensors checkpoints can be ported without it."
-        ) from error
-
-
-def _check_archive(path: Path, file: BinaryIO) -> int:
-    """The bytes of the file; WeightsError if it is an archive of more than is in it."""
-    size = file.seek(0, 2)
-    file.seek(0)
-    archive = file.read(4) == b"PK\x03\x04"
-    if archive:
+    def arrays(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        _check_tensors(path, tensors, len(content))
         try:
-            with zipfile.ZipFile(file) as entries:
-                promised = sum(entry.file_size for entry in entries.infolist())
-        except Exception as error:  # of damaged archives it raises nearly anything
+            return {name: _array(tensor, numbers, order) for name, tensor in tensors.items()}
+        except (KeyError, ValueError, MemoryError) as error:
             raise WeightsError(
                 f"{path}: cannot be read as a PyTorch checkpoint ({_line(error)}); it is damaged "
                 "or cut short. Download it again."
             ) from error
+
+    return held, arrays
+
+
+# --------------------------------------------------------------------------- the two formats
+
+
+def _open_archive(path: Path, file: BinaryIO, size: int) -> tuple[Any, Numbers, str]:
+    """Content, numbers and byte order of a zip, PyTorch's format since version 1.6."""
+    with zipfile.ZipFile(file) as archive:
+        promised = sum(entry.file_size for entry in archive.infolist())
         if promised > size:
             raise WeightsError(
                 f"{path}: promises {promised} bytes and has {size}; PyTorch writes its numbers "
                 "uncompressed, so this is damaged or no checkpoint. Download it again."
             )
-    file.seek(0)
-    return size
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    name = next((name for name in entries if name.rpartition("/")[2] == "data.pkl"), None)
+    if name is None:
+        raise ValueError("an archive without data.pkl")
+    folder = name.removesuffix("data.pkl")
+    held = torch_pickle.read(io.BytesIO(entries[name]))
+    order = entries.get(f"{folder}byteorder", b"little").decode("ascii")
+    return held, lambda storage: entries[f"{folder}data/{storage.key}"], order
 
 
-def _load(torch: Any, path: Path, file: BinaryIO) -> Any:
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # torch's own text proposes to run the code after all, so it is not repeated here.
-        raise WeightsError(
-            f"{path}: holds something other than tensors (pickled code or objects) or is not a "
-            "PyTorch file; nothing in it was run. Save the bare state dict, better as "
-            ".safetensors, where you trust the file."
-        ) from error
-    except Exception as error:  # a damaged archive may raise nearly anything
-        raise WeightsError(
-            f"{path}: cannot be read as a PyTorch checkpoint "
-            f"({type(error).__name__}); it is damaged or cut short. Download it again."
-        ) from error
+def _open_stream(path: Path, file: BinaryIO, size: int) -> tuple[Any, Numbers, str]:
+    """Content, numbers and byte order of PyTorch's format before version 1.6.
+
+    Pickles of a magic number, a version, the machine, the content and the storages' names; then
+    each storage's count and numbers.
+    """
+    start = torch_pickle.read(file)
+    if start != MAGIC or torch_pickle.read(file) != PROTOCOL:
+        raise ValueError("no PyTorch file")
+    machine = torch_pickle.read(file)
+    order = "little" if machine.get("little_endian", True) else "big"
+    storages: dict[str, Storage] = {}
+    held = torch_pickle.read(file, storages)
+    found = {}
+    for key in torch_pickle.read(file):
+        count = int.from_bytes(file.read(8), order)
+        width = _width(storages[key].kind)
+        found[key] = file.read(count * width) if count * width <= size else b""
+        if len(found[key]) != count * width:
+            raise ValueError("the numbers end early")
+    return held, lambda storage: found[storage.key], order
 
 
-def _contents(content: Any) -> str:
-    """What was found, in few words; of a mapping its first keys and what they lead to."""
-    if not isinstance(content, Mapping):
-        return f"a {type(content).__name__}"
-    shown = []
-    for key, value in list(content.items())[:5]:
-        name = repr(key) if isinstance(key, str | int | float) else f"a {type(key).__name__}"
-        shown.append(f"{name[:80]}: {type(value).__name__}")
-    return "{" + ", ".join(shown) + (", ...}" if len(content) > 5 else "}")
+# --------------------------------------------------------------------------- tensors
 
 
-def _check_tensors(torch: Any, path: Path, tensors: Mapping[str, Any], size: int) -> None:
+def _check_tensors(path: Path, tensors: Mapping[str, Any], size: int) -> None:
     """Raises WeightsError for tensors that are not plain, or larger than what they are made of."""
-    problems = {name: _problem(torch, tensor) for name, tensor in tensors.items()}
+    problems = {name: _problem(tensor) for name, tensor in tensors.items()}
     found = [f"{name[:120]!r} {problem}" for name, problem in problems.items() if problem]
     if found:
         raise WeightsError(
             f"{path}: {len(found)} tensors cannot be ported:\n  {first_of(found)}\n"
             "Save a state dict of plain tensors in float32 or float16."
         )
-    total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    total = sum(_bytes(tensor) for tensor in tensors.values())
     if total > SHARED * size:
         raise WeightsError(
             f"{path}: its tensors take {total} bytes and the file has {size}; they share their "
@@ -131,27 +140,43 @@ def _check_tensors(torch: Any, path: Path, tensors: Mapping[str, Any], size: int
         )
 
 
-def _problem(torch: Any, tensor: Any) -> str | None:
+def _width(kind: str) -> int:
+    """Bytes of one number of a storage."""
+    return np.dtype(DTYPES[kind]).itemsize if kind in DTYPES else _WIDTHS.get(kind, 1)
+
+
+def _bytes(tensor: Tensor) -> int:
+    return torch_pickle.taken(tensor) * _width(tensor.storage.kind)
+
+
+def _problem(tensor: Tensor | NoTensor) -> str | None:
     """What keeps a tensor from being an array, in words."""
-    if tensor.is_nested or tensor.layout != torch.strided:
-        return f"is not dense ({tensor.layout})"
-    if tensor.is_meta:
-        return "has a shape and no numbers (a meta tensor)"
-    if tensor.is_quantized or tensor.is_complex():
-        return f"is of type {tensor.dtype}"
-    if tensor.is_floating_point() and tensor.dtype not in (
-        *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
-    ):
-        return f"is of type {tensor.dtype}"
-    taken, there = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
-    if taken > there:
-        return f"has {tuple(tensor.shape)} numbers, {taken} bytes, made of {there} in the file"
+    if isinstance(tensor, NoTensor):
+        return tensor.problem
+    kind = tensor.storage.kind
+    if kind not in DTYPES:
+        name = kind.removesuffix("Storage")
+        return f"is of type torch.{_NAMES.get(name, name.lower())}"
+    there = tensor.storage.count
+    if max(torch_pickle.taken(tensor), torch_pickle.reach(tensor)) > there:
+        made_of = there * _width(kind)
+        return f"has {tensor.shape} numbers, {_bytes(tensor)} bytes, made of {made_of} in the file"
     return None
 
 
-def _to_numpy(tensor: Any) -> np.ndarray:
-    tensor = tensor.detach().resolve_conj().resolve_neg()
-    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+def _array(tensor: Tensor, numbers: Numbers, order: str) -> np.ndarray:
+    dtype = np.dtype(DTYPES[tensor.storage.kind])
+    dtype = dtype.newbyteorder(">") if order == "big" else dtype
+    content = numbers(tensor.storage)
+    if len(content) < max(torch_pickle.reach(tensor), tensor.offset) * dtype.itemsize:
+        raise ValueError("the numbers end early")
+    flat = np.frombuffer(content, dtype)
+    strides = [step * dtype.itemsize for step in tensor.strides]
+    view = np.lib.stride_tricks.as_strided(flat[tensor.offset :], tensor.shape, strides)
+    array = np.array(view, dtype.newbyteorder("="))  # a copy: views of a file share their memory
+    if tensor.storage.kind == "BFloat16Storage":
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array.astype(np.float32) if array.dtype.kind == "f" else array
 
 
 def _line(error: Exception) -> str:

@@ -113,6 +113,7 @@ def get_config(arg=""):
         "model": {"name": "dxnet", "encoder": "efficientnet_tiny"},
         "weights": {
             "source": "efficientnet_tiny", "inflate": "gaussian", "stem": "tile", "file": "FILE",
+            "skip": (), "ignore": (),
         },
     })
 """

@@ -1,0 +1,32 @@
+"""The pre-trained weights that are on this machine: in packages and in timm's cache."""
+
+import os
+from pathlib import Path
+
+from weight_port import packages
+
+REPOSITORY = "models--timm--"  # how the hub's cache calls a repository of timm's
+PACKAGE, CACHE, DOWNLOAD = "package", "timm's cache", "download"
+
+
+def here() -> dict[str, str]:
+    """timm's name of all weights on this machine -> `PACKAGE` or `CACHE`. No network is asked."""
+    found = dict.fromkeys(_cached(), CACHE)
+    return found | {row.name: PACKAGE for row in packages.PACKAGES if row.file()}
+
+
+def _cached() -> list[str]:
+    """Names of the weights in the hub's cache, where timm's downloads go."""
+    repositories = sorted(_cache().glob(f"{REPOSITORY}*"))
+    return [
+        path.name.removeprefix(REPOSITORY)
+        for path in repositories
+        if any(path.glob("snapshots/*/*.safetensors")) or any(path.glob("snapshots/*/*.bin"))
+    ]
+
+
+def _cache() -> Path:
+    """Folder of the hub's cache, by the hub's own rules."""
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    home = os.environ.get("HF_HOME") or f"{home}/huggingface"
+    return Path(os.environ.get("HF_HUB_CACHE") or f"{home}/hub").expanduser()
