@@ -152,12 +152,19 @@ def _renamed(arrays: Mapping[str, np.ndarray], place: Place, family: ModuleType)
             target = names[inner]
             found[target] = scheme.to_torch(target, array)
         elif inner is not None and rename.UNUSED.fullmatch(inner):
-            found[inner] = array
+            found[_counter(inner, names)] = array
         elif inner is not None and own.match(inner):
             found[inner] = array  # unknown, which is for `convert` to say
         else:
             others.append(name)
     return Renamed(place, found, tuple(others))
+
+
+def _counter(name: str, names: Mapping[str, str]) -> str:
+    """timm's name of the counter of steps of a norm."""
+    module, _, leaf = name.rpartition(".")
+    norm = names.get(f"{module}.weight", name).rpartition(".")[0]
+    return f"{norm}.{leaf}"
 
 
 def _inner(name: str, prefix: str, head: Container[str]) -> str | None:

@@ -85,9 +85,9 @@ def table(rows: Sequence[names.Row], *, tags: bool = False) -> str:
 def _where_from(held: Mapping[str, str]) -> list[str]:
     """Lines on where weights come from, and which packages are not installed."""
     lines = [
-        "Weights in a package or in timm's cache are on this machine; all others need a download, "
-        "or a file of yours",
-        "(--checkpoint=FILE). `--tags` names them one by one.",
+        "Weights in a package or in timm's cache are on this machine; others need a download, if "
+        "timm has any (`--tags`",
+        "names them one by one), or a file of yours (--checkpoint=FILE).",
     ]
     missing = [row.name for row in packages.PACKAGES if row.name not in held]
     if missing:

@@ -1,21 +1,26 @@
 """Checkpoints of PyTorch that people hold: plain tensors are read, the rest is refused by name."""
 
 import collections
+import io
 import os
 import pickle
 import re
+import subprocess
+import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from crossdim_jax.errors import WeightsError
-from weight_port.formats import checkpoint
+from weight_port.formats import checkpoint, torch_pickle
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # torch's, of sparse and quantized
 
 ONE = torch.ones(3)
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def saved(path, content, **options):
@@ -99,7 +104,7 @@ def test_a_tensor_that_claims_more_than_its_numbers_is_refused(tmp_path):
     def claim(name, content):
         return content.replace(b"M\xe8\x03", b"J\x00\xca\x9a\x3b") if "pkl" in name else content
 
-    with pytest.raises(WeightsError, match="claim.pth: cannot be read"):
+    with pytest.raises(WeightsError, match="claim.pth: (cannot be read|its tensors take)"):
         checkpoint.read(repacked(tmp_path / "claim.pth", claim))
 
 
@@ -135,6 +140,57 @@ def test_no_code_is_run_wherever_it_is(inside, legacy, tmp_path):
     assert not (tmp_path / "trace").exists()
     pickle.loads(pickle.dumps(evil))
     assert (tmp_path / "trace").exists()  # it would have
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"cposix\nmkdir\n(S'TRACE'\ntR.",  # a call by name
+        b"(S'TRACE'\niposix\nmkdir\n.",  # an instance
+        b"\x80\x04\x8c\x05posix\x8c\x05mkdir\x93.",  # a name from the stack
+        b"\x80\x02\x82\x01.",  # a registered extension
+        b"ctorch._utils\n_rebuild_tensor_v2\n}b.",  # attributes of a function
+        b"ccollections\nOrderedDict\n(ctorch.Size\nctorch.Size\ntR.",  # a call of what is none
+    ],
+)
+def test_instructions_that_could_do_something_are_refused(content, tmp_path):
+    made = content.replace(b"TRACE", str(tmp_path / "trace").encode())
+    with pytest.raises((torch_pickle.Refused, TypeError, ValueError)):
+        torch_pickle.read(io.BytesIO(made))
+    (tmp_path / "x.pth").write_bytes(made)
+    with pytest.raises(WeightsError, match="x.pth: (holds something other|cannot be read)"):
+        checkpoint.read(tmp_path / "x.pth")
+    assert not (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_arrays_are_what_torch_reads(legacy, tmp_path, rng):
+    """Strides, offsets, shared storages, parameters, half precision; and no torch is imported."""
+    base = torch.tensor(rng.normal(size=(4, 5, 6)))
+    content = {
+        "turned": base.permute(2, 0, 1)[1:, ::2],
+        "shared": base[2],
+        "half": base.half(),
+        "brain": base.bfloat16(),
+        "parameter": torch.nn.Parameter(base.float()),
+        "none": torch.zeros(0, 3),
+    }
+    state = torch.nn.BatchNorm1d(3).state_dict()  # an OrderedDict with attributes
+    state.update(content)
+    path, whole = tmp_path / "x.bin", {"model_state_dict": state, "epoch": 3}
+    torch.save(whole, path, _use_new_zipfile_serialization=not legacy)
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from pathlib import Path; import numpy as np\n"
+        "from weight_port.formats import checkpoint\n"
+        "np.savez(sys.argv[2], **checkpoint.read(Path(sys.argv[1])))"
+    )
+    subprocess.run([sys.executable, "-c", code, path, tmp_path / "y.npz"], check=True, cwd=ROOT)
+    found = np.load(tmp_path / "y.npz")
+    assert set(found) == state.keys()
+    for name, tensor in state.items():
+        expected = (tensor.float() if tensor.is_floating_point() else tensor).detach().numpy()
+        np.testing.assert_array_equal(found[name], expected)
 
 
 def test_only_regular_files_are_opened(tmp_path):
