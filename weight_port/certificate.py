@@ -223,7 +223,7 @@ def _timm(
     errors = [forward.relative_error(a, b) for a, b in zip(found, expected, strict=True)]
     result = {
         "status": "run",
-        "model": forward.reference(source),
+        "model": _called(source),
         "of": "this file" if itself else "the 2D network it was made from",
         "features": [forward.short(error) for error in errors],
         "limits": limits,
@@ -235,6 +235,14 @@ def _timm(
     ]
     eps = conventions["eps"]
     return result | _logits(source, arrays, found[-1], logits, eps, limits[-1], problems)
+
+
+def _called(source: Source) -> str:
+    """timm's network that a source is compared with, and its eps if it is another library's."""
+    model, eps = forward.reference(source), source.name.eps
+    usual = families.of(source.name.architecture).convention(model)[1]
+    changed = source.origin.get("scheme") and eps != usual
+    return f"{model} with eps {eps:g}" if changed else model
 
 
 def _logits(

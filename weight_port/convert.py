@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -270,19 +270,25 @@ def convert(source: Source, recipe: Recipe) -> Converted:
             arrays[path] = np.full(shape, float(path.endswith("/var")), np.float32)
             fresh[path] = None
     problems += [f"missing in the source: {path}" for path in targets if path not in arrays]
-    if problems:
-        origin = source.origin["file"] or source.origin["id"]
-        raise WeightsError(
-            f"{origin} is not a complete {source.name.model} ({len(problems)} problems):\n  "
-            + "\n  ".join(problems)
-            + "\nIs this a checkpoint of another architecture? Give the timm name it was made for."
-            + (f"\n{source.resembles()}" if source.resembles else "")
-        )
+    _refuse(source, problems)
     unused += source.others
     heads = sorted(filter(is_head, arrays))
     arrays = {path: arrays[path] for path in (*targets, *heads)}
     modes = {path: mode for path, mode in modes.items() if path not in drawn}
     return Converted(arrays, tuple(used), tuple(unused), tuple(fresh), modes)
+
+
+def _refuse(source: Source, problems: Sequence[str]) -> None:
+    """Raises WeightsError listing the problems, if there are any, and what the file resembles."""
+    if not problems:
+        return
+    origin = source.origin["file"] or source.origin["id"]
+    raise WeightsError(
+        f"{origin} is not a complete {source.name.model} ({len(problems)} problems):\n  "
+        + "\n  ".join(problems)
+        + "\nIs this a checkpoint of another architecture? Give the timm name it was made for."
+        + (f"\n{source.resembles()}" if source.resembles else "")
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -65,8 +65,10 @@ def features(
 
 
 def reference(origin: Source) -> str:
-    """timm's network to compare a source with: of its name, or where a library's names or a flag
-    gave other conventions than the name's, the one with that padding.
+    """Name of timm's network to compare a source with.
+
+    Its own, or where a library's names or a flag gave other conventions than the name's, that of
+    the same architecture which has the source's padding.
 
     Raises:
       WeightsError: timm has the architecture with the other padding only.

@@ -171,13 +171,7 @@ def of_config(
             f"{path}: config.weights.source={name!r} and .file={weights.file!r}; this "
             "experiment starts from random weights, so there is nothing to port."
         )
-    model = from_config.model(config, out_channels=1, depth_shards=1)
-    # The number of image channels does not reach the encoder.
-    image = jax.ShapeDtypeStruct((1, *from_config.patch(config), 1), jnp.float32)
-    try:
-        variables = jax.eval_shape(model.init, jax.random.key(0), image)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{path}: config.model: {error}") from error
+    model, variables = _network(config, path)
     needs = requirements(model, variables)
     recipe = _recipe(model, needs, weights, seed=seed, head=head)
     target = by_hand(name, recipe, out or weights.file, random=random).out
@@ -198,6 +192,17 @@ def of_config(
         reestimate=weights.reestimate,
         encoder=encoder_path(model),
     )
+
+
+def _network(config: ConfigDict, path: str) -> tuple[Any, Any]:
+    """The config's network, and its variables as shapes; ConfigError if it cannot be built."""
+    model = from_config.model(config, out_channels=1, depth_shards=1)
+    # The number of image channels does not reach the encoder.
+    image = jax.ShapeDtypeStruct((1, *from_config.patch(config), 1), jnp.float32)
+    try:
+        return model, jax.eval_shape(model.init, jax.random.key(0), image)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: config.model: {error}") from error
 
 
 def _read(path: str, overrides: Sequence[str]) -> ConfigDict:

@@ -109,7 +109,8 @@ def recognise(
     found = [p for s in schemes.values() for p in places(arrays, s, name.architecture)]
     found = [p for p in found if prefix is None or p.prefix == prefix]
     averaged = [p for p in found if is_ema(p.prefix)]
-    found = averaged if ema and averaged else [p for p in found if not is_ema(p.prefix)]
+    plain = [p for p in found if not is_ema(p.prefix)]
+    found = averaged if ema and averaged else plain or averaged
     best = max((place.hits for place in found), default=0)
     if not best:
         return None
@@ -144,6 +145,7 @@ def _renamed(arrays: Mapping[str, np.ndarray], place: Place, family: ModuleType)
     head = {name for name, target in names.items() if family.of_head(target)}
     modules = sorted({re.escape(name.partition(".")[0]) for name in names.keys() - head})
     own = re.compile(scheme.own or rf"({'|'.join(modules)})(\.|$)")
+    timms = scheme.name == TIMM  # whose list may lack the head
     found: dict[str, np.ndarray] = {}
     others = []
     for name, array in arrays.items():
@@ -153,8 +155,8 @@ def _renamed(arrays: Mapping[str, np.ndarray], place: Place, family: ModuleType)
             found[target] = scheme.to_torch(target, array)
         elif inner is not None and rename.UNUSED.fullmatch(inner):
             found[_counter(inner, names)] = array
-        elif inner is not None and own.match(inner):
-            found[inner] = array  # unknown, which is for `convert` to say
+        elif inner is not None and (own.match(inner) or timms and family.of_head(inner)):
+            found[inner] = array  # if it is unknown, that is for `convert` to say
         else:
             others.append(name)
     return Renamed(place, found, tuple(others))

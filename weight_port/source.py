@@ -97,21 +97,16 @@ def from_file(
         )
     own = found.place.scheme
     conventions = dict(zip(("padding", "eps"), own.convention(parsed.model), strict=True))
-    conventions |= {"padding": padding} if padding else {}
+    asked = {"padding": padding} if padding else {}
     count = _stem_channels(found.arrays, parsed.architecture)
     count = None if count == channels.SOURCE_CHANNELS else count
-    unusual = {
-        "scheme": own.name if own.name != TIMM else None,
-        "prefix": found.place.prefix or None,
-        "ema": ema or None,
-        "asked": {"padding": padding} if padding else None,
-        "in_channels": count,
-        "source_channels": count,
-    }
     origin = {"source": "file", "id": name, "url": None, "file": path.name}
     origin |= {"sha256": sha256(path), "licence": licence}
-    origin |= {field: value for field, value in unusual.items() if value is not None}
-    parsed = dataclasses.replace(parsed, **conventions)
+    origin |= {"scheme": own.name} if own.name != TIMM else {}
+    unusual = {"prefix": found.place.prefix, "ema": ema, "asked": asked}
+    unusual |= {"in_channels": count, "source_channels": count}
+    origin |= {field: value for field, value in unusual.items() if value}
+    parsed = dataclasses.replace(parsed, **conventions | asked)
     return Source(parsed, found.arrays, origin, found.others, resembles)
 
 

@@ -37,20 +37,24 @@ def read(path: Path, *, ema: bool = False) -> dict[str, np.ndarray]:
     if not path.exists():
         raise WeightsError(f"{path}: no such checkpoint file.")
     suffix = path.suffix.lower()
-    if suffix == ".safetensors":
-        try:
-            return read_safetensors(path)[0]
-        except DataError as error:
-            raise WeightsError(str(error)) from error
     if suffix in torch_file.SUFFIXES:
         return _of_torch(path, ema=ema)
-    if suffix in keras_file.SUFFIXES:
-        return keras_file.read(path)
-    raise WeightsError(
-        f"{path}: found suffix {path.suffix!r}, expected .safetensors, one of "
-        f"{', '.join(torch_file.SUFFIXES)} (PyTorch) or one of {', '.join(keras_file.SUFFIXES)} "
-        "(Keras)."
-    )
+    if suffix == ".safetensors":
+        try:
+            found = read_safetensors(path)[0]
+        except DataError as error:
+            raise WeightsError(str(error)) from error
+    elif suffix in keras_file.SUFFIXES:
+        found = keras_file.read(path)
+    else:
+        raise WeightsError(
+            f"{path}: found suffix {path.suffix!r}, expected .safetensors, one of "
+            f"{', '.join(torch_file.SUFFIXES)} (PyTorch) or one of "
+            f"{', '.join(keras_file.SUFFIXES)} (Keras)."
+        )
+    if ema and not any(map(is_ema, found)):
+        raise WeightsError(f"{path}: no tensor is called 'ema...'; leave --ema out.")
+    return found
 
 
 def _of_torch(path: Path, *, ema: bool) -> dict[str, np.ndarray]:
