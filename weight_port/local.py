@@ -3,7 +3,8 @@
 import os
 from pathlib import Path
 
-from weight_port import packages
+from weight_port.families import FAMILIES
+from weight_port.packages import Package
 
 REPOSITORY = "models--timm--"  # how the hub's cache calls a repository of timm's
 PACKAGE, CACHE, DOWNLOAD = "package", "timm's cache", "download"
@@ -12,7 +13,18 @@ PACKAGE, CACHE, DOWNLOAD = "package", "timm's cache", "download"
 def here() -> dict[str, str]:
     """timm's name of all weights on this machine -> `PACKAGE` or `CACHE`. No network is asked."""
     found = dict.fromkeys(_cached(), CACHE)
-    return found | {row.name: PACKAGE for row in packages.PACKAGES if row.file()}
+    return found | {row.name: PACKAGE for row in packages() if row.file()}
+
+
+def packages() -> tuple[Package, ...]:
+    """All packages that are known, installed or not."""
+    return tuple(row for f in FAMILIES.values() for row in getattr(f, "PACKAGES", ()))
+
+
+def package(name: str) -> Package | None:
+    """The installed package with these weights; a name without tag means its only one."""
+    named = (row for row in packages() if name in (row.name, row.name.partition(".")[0]))
+    return next((row for row in named if row.file()), None)
 
 
 def _cached() -> list[str]:

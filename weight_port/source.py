@@ -15,7 +15,7 @@ import numpy as np
 from crossdim_jax.errors import WeightsError
 from crossdim_jax.models import encoders
 from crossdim_jax.weights.paths import ENCODER
-from weight_port import channels, families, packages
+from weight_port import channels, families, local
 from weight_port.formats import checkpoint
 from weight_port.names import Name, parse_name
 from weight_port.recognise import TIMM, known, recognise
@@ -123,7 +123,7 @@ def from_package(name: str) -> Source | None:
     Raises:
       WeightsError: the package's file is not the one that it is known for.
     """
-    package = packages.find(name)
+    package = local.package(name)
     if package is None:
         return None
     file = package.file()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from crossdim_jax.errors import WeightsError
-from weight_port import forward, local, packages, source
+from weight_port import forward, local, source
 from weight_port.__main__ import main
 from weight_port.convert import Recipe, convert
 from weight_port.families import efficientnet as family
@@ -50,9 +50,9 @@ def test_the_record_says_where_they_come_from(tmp_path, capsys):
 
 
 def test_a_package_with_another_file_is_refused(monkeypatch):
-    (package,) = (row for row in packages.PACKAGES if row.name == NAME)
+    (package,) = (row for row in family.PACKAGES if row.name == NAME)
     other = package._replace(sha256="0" * 64)
-    monkeypatch.setattr(packages, "PACKAGES", (other,))
+    monkeypatch.setattr(family, "PACKAGES", (other,))
     with pytest.raises(WeightsError, match="expected 0000000000000000...; install efficientnet-l"):
         source.from_package(NAME)
 

