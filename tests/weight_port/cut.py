@@ -3,6 +3,7 @@ torchvision.
 """
 
 import contextlib
+import dataclasses
 import functools
 import importlib
 from collections.abc import Iterator, Mapping
@@ -12,8 +13,8 @@ import numpy as np
 import pytest
 
 from crossdim_jax.models import convnext, densenet, encoders, mobilenetv3
-from weight_port import schemes
 from weight_port.names import parse_name
+from weight_port.recognise import recognise
 from weight_port.source import Source
 
 RELU, HARD = mobilenetv3.RELU, mobilenetv3.HARD
@@ -150,6 +151,11 @@ def randomise(model: Any) -> Any:
 def source(name: str, state: Mapping[str, Any]) -> tuple[Source, str]:
     """A state dict as a source, and the library whose names it has."""
     arrays = {key: np.asarray(value) for key, value in state.items()}
-    parsed, arrays, library = schemes.in_timms_names(parse_name(name), arrays)
+    parsed = parse_name(name)
+    found = recognise(arrays, parsed, file="x.pth")
+    assert not found.others
+    scheme = found.place.scheme
+    padding, eps = scheme.convention(parsed.model)
+    parsed = dataclasses.replace(parsed, padding=padding, eps=eps)
     origin = {"source": "file", "id": name, "url": None, "file": "x.pth", "sha256": "0" * 64}
-    return Source(parsed, arrays, origin | {"licence": "unknown"}), library
+    return Source(parsed, found.arrays, origin | {"licence": "unknown"}), scheme.name

@@ -10,7 +10,7 @@ from crossdim_jax.models import encoders
 from crossdim_jax.models.family import FIXED
 from crossdim_jax.weights.file import Weights
 from tests.weight_port import cut
-from weight_port import certificate, families, forward, inflate, names, rename, schemes
+from weight_port import certificate, families, forward, inflate, names, rename
 from weight_port.commands import making
 from weight_port.convert import Recipe, convert, target_shapes
 from weight_port.plan import by_hand
@@ -158,12 +158,6 @@ def test_every_network_of_timms_is_listed_or_left_out_with_a_reason(module):
     of_timm = {model for model in timm.list_models(module=module) if module in model}
     assert {model for model in of_timm if names.left_out(model) is None} <= listed
     assert not {model for model in of_timm & listed if names.left_out(model)}
-
-
-def test_names_of_no_library_are_left_as_they_are():
-    name = names.parse_name("convnext_cut")
-    strange = {"features.0.0.weight": np.zeros(1), "strange": np.zeros(1)}
-    assert schemes.in_timms_names(name, strange) == (name, strange, "timm")
 
 
 # ------------------------------------------------------------------ in 3D
