@@ -7,13 +7,15 @@ import pytest
 from safetensors.numpy import save_file
 
 from crossdim_jax.errors import WeightsError
+from crossdim_jax.models import encoders
 from tests.weight_port import tiny
-from weight_port import forward, recognise, resemblance, source
+from weight_port import families, forward, recognise, resemblance, source
 from weight_port.convert import Recipe, convert
 from weight_port.families import efficientnet as family
 from weight_port.names import Name
 
 TINY = Name("efficientnet_tiny", "efficientnet_tiny", "efficientnet_tiny", "same", 1e-3)
+SLOW = pytest.mark.slow
 SCHEMES = {scheme.name: scheme for scheme in family.SCHEMES}
 FLAT = Recipe(2, 3, "batch", None, "tile")
 
@@ -106,6 +108,51 @@ def test_torchvision_has_these_names(model):
     eps = {m.eps for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)}
     padding, expected_eps = SCHEMES["torchvision"].convention(ours)
     assert eps == {expected_eps} and padding == "symmetric"
+
+
+ONE_A_FAMILY = {  # ours -> torchvision's name, and whose names its tensors have
+    "resnet50": ("resnet50", "timm"),
+    "regnety_004": ("regnet_y_400mf", "torchvision"),
+    "vgg11_bn": ("vgg11_bn", "torchvision"),
+    "convnext_tiny": ("convnext_tiny", "torchvision"),
+    "densenet121": ("densenet121", "timm"),
+    "mobilenetv3_large_100": ("mobilenet_v3_large", "torchvision"),
+}
+
+
+def tensors_of(network):
+    """Names of a network's tensors, without the counters of its norms."""
+    return {name for name in network.state_dict() if "num_batches_tracked" not in name}
+
+
+@pytest.mark.parametrize("ours", ONE_A_FAMILY)
+def test_other_families_have_torchvisions_names(ours):
+    torchvision = pytest.importorskip("torchvision")
+    torch = pytest.importorskip("torch")
+    theirs, scheme = ONE_A_FAMILY[ours]
+    # RegNet's widths are computed with tensors.
+    with torch.device("cpu" if ours.startswith("regnet") else "meta"):
+        network = getattr(torchvision.models, theirs)()
+    chosen = recognise.known(ours)[scheme]
+    assert chosen.names(ours).keys() == tensors_of(network)
+    eps = {m.eps for m in network.modules() if hasattr(m, "eps")}
+    assert eps == {chosen.convention(ours)[1]}
+
+
+@pytest.mark.parametrize(
+    "ours",
+    [
+        name if name in {"efficientnet_b0", *ONE_A_FAMILY} else pytest.param(name, marks=SLOW)
+        for name in encoders.ENCODERS
+        if not name.endswith("_keras")
+    ],
+)
+def test_timms_scheme_has_all_tensors_of_timms_networks(ours):
+    timm, torch = pytest.importorskip("timm"), pytest.importorskip("torch")
+    model = families.of(ours).models(ours)[0]
+    with torch.device("meta"):
+        network = timm.create_model(model)
+    assert recognise.known(ours)["timm"].names(ours).keys() == tensors_of(network)
 
 
 @functools.cache

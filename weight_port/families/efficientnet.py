@@ -20,7 +20,7 @@ from crossdim_jax.models import efficientnet_table
 from crossdim_jax.weights.paths import HEAD
 from weight_port import rename
 from weight_port.families import efficientnet_schemes, heads
-from weight_port.formats.scheme import PYTORCH, TENSORFLOW, timm
+from weight_port.formats.scheme import BIASED, KERNEL, NORM, PYTORCH, TENSORFLOW, timm
 from weight_port.packages import Package
 from weight_port.rename import KERNEL_LEAVES, NORM_LEAVES, Names
 
@@ -55,10 +55,25 @@ def convention(model: str) -> tuple[str, float]:
     return TENSORFLOW if tensorflow else PYTORCH
 
 
+def _layers(architecture: str) -> dict[str, tuple[str, ...]]:
+    """timm's name of each layer -> its tensors; with what only timm's networks have."""
+    network = efficientnet_table.network(efficientnet_table.VARIANTS[architecture])
+    found = efficientnet_schemes.layers(efficientnet_schemes.parts(architecture))
+    if network.norm == "group":
+        found = {layer: BIASED if leaves == NORM else leaves for layer, leaves in found.items()}
+    for s, blocks in enumerate(network.stages):
+        for place, block in ((f"blocks.{s}.{i}", block) for i, block in enumerate(blocks)):
+            if block.experts:
+                found[f"{place}.routing_fn"] = BIASED
+            if block.fold:
+                found |= {f"{place}.conv_s2d": KERNEL, f"{place}.bn_s2d": NORM}
+    return found
+
+
 # The libraries' names of these networks, timm's first.
 SCHEMES = (
     timm(
-        lambda architecture: efficientnet_schemes.layers(efficientnet_schemes.parts(architecture)),
+        _layers,
         convention,
         children=("conv_stem", "bn1", "blocks", "conv_head", "bn2", "global_pool", "classifier"),
     ),
