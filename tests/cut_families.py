@@ -1,4 +1,8 @@
-"""ResNet, RegNet and VGG with one narrow block a stage, by their tables, ours and timm's alike."""
+"""A small network of every family beside EfficientNet, by the families' tables.
+
+ResNet, RegNet and VGG have one narrow block a stage, ours and timm's alike; ConvNeXt, DenseNet and
+MobileNetV3 are encoders of their own, `ROWS`.
+"""
 
 import contextlib
 import importlib.util
@@ -6,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from crossdim_jax.models import regnet, resnet, vgg
-from weight_port import convert, families, forward
+from crossdim_jax.models import convnext, densenet, encoders, mobilenetv3, regnet, resnet, vgg
+from weight_port import convert, families, forward, shapes
 from weight_port.families import vgg as ported_vgg
 
 PLANES, REPEATS, CHANNELS = (64, 16, 16, 24), (1, 1, 1, 1), (8, 8, 12, 12, 12)
@@ -22,10 +26,26 @@ TIMM = {
 }
 NAMES = (*TIMM, "resnet50", "resnet50_keras")
 
+RELU, HARD = mobilenetv3.RELU, mobilenetv3.HARD
+MOBILE = (  # one block of every kind, gated or not
+    [(3, 2, 16, 16, True, RELU)],
+    [(3, 2, 72, 24, False, RELU), (3, 1, 88, 24, False, RELU)],
+    [(5, 2, 96, 40, True, HARD)],
+    [(5, 2, 144, 48, True, HARD)],
+    [(1, 1, 288, 288, False, HARD)],  # six times the channels, as torchvision has it
+)
+# Encoders that there are not otherwise.
+ROWS = {
+    "convnext_cut": (convnext, "cut", convnext.Row((1, 2, 1, 1), (8, 16, 24, 32))),
+    "densenetcut": (densenet, "cut", densenet.Row(16, 8, (2, 1, 2, 2))),
+    "mobilenetv3_cut": (mobilenetv3, "cut", MOBILE),
+}
+HEAD = 64
+
 
 @contextlib.contextmanager
 def cut() -> Iterator[None]:
-    """Makes the encoders `NAMES` that small meanwhile."""
+    """Makes the encoders `NAMES` that small meanwhile, and adds `ROWS`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resnet, "PLANES", PLANES)
         for name in filter(resnet.ROWS.__contains__, NAMES):
@@ -38,6 +58,10 @@ def cut() -> Iterator[None]:
         patch.setitem(vgg.ROWS, "vgg11", (1,) * 5)
         for name in ("vgg11", "vgg11_bn"):
             patch.setitem(families.FAMILIES, name, ported_vgg.Family(name))
+        patch.setitem(mobilenetv3.HEADS, "cut", HEAD)
+        for name, (family, variant, row) in ROWS.items():
+            patch.setitem(family.ROWS, variant, row)
+            patch.setitem(encoders.ENCODERS, name, family.encoder(variant))
         if importlib.util.find_spec("timm"):
             from timm.models import regnet as timm_regnet
             from timm.models import vgg as timm_vgg
@@ -53,5 +77,6 @@ def cut() -> Iterator[None]:
 
 def _forget():
     """What was made of the tables is made anew."""
-    for function in (regnet.network, convert.target_shapes, forward._network):
+    made = (regnet.network, convert.target_shapes, forward._network, shapes.torch_shapes)
+    for function in made:
         function.cache_clear()

@@ -13,14 +13,18 @@ why.
 
 import contextlib
 import dataclasses
+import json
+import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from crossdim_jax.errors import CrossdimError, WeightsError
 from crossdim_jax.models import encoders
-from crossdim_jax.weights.file import Weights, content_sha256
+from crossdim_jax.storage import files
+from crossdim_jax.weights.file import Weights, content_sha256, load_weights, save_weights
 from crossdim_jax.weights.paths import is_head
 from weight_port import families, forward, norms, records, rename, volume
 from weight_port.convert import Recipe, check_shapes, convert
@@ -28,6 +32,7 @@ from weight_port.forward import NOT_RUN, TOLERANCE
 from weight_port.source import Source
 
 VERSION = 1
+SUFFIX = ".certificate.json"
 SAME_TENSOR = 1e-6  # likewise for tensors made again: exp and sqrt may differ in the last digit
 NEEDED = ("architecture", "padding", "eps", "ndim", "in_channels", "norm", "stem")  # of a record
 
@@ -196,7 +201,7 @@ def _timm(
     """The 2D network against timm's: relative error of each feature, and of the logits."""
     if source is None:
         return _not_run(absent)
-    channels = source.origin.get("in_channels", 3)
+    channels = source.in_channels
     # A 2D file is looked at itself where timm has that network; else the one it was made from.
     usual = encoders.norm(source.name.architecture)
     itself = recipe.ndim == 2 and recipe.norm == usual and recipe.in_channels == channels
@@ -218,7 +223,7 @@ def _timm(
     errors = [forward.relative_error(a, b) for a, b in zip(found, expected, strict=True)]
     result = {
         "status": "run",
-        "model": source.name.model,
+        "model": _called(source),
         "of": "this file" if itself else "the 2D network it was made from",
         "features": [forward.short(error) for error in errors],
         "limits": limits,
@@ -232,6 +237,14 @@ def _timm(
     ]
     eps = conventions["eps"]
     return result | _logits(source, arrays, found[-1], logits, eps, limits[-1], problems)
+
+
+def _called(source: Source) -> str:
+    """timm's network that a source is compared with, and its eps if it is another library's."""
+    model, eps = forward.reference(source), source.name.eps
+    usual = families.of(source.name.architecture).convention(model)[1]
+    changed = source.origin.get("scheme") and eps != usual
+    return f"{model} with eps {eps:g}" if changed else model
 
 
 def _logits(
@@ -255,3 +268,55 @@ def _logits(
     if not error <= limit:
         problems.append(f"timm: logits differ by {error:.2g}, expected at most {limit:g}")
     return {"logits": forward.short(error)}
+
+
+# --------------------------------------------------------------------------- where it is kept
+
+
+def certificate_path(path: str | os.PathLike) -> Path:
+    """Path of the copy of a file's certificate, beside it."""
+    return Path(f"{path}{SUFFIX}")
+
+
+def certify(
+    path: str | os.PathLike, *, source: Source | None = None, absent: str = "no source was given"
+) -> dict[str, Any]:
+    """Makes a weight file's certificate and writes it into the file's record and beside the file.
+
+    Args:
+      path: a file that `save_weights` wrote.
+      source: what it was made of; without it, what needs it is recorded as not run.
+      absent: why there is no source.
+
+    Returns:
+      the certificate, see `measure`.
+
+    Raises:
+      WeightsError: the file does not do what its recipe promises; the certificate, which names
+        the broken promises, is written all the same.
+    """
+    weights = load_weights(path)
+    made = measure(weights, source, absent=absent)
+    text = json.dumps(made, indent=1, sort_keys=True, allow_nan=False)
+    save_weights(path, weights.arrays, {**weights.metadata, "certificate": made})
+    with files.writing(certificate_path(path), "the certificate", kind=WeightsError):
+        files.write_text(certificate_path(path), text + "\n")
+    if made["problems"]:
+        raise WeightsError(
+            f"{path} was written, but it does not do what its recipe promises:\n  "
+            + "\n  ".join(made["problems"])
+            + "\nDo not train with it. Is the source what its name says, and are its conventions?"
+        )
+    return made
+
+
+def beside(path: str | os.PathLike, stored: Mapping[str, Any]) -> list[str]:
+    """Problem of the copy that lies beside the file; nothing if there is none."""
+    copy = certificate_path(path)
+    if not copy.exists():
+        return []
+    try:
+        same = json.loads(copy.read_text(encoding="utf-8")) == stored
+    except (OSError, ValueError):
+        return [f"{copy}: cannot be read as JSON; make it again with verify --write"]
+    return [] if same else [f"{copy}: is not the certificate that is in the file"]

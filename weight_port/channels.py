@@ -1,10 +1,11 @@
-"""A stem trained on 3 input channels -> n channels. Pure numpy.
+"""A stem trained on c input channels, mostly 3 -> n channels. Pure numpy.
 
 `adapt` changes the 2D kernel, before it is inflated. `reinit` and `released` have nothing to carry
 over: they draw the whole kernel in its final shape (`draw`).
 
-Three channels are left as they are by every policy but `reinit`, which is an explicit wish to
-redraw.
+As many channels as the source has are left as they are by every policy but `reinit`, which is an
+explicit wish to redraw. A stem of one channel becomes the same by every policy: a part n in each of
+n channels, exact where these are equal.
 """
 
 from collections.abc import Callable
@@ -13,13 +14,13 @@ import numpy as np
 
 from crossdim_jax.errors import WeightsError, check_name
 
-SOURCE_CHANNELS = 3
+SOURCE_CHANNELS = 3  # of a classifier of photographs
 
 
 def tile(kernel: np.ndarray, channels: int) -> np.ndarray:
-    """The three channels in turn, times 3/n: timm's rule; exact on grey input if 3 divides n."""
-    cycle = np.arange(channels) % SOURCE_CHANNELS
-    return kernel[:, :, cycle] * (SOURCE_CHANNELS / channels)
+    """The c channels in turn, times c/n: timm's rule; exact on grey input if c divides n."""
+    own = kernel.shape[2]
+    return kernel[:, :, np.arange(channels) % own] * (own / channels)
 
 
 def gray(kernel: np.ndarray, channels: int) -> np.ndarray:
@@ -79,7 +80,7 @@ def adapt(kernel: np.ndarray, channels: int, policy: str) -> np.ndarray:
     """Carries a stem kernel over to another number of input channels.
 
     Args:
-      kernel: (k, k, 3, out), before inflation.
+      kernel: (k, k, c, out), before inflation.
       channels: n, the number of input channels.
       policy: a key of `ADAPT`, or "released" with 1 or 3 channels.
 
@@ -88,14 +89,10 @@ def adapt(kernel: np.ndarray, channels: int, policy: str) -> np.ndarray:
     """
     if draws(policy, channels):
         raise ValueError(f"stem policy {policy!r} draws {channels} channels; see draw()")
-    if kernel.shape[2] != SOURCE_CHANNELS:
-        raise WeightsError(
-            f"The source's stem has {kernel.shape[2]} input channels, expected {SOURCE_CHANNELS}; "
-            "use a checkpoint trained on colour images, or stem policy 'reinit'."
-        )
-    if channels == SOURCE_CHANNELS:
+    if channels == kernel.shape[2]:
         return kernel
-    rule = total if policy == "released" else ADAPT[policy]
+    policy = "sum" if policy == "released" else policy
+    rule = gray if policy == "sum" and channels > 1 else ADAPT[policy]
     return rule(kernel, channels).astype(kernel.dtype, copy=False)
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -270,17 +270,25 @@ def convert(source: Source, recipe: Recipe) -> Converted:
             arrays[path] = np.full(shape, float(path.endswith("/var")), np.float32)
             fresh[path] = None
     problems += [f"missing in the source: {path}" for path in targets if path not in arrays]
-    if problems:
-        origin = source.origin["file"] or source.origin["id"]
-        raise WeightsError(
-            f"{origin} is not a complete {source.name.model} ({len(problems)} problems):\n  "
-            + "\n  ".join(problems)
-            + "\nIs this a checkpoint of another architecture? Give the timm name it was made for."
-        )
+    _refuse(source, problems)
+    unused += source.others
     heads = sorted(filter(is_head, arrays))
     arrays = {path: arrays[path] for path in (*targets, *heads)}
     modes = {path: mode for path, mode in modes.items() if path not in drawn}
     return Converted(arrays, tuple(used), tuple(unused), tuple(fresh), modes)
+
+
+def _refuse(source: Source, problems: Sequence[str]) -> None:
+    """Raises WeightsError listing the problems, if there are any, and what the file resembles."""
+    if not problems:
+        return
+    origin = source.origin["file"] or source.origin["id"]
+    raise WeightsError(
+        f"{origin} is not a complete {source.name.model} ({len(problems)} problems):\n  "
+        + "\n  ".join(problems)
+        + "\nIs this a checkpoint of another architecture? Give the timm name it was made for."
+        + (f"\n{source.resembles()}" if source.resembles else "")
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,17 +316,17 @@ class _Fit:
             flat = (*flat[:-2], self._source_channels(), flat[-1])
         if array.shape != flat:
             return f"found {array.shape}, expected {flat} (channels last)", {path: array}
-        if path == self.stem and self._source_channels() == channels.SOURCE_CHANNELS:
+        if path == self.stem:
             array = channels.adapt(array, self.recipe.in_channels, self.recipe.stem)
         return None, self._deepen(path, array) if deep else {path: array}
 
     def _source_channels(self) -> int:
         """Input channels of the source's stem: a weight file of ours may be adapted already."""
-        found = self.source.origin.get("in_channels", channels.SOURCE_CHANNELS)
-        if found not in (channels.SOURCE_CHANNELS, self.recipe.in_channels):
+        found, own = self.source.in_channels, self.source.own_channels
+        if found not in (own, self.recipe.in_channels):
             raise WeightsError(
                 f"{self.source.origin['file']}: its stem has {found} input channels, asked for "
-                f"{self.recipe.in_channels}. Start from a file with {channels.SOURCE_CHANNELS} "
+                f"{self.recipe.in_channels}. Start from a file with {own} "
                 "input channels, or ask for as many as it has."
             )
         return found

@@ -64,6 +64,24 @@ def features(
         return [np.asarray(feature, np.float32) for feature in apply(variables, image)]
 
 
+def reference(origin: Source) -> str:
+    """Name of timm's network to compare a source with.
+
+    Its own, or where a library's names or a flag gave other conventions than the name's, that of
+    the same architecture which has the source's padding.
+
+    Raises:
+      WeightsError: timm has the architecture with the other padding only.
+    """
+    if not (origin.origin.get("scheme") or origin.origin.get("asked")):
+        return origin.name.model
+    family = families.of(origin.name.architecture)
+    for model in (origin.name.model, *family.models(origin.name.architecture)):
+        if family.convention(model)[0] == origin.name.padding:
+            return model
+    raise WeightsError(f"timm has no {origin.name.architecture} with {origin.name.padding} padding")
+
+
 def timm_outputs(origin: Source, image: np.ndarray) -> tuple[list[np.ndarray], np.ndarray | None]:
     """timm's network with the source's weights: its features as our encoders give them, its logits.
 
@@ -84,14 +102,19 @@ def timm_outputs(origin: Source, image: np.ndarray) -> tuple[list[np.ndarray], n
     except ImportError as error:
         raise WeightsError(f"{error.name} is not installed") from error
     family = families.of(origin.name.architecture)
+    name = reference(origin)
     classifier = origin.arrays.get(f"{family.CLASSIFIER}.weight")
     options = {} if classifier is None else {"num_classes": len(classifier)}
-    if not timm.is_model(origin.name.model):
-        raise WeightsError(f"timm {timm.__version__} has no network {origin.name.model}")
+    if not timm.is_model(name):
+        raise WeightsError(f"timm {timm.__version__} has no network {name}")
     with torch.random.fork_rng(devices=[]):  # its initialisation draws
         model = timm.create_model(
-            origin.name.model, pretrained=False, in_chans=image.shape[-1], **options
+            name, pretrained=False, in_chans=image.shape[-1], **options
         ).eval()
+    if origin.origin.get("scheme"):  # of a library with an eps of its own
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.eps = origin.name.eps
     # Copied: torch warns of memory that it may not write to.
     state = {name: torch.tensor(np.array(array)) for name, array in origin.arrays.items()}
     try:

@@ -12,6 +12,8 @@ from weight_port.source import Source, parse_name, sha256
 
 # Fields of a record that say where its weights come from: they stay what they were.
 ORIGIN = ("source", "id", "url", "file", "sha256", "licence")
+# And of how it was read, where that is not the usual way.
+READING = ("scheme", "prefix", "ema", "asked", "source_channels", "authors")
 
 
 def read_2d(path: str | Path, purpose: str) -> Weights:
@@ -73,6 +75,7 @@ def as_source(weights: Weights) -> Source:
     name = parse_name(str(record.get("id")))
     name = dataclasses.replace(name, padding=record["padding"], eps=record["eps"])
     origin = {field: record.get(field) for field in ORIGIN}
+    origin |= {field: record[field] for field in READING if record.get(field) is not None}
     origin["in_channels"] = record["in_channels"]
     if path is not None:
         origin["by_way_of"] = {"file": path.name, "sha256": sha256(path)}

@@ -9,13 +9,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
-from crossdim_jax import models
 from crossdim_jax.errors import ConfigError, WeightsError
-from crossdim_jax.run import auto_fields, config_gate
+from crossdim_jax.run import auto_fields, config_gate, from_config
 from crossdim_jax.run import config as config_lib
+from crossdim_jax.run.settings import Weights as Asked
 from crossdim_jax.weights.file import Weights, load_weights
-from crossdim_jax.weights.merge import claims, encoder_path, merge, requirements
+from crossdim_jax.weights.merge import encoder_path, merge, requirements
 from crossdim_jax.weights.paths import ENCODER
 from crossdim_jax.weights.record import check_fit, describe
 from weight_port import norms
@@ -25,6 +26,7 @@ from weight_port.source import parse_name
 REQUIRED_FIELDS = (
     *("model.name", "data.patch"),
     *("weights.source", "weights.inflate", "weights.stem", "weights.file"),
+    *("weights.skip", "weights.ignore"),
 )
 DATA_ROOT = "--config.data.root=/path/to/cases"  # in commands to paste: the user's to fill in
 
@@ -137,7 +139,7 @@ def file_name(source: str, recipe: Recipe) -> str:
     return "-".join(parts) + ".safetensors"
 
 
-def from_config(
+def of_config(
     path: str,
     overrides: Sequence[str] = (),
     *,
@@ -148,11 +150,7 @@ def from_config(
 ) -> Plan:
     """The plan for exactly what an experiment will load.
 
-    Reads `config.model` (the network and its attributes), the rank of `config.data.patch`, and
-    `config.weights`: source (a timm name), inflate, stem, file; optionally inflate_at (strings
-    "PATTERN=MODE"), reestimate (patches on which statistics are measured anew), skip (patterns for
-    `merge`) and ignore (fields that may differ from the weights' record, such as
-    "padding").
+    What the network's section says of the encoder, and the section `weights`.
 
     Args:
       path: of the config file, with ":argument" if it takes one.
@@ -165,6 +163,50 @@ def from_config(
     Raises:
       ConfigError: naming the config and the field.
     """
+    config = _read(path, overrides)
+    weights = from_config.weights(config)
+    name = weights.claims["source"]
+    if not name or not (weights.file or out):
+        raise ConfigError(
+            f"{path}: config.weights.source={name!r} and .file={weights.file!r}; this "
+            "experiment starts from random weights, so there is nothing to port."
+        )
+    model, variables = _network(config, path)
+    needs = requirements(model, variables)
+    recipe = _recipe(model, needs, weights, seed=seed, head=head)
+    target = by_hand(name, recipe, out or weights.file, random=random).out
+    flags = [f"--config={path}", *overrides]
+    if target != Path(weights.file or ""):
+        flags.append(f"--config.weights.file={target}")
+    if not from_config.root(config):
+        flags.append(DATA_ROOT)
+    return Plan(
+        name,
+        recipe,
+        target,
+        config=shlex.join(flags),
+        variables=variables,
+        expected=needs | weights.claims,
+        ignore=tuple(weights.ignore or ()),
+        skip=tuple(weights.skip or ()),
+        reestimate=weights.reestimate,
+        encoder=encoder_path(model),
+    )
+
+
+def _network(config: ConfigDict, path: str) -> tuple[Any, Any]:
+    """The config's network, and its variables as shapes; ConfigError if it cannot be built."""
+    model = from_config.model(config, out_channels=1, depth_shards=1)
+    # The number of image channels does not reach the encoder.
+    image = jax.ShapeDtypeStruct((1, *from_config.patch(config), 1), jnp.float32)
+    try:
+        return model, jax.eval_shape(model.init, jax.random.key(0), image)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: config.model: {error}") from error
+
+
+def _read(path: str, overrides: Sequence[str]) -> ConfigDict:
+    """The whole config. Raises ConfigError: it lacks what porting needs, or a value is wrong."""
     config = auto_fields.without_plan(config_lib.read(path, overrides))
     for field in REQUIRED_FIELDS:
         section, key = field.split(".")
@@ -174,56 +216,24 @@ def from_config(
         config_gate.check_fields(config.to_dict())
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-    weights, attributes = config.weights, config.model.to_dict()
-    if not weights.source or not (weights.file or out):
-        raise ConfigError(
-            f"{path}: config.weights.source={weights.source!r} and .file={weights.file!r}; this "
-            "experiment starts from random weights, so there is nothing to port."
-        )
-    model = models.build(attributes.pop("name"), **attributes)
-    # The number of image channels does not reach the encoder.
-    image = jax.ShapeDtypeStruct((1, *config.data.patch, 1), jnp.float32)
-    try:
-        variables = jax.eval_shape(model.init, jax.random.key(0), image)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{path}: config.model: {error}") from error
-    needs = requirements(model, variables)
-    recipe = _recipe(model, needs, weights, seed=seed, head=head)
-    target = by_hand(weights.source, recipe, out or weights.file, random=random).out
-    flags = [f"--config={path}", *overrides]
-    if target != Path(weights.file or ""):
-        flags.append(f"--config.weights.file={target}")
-    if not config.data.get("root"):
-        flags.append(DATA_ROOT)
-    return Plan(
-        weights.source,
-        recipe,
-        target,
-        config=shlex.join(flags),
-        variables=variables,
-        expected=needs | claims(weights),
-        ignore=tuple(weights.get("ignore") or ()),
-        skip=tuple(weights.get("skip") or ()),
-        reestimate=weights.get("reestimate") or 0,
-        encoder=encoder_path(model),
-    )
+    return config_lib.complete(config)
 
 
 def _recipe(
-    model: Any, needs: Mapping[str, Any], weights: Mapping[str, Any], *, seed: int, head: bool
+    model: Any, needs: Mapping[str, Any], weights: Asked, *, seed: int, head: bool
 ) -> Recipe:
-    """What a network and `config.weights` ask for; `needs` are its `requirements`."""
-    deep = needs["ndim"] == 3
+    """Recipe that a network and a config's weights ask for; `needs` are its `requirements`."""
+    said, deep = weights.claims, needs["ndim"] == 3
     return Recipe(
         ndim=needs["ndim"],
         in_channels=needs["in_channels"],
         norm=needs["norm"],
-        inflate=(weights["inflate"] or None) if deep else None,
-        stem=weights["stem"],
+        inflate=(said["inflate"] or None) if deep else None,
+        stem=said["stem"],
         seed=seed,
         depth_kernels=model.encoder.depth_kernels if deep else None,
         factorised=deep and model.encoder.factorised,
-        inflate_at=tuple(weights.get("inflate_at") or ()) if deep else (),
-        statistics="reestimate" if weights.get("reestimate") else "carry",
+        inflate_at=tuple(said["inflate_at"] or ()) if deep else (),
+        statistics="reestimate" if weights.reestimate else "carry",
         head=head,
     )

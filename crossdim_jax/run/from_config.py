@@ -32,11 +32,16 @@ def patch(config: ConfigDict) -> tuple[int, ...]:
     return tuple(config.data.patch)
 
 
+def root(config: ConfigDict) -> str:
+    """Folder of the cases; "" where a config leaves it to the command line."""
+    return config.data.root
+
+
 def data(config: ConfigDict, patch: tuple[int, ...]) -> Data:
     """The section `data`, without what the challenge takes."""
     split = config.data.split.to_dict()
     return Data(
-        root=config.data.root,
+        root=root(config),
         patch=patch,
         foreground=config.data.foreground,
         cache=config.data.cache,

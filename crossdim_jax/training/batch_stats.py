@@ -37,8 +37,7 @@ def reestimate(
 
     Args:
       model: a Linen module, `apply(variables, image, train=True, rngs={"dropout": key},
-        mutable=["batch_stats"])`, whose batch norms are running averages `keep * old + (1 - keep) *
-        new`, each with any `keep` of its own.
+        mutable=["moments"])`, whose batch norms are `layers.Norm`.
       variables: {"params": ..., "batch_stats": ...}, on the mesh.
       batches: this process's part of each batch of images, `(b, *spatial, c)`; as many are taken as
         hold that many patches, over all processes.
@@ -62,25 +61,17 @@ def reestimate(
     everywhere = sharding.replicated(mesh)
 
     measure = _measuring(model, mesh)
-    probe = jax.jit(
-        lambda now: jax.tree.map(lambda leaf: jnp.where(_usable(leaf), leaf, 1), now),
-        out_shardings=everywhere,
-    )
     add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b), out_shardings=everywhere)
-    zeros = jax.device_put(jax.tree.map(jnp.zeros_like, before), everywhere)
-    total, kept, seen, count = zeros, None, 0, 0
+    total, seen, count = None, 0, 0
     source = iter(batches)
     while seen < patches:
         if (images := next(source, None)) is None:
             raise ConfigError(f"re-estimation asks for {patches} patches, but there are {seen}")
         image = sharding.shard_batch({"image": images}, mesh)["image"]
-        key = step_key(seed, count)
-        now = measure(params, zeros, image, key)  # (1 - keep) * new
-        if kept is None:
-            old = probe(now)
-            kept = jax.tree.map(_keep, now, old, measure(params, old, image, key))
-        total, seen, count = add(total, now), seen + image.shape[0], count + 1
-    stats = jax.tree.map(lambda sum, keep: sum / (count * (1 - keep)), total, kept)
+        now = measure(params, before, image, step_key(seed, count))
+        total = now if total is None else add(total, now)
+        seen, count = seen + image.shape[0], count + 1
+    stats = jax.tree.map(lambda sum: sum / count, total)
     if not all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(stats)):
         raise ConfigError(
             "re-estimated statistics are not finite: the network's responses overflow on these "
@@ -130,9 +121,8 @@ def advance(
       since_sync: the number of updates made since its last synchronisation, or since the start.
     """
     flat, now = flatten(running), flatten(moments)
-    for path in (path.removesuffix("/count") for path in now if path.endswith("/count")):
-        mean, variance, count, keep = (now[f"{path}/{name}"] for name in MOMENTS)
-        new = {"mean": mean, "var": variance * (count / jnp.maximum(count - 1, 1))}
+    for path, new in _observed(moments).items():
+        keep = now[f"{path}/keep"]
         if sync_period:
             keep = jnp.minimum(keep, 1 - 1 / (step // sync_period + 1))
             keep = jnp.where(since_sync == 0, keep, 1.0)
@@ -142,8 +132,17 @@ def advance(
     return unflatten(flat)
 
 
+def _observed(moments: Any) -> dict[str, dict[str, jax.Array]]:
+    """Path of each batch norm -> mean and unbiased variance of what it saw."""
+    flat, found = flatten(moments), {}
+    for path in (path.removesuffix("/count") for path in flat if path.endswith("/count")):
+        mean, variance, count = (flat[f"{path}/{name}"] for name in ("mean", "var", "count"))
+        found[path] = {"mean": mean, "var": variance * (count / jnp.maximum(count - 1, 1))}
+    return found
+
+
 def _measuring(model: Any, mesh: jax.sharding.Mesh) -> Callable[..., Any]:
-    """`(params, stats, image, key)` -> the statistics after that batch, in train mode."""
+    """`(params, stats, image, key)` -> the statistics of that batch alone, in train mode."""
     everywhere = sharding.replicated(mesh)
 
     def measure(params, stats, image, key):
@@ -152,27 +151,13 @@ def _measuring(model: Any, mesh: jax.sharding.Mesh) -> Callable[..., Any]:
             image,
             train=True,
             rngs={"dropout": key},
-            mutable=["batch_stats"],
+            mutable=["moments"],
         )
-        return changes["batch_stats"]
+        seen = _observed(changes["moments"]).items()
+        return unflatten({f"{p}/{name}": v for p, new in seen for name, v in new.items()})
 
     return jax.jit(
         measure,
         in_shardings=(everywhere, everywhere, sharding.batched(mesh), everywhere),
         out_shardings=everywhere,
     )
-
-
-def _usable(first: jax.Array) -> jax.Array:
-    return jnp.isfinite(first) & (jnp.abs(first) > jnp.finfo(jnp.float32).tiny)
-
-
-def _keep(first: jax.Array, old: jax.Array, second: jax.Array) -> float:
-    """The decay of a running average, which saw the same batch from 0 and from `old`.
-
-    `first` is `(1 - keep) * new` and `second` is `keep * old + first`. `old` is as large as
-    `first`, for precision, and 1 where that is 0: a batch of zeros tells the decay as well.
-    """
-    first, old, second = (np.asarray(x, np.float64) for x in (first, old, second))
-    known = np.isfinite(first) & np.isfinite(second)
-    return float(np.median(((second - first) / old)[known])) if known.any() else 0.0

@@ -1,7 +1,7 @@
 """Weights into a model: what it needs of them, and the merge, which is total or loud."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import jax
@@ -142,30 +142,10 @@ def merge(
     targets = flatten(variables)
     head = {key for key in weights.arrays if is_head(key)}
     arrays = {_placed(k, encoder): v for k, v in weights.arrays.items() if k not in head}
-    held = arrays.keys()
-    names = {key.split("/")[1] for key in weights.arrays.keys() - head if "/" in key}
-    modules = {_placed(f"/{name}/", encoder) for name in names}
-    inside = {key for key in targets if f"/{inner(key)}".startswith(tuple(modules))}
+    held, inside = arrays.keys(), _inside(targets, weights.arrays.keys() - head, encoder)
     skipped = select(skip, sorted(inside | held))
     filled = (inside & held) - skipped
-    shapes = {key: (arrays[key].shape, tuple(targets[key].shape)) for key in filled}
-
-    problems = [
-        *(f"missing in the file: {key}" for key in sorted(inside - held - skipped)),
-        *(f"unknown to the model: {key}" for key in sorted(held - inside - skipped)),
-        *(
-            f"shape of {key}: found {found}, expected {wanted}"
-            for key, (found, wanted) in sorted(shapes.items())
-            if found != wanted
-        ),
-    ]
-    if problems:
-        raise WeightsError(
-            f"{weights.name} does not fit the model ({len(problems)} problems):\n  "
-            + "\n  ".join(problems)
-            + "\nPort weights for this model (python -m weight_port --config=CONFIG), or name "
-            "paths that may differ in skip patterns."
-        )
+    _refuse_misfits(weights.name, targets, arrays, inside - skipped, held - skipped)
     merged = {
         key: _like(arrays[key], leaf) if key in filled else leaf for key, leaf in targets.items()
     }
@@ -176,6 +156,40 @@ def merge(
         outside=tuple(sorted(targets.keys() - inside)),
     )
     return unflatten(merged), report
+
+
+def _inside(targets: Mapping[str, Any], held: Set[str], encoder: str) -> set[str]:
+    """Paths of the model in the modules that a file with these paths holds."""
+    names = {key.split("/")[1] for key in held if "/" in key}
+    modules = tuple({_placed(f"/{name}/", encoder) for name in names})
+    return {key for key in targets if f"/{inner(key)}".startswith(modules)}
+
+
+def _refuse_misfits(
+    name: str,
+    targets: Mapping[str, Any],
+    arrays: Mapping[str, np.ndarray],
+    asked: Set[str],
+    given: Set[str],
+) -> None:
+    """Raises WeightsError listing what is missing, unknown or mis-shaped; paths are the model's."""
+    shapes = {key: (arrays[key].shape, tuple(targets[key].shape)) for key in asked & given}
+    problems = [
+        *(f"missing in the file: {key}" for key in sorted(asked - given)),
+        *(f"unknown to the model: {key}" for key in sorted(given - asked)),
+        *(
+            f"shape of {key}: found {found}, expected {wanted}"
+            for key, (found, wanted) in sorted(shapes.items())
+            if found != wanted
+        ),
+    ]
+    if problems:
+        raise WeightsError(
+            f"{name} does not fit the model ({len(problems)} problems):\n  "
+            + "\n  ".join(problems)
+            + "\nPort weights for this model (python -m weight_port --config=CONFIG), or name "
+            "paths that may differ in skip patterns."
+        )
 
 
 def _placed(path: str, encoder: str) -> str:

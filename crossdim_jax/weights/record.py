@@ -247,17 +247,22 @@ def _counts(value: Any) -> bool:
 _RECORDED: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(
         ("source", "id", "url", "file", "sha256", "licence", "architecture", "padding", "inflate")
-        + ("stem", "norm", "statistics", "date"),
+        + ("scheme", "prefix", "stem", "norm", "statistics", "date"),
         (_is_text, "a text"),
     ),
     **dict.fromkeys(
-        ("in_channels", "seed", "tensors", "values", "step"), (is_count, "a whole number")
+        ("in_channels", "source_channels", "seed", "tensors", "values", "step"),
+        (is_count, "a whole number"),
     ),
     **dict.fromkeys(("inflate_at", "unused", "fresh"), (_are(_is_text), "a list of texts")),
     **dict.fromkeys(("depth_kernels", "depth_taps"), (_counts, "whole numbers")),
     "eps": (lambda value: is_number(value) and value > 0, "a number above 0"),
     "ndim": (lambda value: value in (2, 3), "2 or 3"),
-    "factorised": (lambda value: isinstance(value, bool), "true or false"),
+    **dict.fromkeys(
+        ("factorised", "ema"), (lambda value: isinstance(value, bool), "true or false")
+    ),
     "versions": (lambda value: isinstance(value, dict), "names and versions"),
-    "certificate": (lambda value: isinstance(value, dict), "names and values"),
+    **dict.fromkeys(
+        ("asked", "certificate"), (lambda value: isinstance(value, dict), "names and values")
+    ),
 }

@@ -12,7 +12,8 @@ from crossdim_jax.weights.file import load_weights, save_weights
 from tests.fuzz import harness
 from tests.fuzz.harness import Format
 from tests.weight_record import RECORD
-from weight_port import inspect, source
+from weight_port.commands import inspect
+from weight_port.formats import checkpoint
 
 KERNEL = np.arange(54, dtype=np.float32).reshape(2, 3, 3, 3)
 
@@ -49,15 +50,23 @@ def _pickled(folder: Path) -> Sequence[bytes]:
     return found
 
 
+def _keras(folder: Path) -> Sequence[bytes]:
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(folder / "x.h5", "w") as file:
+        file["stem_conv/stem_conv/kernel:0"] = KERNEL
+        file["layers/conv2d/vars/0"] = KERNEL
+    return [(folder / "x.h5").read_bytes()]
+
+
 FORMATS = (
     Format("weight file", ".safetensors", _ours, _inspect),
-    Format("safetensors checkpoint", ".safetensors", _checkpoint, source.read_checkpoint),
-    Format("torch checkpoint", ".pth", _pickled, source.read_checkpoint, few=100),
+    Format("safetensors checkpoint", ".safetensors", _checkpoint, checkpoint.read),
+    Format("torch checkpoint", ".pth", _pickled, checkpoint.read, few=100),
+    Format("Keras weights", ".h5", _keras, checkpoint.read, few=60),
 )
 
 
 @harness.few_and_thousands(FORMATS)
 def test_damaged_files_are_read_or_named(name, count, seed, tmp_path):
-    if name == "torch checkpoint":
-        pytest.importorskip("torch")
+    pytest.importorskip({"torch checkpoint": "torch", "Keras weights": "h5py"}.get(name, "json"))
     harness.run(__name__, name, tmp_path, count=count, seed=seed)

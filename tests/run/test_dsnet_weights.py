@@ -48,7 +48,7 @@ def ported(tmp_path_factory):
 
 
 def test_the_config_ports_2d_weights_as_they_are():
-    todo = plan.from_config("configs/brats_dsnet.py", ())
+    todo = plan.of_config("configs/brats_dsnet.py", ())
     assert (todo.recipe.ndim, todo.recipe.inflate, todo.recipe.in_channels) == (2, None, 3)
     assert (todo.recipe.norm, todo.name) == ("batch", CLAIMS["source"])
     assert todo.out.name == "dsnet_b0_2d.safetensors"

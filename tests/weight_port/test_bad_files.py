@@ -13,7 +13,7 @@ from safetensors.numpy import save, save_file
 from crossdim_jax.errors import WeightsError
 from crossdim_jax.weights.file import save_weights
 from tests.weight_port import tiny
-from weight_port import forward, records, verify
+from weight_port import certificate, forward, records
 from weight_port.__main__ import main
 from weight_port.commands.making import record
 from weight_port.convert import Recipe, convert
@@ -148,7 +148,7 @@ def test_no_folder_of_this_machine_is_kept_in_what_is_passed_on(write, tmp_path)
     path = write()
     absent = records.without_folders(f"no such file: {tmp_path}/cache/x.bin, see https://a.b/c/d")
     assert absent == "no such file: x.bin, see https://a.b/c/d"
-    verify.certify(path, source=tiny.source(), absent=absent)
+    certificate.certify(path, source=tiny.source(), absent=absent)
     assert main(["export", str(path)]) == 1  # without a head; the inflated file goes out as well
     assert main(["inflate", str(path), f"--out={tmp_path}/deep", "--no-certificate"]) == 0
     written = [file for file in tmp_path.rglob("*") if file.is_file()]

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from crossdim_jax.errors import WeightsError
-from weight_port import channels
 from weight_port.channels import adapt, draw, draws
 
 
@@ -82,6 +81,17 @@ def test_unknown_policy_lists_the_known_ones(kernel):
         adapt(kernel, 4, "grey")
 
 
-def test_a_source_without_three_channels_is_refused(kernel):
-    with pytest.raises(WeightsError, match="has 1 input channels, expected 3"):
-        channels.adapt(kernel[:, :, :1], 4, "tile")
+@pytest.mark.parametrize("policy", ["tile", "gray", "sum", "released"])
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_stem_of_one_channel_is_shared_by_equal_ones(n, policy, kernel, rng):
+    grey = rng.normal(size=(3, 3)).astype(np.float32)
+    own = kernel[:, :, :1]
+    found = response(adapt(own, n, policy), n, grey)
+    np.testing.assert_allclose(found, response(own, 1, grey), rtol=1e-5, atol=1e-6)
+
+
+def test_two_and_four_channels_follow_the_same_rules(kernel, rng):
+    grey, own = rng.normal(size=(3, 3)).astype(np.float32), kernel[:, :, :2]
+    for n, policy in ((4, "tile"), (3, "gray"), (1, "sum")):
+        found = response(adapt(own, n, policy), n, grey)
+        np.testing.assert_allclose(found, response(own, 2, grey), rtol=1e-5, atol=1e-5)

@@ -99,7 +99,7 @@ def test_faulty_configs_are_named(port, tmp_path, capsys):
     assert "gone.py: no such config file" in capsys.readouterr().err
     (tmp_path / "bad.py").write_text("def get_config(arg):\n    raise KeyError(arg)\n")
     with pytest.raises(ConfigError, match="bad.py:demo: KeyError: 'demo'"):
-        plan.from_config(f"{tmp_path}/bad.py:demo")
+        plan.of_config(f"{tmp_path}/bad.py:demo")
 
 
 @pytest.mark.parametrize(
@@ -107,13 +107,14 @@ def test_faulty_configs_are_named(port, tmp_path, capsys):
     [
         *("model.name", "data.patch"),
         *("weights.source", "weights.inflate", "weights.stem", "weights.file"),
+        *("weights.skip", "weights.ignore"),
     ],
 )
 def test_a_config_without_a_field_that_porting_needs(field, config):
     section, key = field.split(".")
     config.write_text(config.read_text().replace(f'"{key}":', f'"not_{key}":'))
     with pytest.raises(ConfigError, match=f"experiment.py: found no field config.{field}"):
-        plan.from_config(str(config))
+        plan.of_config(str(config))
 
 
 def test_existing_files_are_kept_unless_told_otherwise(port, tmp_path, capsys):

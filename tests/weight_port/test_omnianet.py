@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 def test_the_config_asks_for_a_2d_stem_of_sixteen_channels():
-    todo = plan.from_config(CONFIG)
+    todo = plan.of_config(CONFIG)
     recipe = todo.recipe
     assert (todo.name, str(todo.out)) == (
         "tf_efficientnet_b0.ns_jft_in1k",
@@ -34,7 +34,7 @@ def test_the_config_asks_for_a_2d_stem_of_sixteen_channels():
     assert (recipe.ndim, recipe.in_channels, recipe.stem, recipe.norm) == (2, 16, "tile", "batch")
     assert recipe.inflate is None
     assert (todo.expected["architecture"], todo.expected["eps"]) == ("efficientnet_b0", 1e-3)
-    without = plan.from_config(CONFIG, ["--config.model.stem_width=0"])
+    without = plan.of_config(CONFIG, ["--config.model.stem_width=0"])
     assert without.recipe.in_channels == 1
 
 
@@ -50,7 +50,7 @@ def test_what_is_ported_for_the_config_is_what_it_loads(tmp_path):
         config = config_lib.read(CONFIG, options)
         job = experiment.build(config, tmp_path / "run")
         needs = requirements(job.model, _variables(job))
-        recipe = plan._recipe(job.model, needs, config.weights, seed=0, head=True)
+        recipe = plan._recipe(job.model, needs, job.weights, seed=0, head=True)
         converted = convert(source, recipe)
         save_weights(file, converted.arrays, making.record(source, recipe, converted))
         weights = initial_state.load_weights(job)

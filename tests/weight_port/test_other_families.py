@@ -9,8 +9,9 @@ from crossdim_jax.errors import WeightsError
 from crossdim_jax.models import encoders
 from crossdim_jax.models.family import FIXED
 from crossdim_jax.weights.file import Weights
-from tests.weight_port import cut
-from weight_port import certificate, families, forward, inflate, names, rename, schemes
+from tests import cut_families
+from tests.weight_port import twins
+from weight_port import certificate, families, forward, inflate, names, rename
 from weight_port.commands import making
 from weight_port.convert import Recipe, convert, target_shapes
 from weight_port.plan import by_hand
@@ -26,7 +27,7 @@ ODD = (70, 75)  # odd and even on the way down
 
 @pytest.fixture(scope="module", autouse=True)
 def _encoders():
-    with cut.registered():
+    with cut_families.cut():
         yield
     source.cache_clear()
 
@@ -34,12 +35,12 @@ def _encoders():
 @functools.cache
 def network(name, library="timm"):
     torch.manual_seed(0)
-    return cut.randomise(cut.TWINS[name, library]())
+    return twins.randomise(twins.TWINS[name, library]())
 
 
 @functools.cache
 def source(name, library="timm"):
-    return cut.source(name, network(name, library).state_dict())
+    return twins.source(name, network(name, library).state_dict())
 
 
 def outputs(model, modules, image):
@@ -77,7 +78,7 @@ def check_parity(name, library, rng):
     return found
 
 
-@pytest.mark.parametrize(("name", "library"), cut.TWINS, ids=str)
+@pytest.mark.parametrize(("name", "library"), twins.TWINS, ids=str)
 def test_features_and_logits_are_those_of_the_library(name, library, rng):
     found = check_parity(name, library, rng)
     # torchvision's DenseNet has the names that timm's has.
@@ -85,7 +86,7 @@ def test_features_and_logits_are_those_of_the_library(name, library, rng):
 
 
 def test_conventions_are_the_librarys():
-    conventions = {key: source(*key)[0].name for key in cut.TWINS}
+    conventions = {key: source(*key)[0].name for key in twins.TWINS}
     found = {key: (name.padding, name.eps) for key, name in conventions.items()}
     assert found["convnext_cut", "torchvision"] == ("symmetric", 1e-6)
     assert found["densenetcut", "timm"] == ("symmetric", 1e-5)
@@ -119,7 +120,7 @@ def test_old_names_of_densenet_are_read():
                 name = name.replace(f".{layer}.", f".{layer[:-1]}.{layer[-1]}.")
             old[name] = value
     assert "features.denseblock1.denselayer2.conv.1.weight" in old
-    found, library = cut.source("densenetcut", old)
+    found, library = twins.source("densenetcut", old)
     assert library == "torchvision"
     wanted = {name: v for name, v in source("densenetcut")[0].arrays.items() if name in state}
     assert found.arrays.keys() == {name for name in wanted if "num_batches" not in name}
@@ -141,7 +142,7 @@ def test_names_of_convnexts_authors_are_read_as_timm_reads_them():
         if ".downsample." in new:
             new = new.replace("stages.", "downsample_layers.").replace(".downsample", "")
         theirs[new] = array
-    found, library = cut.source("convnext_cut", theirs)
+    found, library = twins.source("convnext_cut", theirs)
     assert library == "meta"
     state = {name: torch.tensor(array) for name, array in theirs.items()}
     expected = checkpoint_filter_fn(state, network("convnext_cut"))
@@ -158,12 +159,6 @@ def test_every_network_of_timms_is_listed_or_left_out_with_a_reason(module):
     of_timm = {model for model in timm.list_models(module=module) if module in model}
     assert {model for model in of_timm if names.left_out(model) is None} <= listed
     assert not {model for model in of_timm & listed if names.left_out(model)}
-
-
-def test_names_of_no_library_are_left_as_they_are():
-    name = names.parse_name("convnext_cut")
-    strange = {"features.0.0.weight": np.zeros(1), "strange": np.zeros(1)}
-    assert schemes.in_timms_names(name, strange) == (name, strange, "timm")
 
 
 # ------------------------------------------------------------------ in 3D

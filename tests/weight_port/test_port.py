@@ -15,7 +15,7 @@ from crossdim_jax.run import experiment, initial_state
 from crossdim_jax.weights.file import load_weights
 from crossdim_jax.weights.merge import merge, requirements
 from crossdim_jax.weights.record import check_fit
-from weight_port import plan, verify
+from weight_port import certificate, plan
 from weight_port.__main__ import main
 from weight_port.commands import making
 from weight_port.convert import Recipe
@@ -251,7 +251,9 @@ def test_the_configs_depth_options_make_the_file_its_network_loads(
 
 def test_a_file_is_certified_unless_told_otherwise(port, tmp_path, checkpoint, monkeypatch):
     asked = []
-    monkeypatch.setattr(verify, "certify", lambda path, *, source: asked.append((path, source)))
+    monkeypatch.setattr(
+        certificate, "certify", lambda path, *, source: asked.append((path, source))
+    )
     command = [NAME, f"--checkpoint={checkpoint}"]
     assert port([*command, f"--out={tmp_path}/a.safetensors"]) == 0
     assert asked == []

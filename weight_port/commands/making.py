@@ -3,7 +3,7 @@
 import collections
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from crossdim_jax.models.dxnet import DXNet
@@ -16,6 +16,7 @@ from crossdim_jax.weights.paths import HEAD
 from crossdim_jax.weights.record import describe
 from weight_port import families, norms, plan, records, source
 from weight_port.convert import Converted, Recipe, convert
+from weight_port.formats.scheme import TIMM
 
 
 def make(todo: plan.Plan, origin: source.Source, *, certificate: bool) -> None:
@@ -25,10 +26,10 @@ def make(todo: plan.Plan, origin: source.Source, *, certificate: bool) -> None:
     todo.check(Weights(converted.arrays, metadata, todo.out))
     save_weights(todo.out, converted.arrays, metadata)
     if certificate:
-        from weight_port import verify  # runs networks: only where it is asked for
+        from weight_port.certificate import certify  # runs networks: only where it is asked for
 
-        verify.certify(todo.out, source=origin)
-    say(summary(todo, metadata, converted))
+        certify(todo.out, source=origin)
+    say(summary(todo, metadata, converted, origin.others))
 
 
 def record(origin: source.Source, recipe: Recipe, converted: Converted) -> dict[str, Any]:
@@ -62,13 +63,23 @@ UNUSED = {
     COUNTERS: r".*num_batches_tracked",
     "running statistics": r".*running_(mean|var)",
 }
+OTHERS = "other modules"
 
 
-def summary(todo: plan.Plan, metadata: dict[str, Any], converted: Converted) -> str:
-    """Summary of what was done, for people; ends with the next command."""
+def summary(
+    todo: plan.Plan,
+    metadata: dict[str, Any],
+    converted: Converted,
+    others: Collection[str] = (),
+) -> str:
+    """Summary of what was done, for people; ends with the next command.
+
+    others: names among the unused that are not the network's.
+    """
     groups: dict[str, int] = {}
     of_head = families.of(metadata["architecture"]).of_head
-    for name in converted.unused:
+    groups |= {OTHERS: len(others)} if others else {}
+    for name in [name for name in converted.unused if name not in others]:
         kind = next((k for k, pattern in UNUSED.items() if re.fullmatch(pattern, name)), name)
         # First of all: the head's norm has running statistics too.
         kind = "classification head" if of_head(name) and kind != COUNTERS else kind
@@ -81,6 +92,7 @@ def summary(todo: plan.Plan, metadata: dict[str, Any], converted: Converted) -> 
     lines = {
         "weights": describe(metadata),
         "sha256": metadata["sha256"] or "none",
+        "names": _names(metadata),
         "tensors": f"{len(converted.used)} used of {len(converted.used) + len(converted.unused)}",
         "unused": unused or "none",
         "fresh": ", ".join(converted.fresh) or "none",
@@ -91,6 +103,17 @@ def summary(todo: plan.Plan, metadata: dict[str, Any], converted: Converted) -> 
         "next": next_command(todo, metadata),
     }
     return "\n".join(f"{key:8} {value}" for key, value in lines.items() if value)
+
+
+def _names(metadata: Mapping[str, Any]) -> str:
+    """Scheme and place of the checkpoint's tensors, where they are not plainly timm's."""
+    parts = [f"{metadata.get('scheme') or TIMM}'s"]
+    parts += [f"under {metadata['prefix']!r}"] if metadata.get("prefix") else []
+    parts += ["moving averages"] if metadata.get("ema") else []
+    unusual = len(parts) > 1 or metadata.get("scheme")
+    asked = " (padding as asked for)" if metadata.get("asked") else ""
+    conventions = f"{metadata['padding']} padding, eps {metadata['eps']:g}{asked}"
+    return f"{', '.join(parts)}: {conventions}" if unusual or asked else ""
 
 
 def _kernels(metadata: dict[str, Any], converted: Converted) -> str:

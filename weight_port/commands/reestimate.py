@@ -83,9 +83,9 @@ def main(args: argparse.Namespace) -> int:
     }
     save_weights(out, arrays, metadata)
     if args.certificate:
-        from weight_port import verify  # runs networks: only where it is asked for
+        from weight_port.certificate import certify  # runs networks: only where it is asked for
 
-        verify.certify(out)
+        certify(out)
     say(f"measured {used} patches of {patch} from {len(cases)} cases\nfile     {out}")
     return 0
 

@@ -7,13 +7,14 @@ A family's file has:
   architecture_of(model)         our name for a model of timm's
   label(architecture)            all of timm's names for it in one word
   convention(model)              padding and eps that its weights were trained with
+  SCHEMES                        naming schemes of its files, timm's first: see `formats/scheme.py`
+  PACKAGES                       trained weights that packages bring, if there are any
   notes(paddings)                lines on the conventions, for a listing
   size(architecture)             parameters, and pixels of the classifier's images
   flax_path(torch_name)          path in a weight file, or None
   torch_name(path)               the inverse
   of_head(torch_name)            True for a tensor of the classification head
   to_flax_layout(array, path, shape), to_torch_layout(array, path)
-  SCHEMES                        other libraries whose names are read -> `rename.Scheme`; optional
   CLASSIFIER                     timm's name of the last layer
   feature_modules(network)       torch modules whose outputs are the features, the stem's first
   logits(architecture, arrays, feature, eps=)    what the classification head computes

@@ -15,10 +15,6 @@ from weight_port import rename
 from weight_port.families import heads
 from weight_port.rename import KERNEL_LEAVES, NORM_LEAVES
 
-# torch's tensors of a layer.
-KERNEL_TENSORS = ("weight", "bias")
-NORM_TENSORS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-
 
 def models(architecture: str) -> tuple[str, ...]:
     """timm's names for an architecture, without tags."""

@@ -17,7 +17,8 @@ from crossdim_jax.models import convnext
 from crossdim_jax.weights.paths import HEAD
 from weight_port import rename
 from weight_port.families import common, heads
-from weight_port.rename import KERNEL_LEAVES, NORM_LEAVES, Names, Scheme
+from weight_port.formats.scheme import BIASED, Scheme, tensors, timm
+from weight_port.rename import KERNEL_LEAVES, NORM_LEAVES, Names
 
 # --------------------------------------------------------------------------- names, conventions
 
@@ -92,40 +93,51 @@ def to_torch_layout(array: np.ndarray, path: str = "") -> np.ndarray:
 
 # --------------------------------------------------------------------------- other libraries
 
-# torchvision's blocks and Meta's: layer -> timm's.
-_TORCHVISION = {"0": "conv_dw", "2": "norm", "3": "mlp.fc1", "5": "mlp.fc2"}
-_META = {"dwconv": "conv_dw", "norm": "norm", "pwconv1": "mlp.fc1", "pwconv2": "mlp.fc2"}
+# timm's layers -> torchvision's and the authors'.
+_IN_TORCHVISION = {"stem.0": "features.0.0", "stem.1": "features.0.1"}
+_IN_TORCHVISION |= {"head.norm": "classifier.0", "head.fc": "classifier.2"}
+_IN_META = {"stem.0": "downsample_layers.0.0", "stem.1": "downsample_layers.0.1"}
+_IN_META |= {"head.norm": "norm", "head.fc": "head"}
+# The same within a block.
+_BLOCK_IN_TORCHVISION = {"conv_dw": "0", "norm": "2", "mlp.fc1": "3", "mlp.fc2": "5"}
+_BLOCK_IN_META = {"conv_dw": "dwconv", "norm": "norm", "mlp.fc1": "pwconv1", "mlp.fc2": "pwconv2"}
+_PLACE = re.compile(r"stages\.(\d)\.(downsample|blocks)\.(\d+)\.?(.*)")
 
 
-def _of_torchvision(architecture: str, name: str) -> str | None:
-    """timm's name for a tensor of torchvision's: `features.1.0.block.0.bias`."""
-    if match := re.fullmatch(r"classifier\.([02])\.(\w+)", name):
-        return f"head.{'norm' if match[1] == '0' else 'fc'}.{match[2]}"
-    if match := re.fullmatch(r"features\.(\d)\.([01])\.(weight|bias)", name):
-        place = int(match[1])
-        inner = f"stages.{place // 2}.downsample" if place else "stem"
-        return f"{inner}.{match[2]}.{match[3]}" if place % 2 == 0 else None
-    match = re.fullmatch(
-        r"features\.([1357])\.(\d+)\.(?:(layer_scale)|block\.([0235])\.(\w+))", name
-    )
-    if match is None:
-        return None
-    block = f"stages.{int(match[1]) // 2}.blocks.{match[2]}"
-    return f"{block}.gamma" if match[3] else f"{block}.{_TORCHVISION[match[4]]}.{match[5]}"
+def _layers(architecture: str) -> dict[str, tuple[str, ...]]:
+    """timm's name of each layer -> its tensors; a block has its layer scale."""
+    found = dict.fromkeys(("stem.0", "stem.1"), BIASED)
+    for s, blocks in enumerate(convnext.ROWS[architecture.removeprefix("convnext_")].blocks):
+        if s:
+            found |= dict.fromkeys((f"stages.{s}.downsample.{n}" for n in (0, 1)), BIASED)
+        for block in (f"stages.{s}.blocks.{i}" for i in range(blocks)):
+            found[block] = ("gamma",)
+            found |= dict.fromkeys((f"{block}.{layer}" for layer in _BLOCK_IN_META), BIASED)
+    return found | dict.fromkeys(("head.norm", "head.fc"), BIASED)
 
 
-def _of_meta(architecture: str, name: str) -> str | None:
-    """timm's name for a tensor of the authors' code: `stages.0.0.dwconv.bias`."""
-    if match := re.fullmatch(r"(norm|head)\.(weight|bias)", name):
-        return f"head.{'norm' if match[1] == 'norm' else 'fc'}.{match[2]}"
-    if match := re.fullmatch(r"downsample_layers\.(\d)\.([01])\.(\w+)", name):
-        inner = "stem" if match[1] == "0" else f"stages.{match[1]}.downsample"
-        return f"{inner}.{match[2]}.{match[3]}"
-    match = re.fullmatch(r"stages\.(\d)\.(\d+)\.(?:(gamma)|(\w+)\.(\w+))", name)
-    if match is None or (match[4] and match[4] not in _META):
-        return None
-    block = f"stages.{match[1]}.blocks.{match[2]}"
-    return f"{block}.gamma" if match[3] else f"{block}.{_META[match[4]]}.{match[5]}"
+def _in_torchvision(layer: str) -> str:
+    """torchvision's name for a layer of timm's: stages and what leads to them in one sequence."""
+    if layer in _IN_TORCHVISION:
+        return _IN_TORCHVISION[layer]
+    stage, kind, number, inner = _PLACE.fullmatch(layer).groups()
+    place = f"features.{2 * int(stage) + (kind == 'blocks')}.{number}"
+    return f"{place}.block.{_BLOCK_IN_TORCHVISION[inner]}" if inner else place
+
+
+def torchvision_names(architecture: str) -> dict[str, str]:
+    """torchvision's name of each tensor, `features.1.0.block.0.bias` -> timm's."""
+    found = tensors(_layers(architecture), _in_torchvision)
+    return {re.sub(r"\bgamma$", "layer_scale", name): timms for name, timms in found.items()}
+
+
+def _in_meta(layer: str) -> str:
+    """The authors' name for a layer of timm's: `stages.0.0.dwconv`."""
+    if layer in _IN_META:
+        return _IN_META[layer]
+    stage, kind, number, inner = _PLACE.fullmatch(layer).groups()
+    place = f"{'stages' if kind == 'blocks' else 'downsample_layers'}.{stage}.{number}"
+    return f"{place}.{_BLOCK_IN_META[inner]}" if inner else place
 
 
 def _flat_scales(name: str, array: np.ndarray) -> np.ndarray:
@@ -133,10 +145,11 @@ def _flat_scales(name: str, array: np.ndarray) -> np.ndarray:
     return array.reshape(-1) if name.endswith(".gamma") else array
 
 
-SCHEMES = {
-    "torchvision": Scheme(_of_torchvision, layout=_flat_scales),
-    "meta": Scheme(_of_meta),
-}
+SCHEMES = (
+    timm(_layers, convention),
+    Scheme("torchvision", "torchvision's names", torchvision_names, convention, _flat_scales),
+    Scheme("meta", "the authors' names", lambda a: tensors(_layers(a), _in_meta), convention),
+)
 
 
 # --------------------------------------------------------------------------- the whole network

@@ -16,7 +16,8 @@ import numpy as np
 
 from crossdim_jax.models import densenet
 from weight_port.families import common, heads
-from weight_port.rename import KERNEL_LEAVES, NORM_LEAVES, Names, Scheme
+from weight_port.formats.scheme import BIASED, KERNEL, NORM, PYTORCH, Scheme, tensors, timm
+from weight_port.rename import KERNEL_LEAVES, NORM_LEAVES, Names
 
 # --------------------------------------------------------------------------- names, conventions
 
@@ -28,7 +29,7 @@ models, architecture_of, label = common.models, common.architecture_of, common.l
 
 def convention(model: str) -> tuple[str, float]:
     """Padding and eps of the weights timm has under a model's name."""
-    return "symmetric", 1e-5
+    return PYTORCH
 
 
 def notes(paddings: Mapping[str, str]) -> list[str]:
@@ -82,14 +83,33 @@ to_flax_layout, to_torch_layout = common.to_flax_layout, common.to_torch_layout
 # --------------------------------------------------------------------------- other libraries
 
 
-def _of_torchvision(architecture: str, name: str) -> str | None:
-    """timm's name for a tensor in torchvision's files, which write `norm.1` for `norm1`."""
-    name = re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])(?=\.)", r"\1\2", name)
-    counted = name.replace("num_batches_tracked", "running_mean")
-    return name if flax_path(counted) else None
+def _layers(architecture: str) -> dict[str, tuple[str, ...]]:
+    """timm's name of each layer -> its tensors; torchvision has the same."""
+    found = {"features.conv0": KERNEL, "features.norm0": NORM}
+    counts = densenet.ROWS[architecture.removeprefix("densenet")].layers
+    for s, count in enumerate(counts, 1):
+        for layer in (f"features.denseblock{s}.denselayer{i + 1}" for i in range(count)):
+            found |= {f"{layer}.norm{n}": NORM for n in (1, 2)}
+            found |= {f"{layer}.conv{n}": KERNEL for n in (1, 2)}
+        if s < len(counts):
+            found |= {f"features.transition{s}.norm": NORM, f"features.transition{s}.conv": KERNEL}
+    return found | {"features.norm5": NORM, "classifier": BIASED}
 
 
-SCHEMES = {"torchvision": Scheme(_of_torchvision)}
+def _in_torchvisions_files(layer: str) -> str:
+    """torchvision's files write `norm.1` for `norm1`."""
+    return re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2", layer)
+
+
+SCHEMES = (
+    timm(_layers, convention),
+    Scheme(
+        "torchvision",
+        "the names in torchvision's files",
+        lambda architecture: tensors(_layers(architecture), _in_torchvisions_files),
+        convention,
+    ),
+)
 
 
 # --------------------------------------------------------------------------- the whole network

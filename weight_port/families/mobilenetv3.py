@@ -1,6 +1,5 @@
 """MobileNetV3 as timm has it: EfficientNet's names, its own conventions and classification head."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,8 +9,8 @@ import numpy as np
 
 from crossdim_jax import ops
 from crossdim_jax.models import efficientnet_table, mobilenetv3
-from weight_port.families import efficientnet, heads
-from weight_port.rename import Scheme
+from weight_port.families import efficientnet, efficientnet_schemes, heads
+from weight_port.formats.scheme import BIASED, Scheme, tensors, timm
 
 # --------------------------------------------------------------------------- names, conventions
 
@@ -60,40 +59,24 @@ to_flax_layout, to_torch_layout = efficientnet.to_flax_layout, efficientnet.to_t
 
 # --------------------------------------------------------------------------- other libraries
 
-# Leaf module of torchvision's convolution with norm -> of timm's, by the block's part.
-_PARTS = {
-    "separable": (("conv_dw", "bn1"), ("conv_pw", "bn2")),
-    "inverted": (("conv_pw", "bn1"), ("conv_dw", "bn2"), ("conv_pwl", "bn3")),
-    "plain": (("conv", "bn1"),),
-}
-_GATE = {"fc1": "se.conv_reduce", "fc2": "se.conv_expand"}
+_HEAD = {"conv_head": "classifier.0", "classifier": "classifier.3"}  # timm's -> torchvision's
+_TORCHVISION = efficientnet_schemes.TORCHVISION | {"block": "features.{flat1}.block."}
 
 
-def _of_torchvision(architecture: str, name: str) -> str | None:
-    """timm's name for a tensor of torchvision's: `features.4.block.2.fc1.bias`."""
-    if match := re.fullmatch(r"classifier\.([03])\.(\w+)", name):
-        return f"{'conv_head' if match[1] == '0' else 'classifier'}.{match[2]}"
-    if match := re.fullmatch(r"features\.0\.([01])\.(\w+)", name):
-        return f"{'conv_stem' if match[1] == '0' else 'bn1'}.{match[2]}"
+def _layers(architecture: str) -> dict[str, tuple[str, ...]]:
+    """timm's name of each layer -> its tensors."""
+    body = efficientnet_schemes.body(_network(architecture).stages)
+    return efficientnet_schemes.layers(body) | dict.fromkeys(_HEAD, BIASED)
+
+
+def torchvision_names(architecture: str) -> dict[str, str]:
+    """torchvision's name of each tensor, `features.4.block.2.fc1.bias` -> timm's."""
     stages = _network(architecture).stages
-    places = [(s, i) for s, blocks in enumerate(stages) for i in range(len(blocks))]
-    match = re.fullmatch(r"features\.(\d+)\.(?:block\.(\d)\.)?(\w+)\.(\w+)", name)
-    if match is None or not 1 <= int(match[1]) <= len(places):
-        return None
-    s, i = places[int(match[1]) - 1]
-    block, part = stages[s][i], int(match[2] or 0)
-    if (match[2] is None) != (block.kind == "plain"):
-        return None
-    parts = list(_PARTS[block.kind])
-    if block.reduced:
-        parts.insert(-1, None)
-    if part >= len(parts):
-        return None
-    if parts[part] is None:
-        layer = _GATE.get(match[3])
-    else:
-        layer = dict(zip("01", parts[part], strict=True)).get(match[3])
-    return f"blocks.{s}.{i}.{layer}.{match[4]}" if layer else None
+    found = efficientnet_schemes.by_table(_TORCHVISION, efficientnet_schemes.body(stages))
+    # The last block is a convolution alone, which stands in no module `block`.
+    plain = f"features.{sum(map(len, stages))}."
+    found = {name.replace(f"{plain}block.0.", plain): timms for name, timms in found.items()}
+    return found | tensors(dict.fromkeys(_HEAD, BIASED), _HEAD.__getitem__)
 
 
 def _as_kernel(name: str, array: np.ndarray) -> np.ndarray:
@@ -101,7 +84,16 @@ def _as_kernel(name: str, array: np.ndarray) -> np.ndarray:
     return array[:, :, None, None] if name == "conv_head.weight" else array
 
 
-SCHEMES = {"torchvision": Scheme(_of_torchvision, ("symmetric", 1e-3), _as_kernel)}
+SCHEMES = (
+    timm(_layers, convention),
+    Scheme(
+        "torchvision",
+        "torchvision's names",
+        torchvision_names,
+        lambda model: efficientnet_schemes.TORCHVISION_OTHERS,
+        to_torch=_as_kernel,
+    ),
+)
 
 
 # --------------------------------------------------------------------------- the whole network

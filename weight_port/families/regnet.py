@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from crossdim_jax.models import regnet, residual
 from weight_port import rename
 from weight_port.families import common
-from weight_port.rename import Names, Scheme
+from weight_port.formats.scheme import BIASED, KERNEL, NORM, PYTORCH, Scheme, tensors, timm
+from weight_port.rename import Names
 
 # --------------------------------------------------------------------------- names, conventions
 
@@ -28,7 +29,7 @@ models, architecture_of, label = common.models, common.architecture_of, common.l
 
 def convention(model: str) -> tuple[str, float]:
     """Padding and eps of the weights timm has under a model's name."""
-    return "symmetric", 1e-5
+    return PYTORCH
 
 
 def notes(paddings: Mapping[str, str]) -> list[str]:
@@ -83,21 +84,39 @@ _TORCHVISION |= {f"conv{n}.conv": f"f.{x}.0" for n, x in enumerate("abc", 1)}
 _TORCHVISION |= {f"conv{n}.bn": f"f.{x}.1" for n, x in enumerate("abc", 1)}
 
 
+_ENDS = {"stem.conv": "stem.0", "stem.bn": "stem.1", "head.fc": "fc"}
+
+
+def _layers(architecture: str) -> dict[str, tuple[str, ...]]:
+    """timm's name of each layer -> its tensors."""
+    found = {"stem.conv": KERNEL, "stem.bn": NORM}
+    for s, blocks in enumerate(regnet.network(architecture).stages, 1):
+        for i, block in enumerate(blocks, 1):
+            there = {"downsample": block.shortcut, "se": block.reduced}
+            for layer in _TORCHVISION:
+                if there.get(layer.partition(".")[0], True):
+                    kernel = BIASED if layer.startswith("se.") else KERNEL
+                    found[f"s{s}.b{i}.{layer}"] = NORM if layer.endswith("bn") else kernel
+    return found | {"head.fc": BIASED}
+
+
+def _in_torchvision(layer: str) -> str:
+    """torchvision's name for a layer of timm's."""
+    if layer in _ENDS:
+        return _ENDS[layer]
+    s, i, inner = re.fullmatch(r"s(\d)\.b(\d+)\.(.+)", layer).groups()
+    return f"trunk_output.block{s}.block{s}-{int(i) - 1}.{_TORCHVISION[inner]}"
+
+
 def torchvision_names(architecture: str) -> dict[str, str]:
     """torchvision's name of each tensor, `trunk_output.block1.block1-0.f.a.0.weight` -> timm's."""
-    layers = {"stem.conv": "stem.0", "stem.bn": "stem.1"}
-    for s, blocks in enumerate(regnet.network(architecture).stages, 1):
-        for i in range(len(blocks)):
-            of = f"trunk_output.block{s}.block{s}-{i}"
-            layers |= {f"s{s}.b{i + 1}.{timm}": f"{of}.{own}" for timm, own in _TORCHVISION.items()}
-    return {
-        f"{own}.{leaf}": f"{timm}.{leaf}"
-        for timm, own in (layers | {"head.fc": "fc"}).items()
-        for leaf in (common.NORM_TENSORS if timm.endswith("bn") else common.KERNEL_TENSORS)
-    }
+    return tensors(_layers(architecture), _in_torchvision)
 
 
-SCHEMES = {"torchvision": Scheme(lambda name, tensor: torchvision_names(name).get(tensor))}
+SCHEMES = (
+    timm(_layers, convention),
+    Scheme("torchvision", "torchvision's names", torchvision_names, convention),
+)
 
 
 # --------------------------------------------------------------------------- the whole network

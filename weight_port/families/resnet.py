@@ -16,11 +16,12 @@ import numpy as np
 from crossdim_jax.models import residual, resnet
 from weight_port import rename
 from weight_port.families import common
-from weight_port.rename import Names, Scheme
+from weight_port.formats.scheme import BIASED, KERNEL, NORM, PYTORCH, Scheme, in_keras, timm
+from weight_port.rename import Names
 
 # --------------------------------------------------------------------------- names, conventions
 
-PYTORCH, KERAS = ("symmetric", 1e-5), ("symmetric", 1.001e-5)
+KERAS = ("symmetric", 1.001e-5)
 
 # timm's names that are not supported (regular expressions), and why.
 LEFT_OUT = {
@@ -90,32 +91,43 @@ to_flax_layout, to_torch_layout = common.to_flax_layout, common.to_torch_layout
 
 # --------------------------------------------------------------------------- other libraries
 
-_IN_KERAS = {"weight": "kernel", "bias": "bias"}
-_NORM_IN_KERAS = {"weight": "gamma", "bias": "beta"}
-_NORM_IN_KERAS |= {"running_mean": "moving_mean", "running_var": "moving_variance"}
+_KERAS = {"conv1": "conv1_conv", "bn1": "conv1_bn", "fc": "predictions"}
+_BLOCK_IN_KERAS = {"downsample.0": "0_conv", "downsample.1": "0_bn"}
+_BLOCK_IN_KERAS |= {f"conv{n}": f"{n}_conv" for n in (1, 2, 3)}
+_BLOCK_IN_KERAS |= {f"bn{n}": f"{n}_bn" for n in (1, 2, 3)}
+# Modules in order: the files of RadImageNet and others have their numbers in place of the names.
+CHILDREN = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4", "pool", "fc")
 
 
-def _layers(architecture: str) -> dict[str, str]:
-    """timm's name of each module -> Keras' layer, the stem first."""
-    found = {"conv1": "conv1_conv", "bn1": "conv1_bn"}
+def _layers(architecture: str) -> dict[str, tuple[str, ...]]:
+    """timm's name of each layer -> its tensors, the stem first; torchvision has the same."""
+    kernel = BIASED if resnet.ROWS[architecture].keras else KERNEL
+    found = {"conv1": kernel, "bn1": NORM}
     for s, blocks in enumerate(resnet.network(architecture).stages, 1):
-        for i, block in enumerate(blocks):
-            timm, keras = f"layer{s}.{i}", f"conv{s + 1}_block{i + 1}"
-            if block.shortcut:
-                found |= {f"{timm}.downsample.0": f"{keras}_0_conv"}
-                found |= {f"{timm}.downsample.1": f"{keras}_0_bn"}
+        for place, block in ((f"layer{s}.{i}", block) for i, block in enumerate(blocks)):
             for n in (1, 2, 3) if block.kind == "bottleneck" else (1, 2):
-                found |= {f"{timm}.conv{n}": f"{keras}_{n}_conv"}
-                found |= {f"{timm}.bn{n}": f"{keras}_{n}_bn"}
-    return found | {"fc": "predictions"}
+                found |= {f"{place}.conv{n}": kernel, f"{place}.bn{n}": NORM}
+            if block.shortcut:
+                found |= {f"{place}.downsample.0": kernel, f"{place}.downsample.1": NORM}
+    return found | {"fc": BIASED}
+
+
+def _in_keras(layer: str) -> str:
+    """Keras' name for a layer of timm's."""
+    if layer in _KERAS:
+        return _KERAS[layer]
+    s, i, inner = re.fullmatch(r"layer(\d)\.(\d+)\.(.+)", layer).groups()
+    return f"conv{int(s) + 1}_block{int(i) + 1}_{_BLOCK_IN_KERAS[inner]}"
 
 
 def keras_names(architecture: str) -> dict[str, str]:
-    """Keras' name of each tensor, `conv2_block1_0_bn.gamma` -> timm's."""
+    """Keras' name of each tensor, `conv2_block1_0_bn.gamma` -> timm's; none of others' forms."""
+    if not resnet.ROWS[architecture].keras:
+        return {}
     return {
-        f"{keras}.{theirs}": f"{timm}.{leaf}"
-        for timm, keras in _layers(architecture).items()
-        for leaf, theirs in (_NORM_IN_KERAS if keras.endswith("_bn") else _IN_KERAS).items()
+        f"{_in_keras(layer)}.{in_keras(leaf, leaves)}": f"{layer}.{leaf}"
+        for layer, leaves in _layers(architecture).items()
+        for leaf in leaves
     }
 
 
@@ -124,26 +136,10 @@ def from_keras(name: str, array: np.ndarray) -> np.ndarray:
     return rename.to_torch_layout(array)
 
 
-# torchvision's modules in order: RadImageNet's files have their numbers in the place of the names.
-CHILDREN = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
-
-
-def radimagenet_names(architecture: str) -> dict[str, str]:
-    """RadImageNet's name of each tensor, `backbone.4.0.conv1.weight` -> timm's."""
-    found = {}
-    for timm, keras in _layers(architecture).items():
-        first, _, rest = timm.partition(".")
-        if first in CHILDREN:
-            number = f"backbone.{CHILDREN.index(first)}{rest and '.'}{rest}"
-            leaves = common.NORM_TENSORS if keras.endswith("_bn") else common.KERNEL_TENSORS
-            found |= {f"{number}.{leaf}": f"{timm}.{leaf}" for leaf in leaves}
-    return found
-
-
-SCHEMES = {
-    "keras": Scheme(lambda name, tensor: keras_names(name).get(tensor), KERAS, from_keras),
-    "radimagenet": Scheme(lambda name, tensor: radimagenet_names(name).get(tensor)),
-}
+SCHEMES = (
+    timm(_layers, convention, CHILDREN),
+    Scheme("keras", "Keras' names", keras_names, convention, to_torch=from_keras, own=r"conv\d_"),
+)
 
 
 # --------------------------------------------------------------------------- the whole network

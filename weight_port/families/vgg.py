@@ -15,7 +15,8 @@ import numpy as np
 from crossdim_jax import ops
 from crossdim_jax.models import vgg
 from weight_port.families import common, heads
-from weight_port.rename import Names, Scheme, inverse
+from weight_port.formats.scheme import BIASED, NORM, PYTORCH, Scheme, tensors, timm
+from weight_port.rename import Names, inverse
 
 # timm's head, whose layers are convolutions -> torchvision's.
 _HEAD = {"pre_logits.fc1": "classifier.0", "pre_logits.fc2": "classifier.3"}
@@ -38,13 +39,15 @@ def modules(architecture: str) -> dict[str, str]:
     return found | {"pre_logits.fc1": "fc1", "pre_logits.fc2": "fc2", "head.fc": "fc"}
 
 
+def _layers(architecture: str) -> dict[str, tuple[str, ...]]:
+    """timm's name of each layer -> its tensors."""
+    found = modules(architecture)
+    return {timms: NORM if ours.endswith("norm") else BIASED for timms, ours in found.items()}
+
+
 def torchvision_names(architecture: str) -> dict[str, str]:
     """torchvision's name of each tensor -> timm's; they differ in the head."""
-    return {
-        f"{_HEAD.get(timm, timm)}.{leaf}": f"{timm}.{leaf}"
-        for timm, ours in modules(architecture).items()
-        for leaf in (common.NORM_TENSORS if ours.endswith("norm") else common.KERNEL_TENSORS)
-    }
+    return tensors(_layers(architecture), lambda layer: _HEAD.get(layer, layer))
 
 
 def as_convolution(name: str, array: np.ndarray) -> np.ndarray:
@@ -55,17 +58,24 @@ def as_convolution(name: str, array: np.ndarray) -> np.ndarray:
     return array.reshape(len(array), -1, side, side)
 
 
+def _convention(model: str) -> tuple[str, float]:
+    """Padding and eps of the weights timm has under a model's name."""
+    return PYTORCH
+
+
 class Family:
     """The family of one network, see `families`."""
 
     LEFT_OUT: ClassVar[dict[str, str]] = {}
-    SCHEMES: ClassVar = {
-        "torchvision": Scheme(
-            lambda name, tensor: torchvision_names(name).get(tensor), layout=as_convolution
-        )
-    }
+    SCHEMES: ClassVar = (
+        timm(_layers, _convention),
+        Scheme(
+            "torchvision", "torchvision's names", torchvision_names, _convention, as_convolution
+        ),
+    )
     CLASSIFIER: ClassVar = "head.fc"  # timm's name of the last layer
 
+    convention = staticmethod(_convention)
     models = staticmethod(common.models)
     architecture_of = staticmethod(common.architecture_of)
     label = staticmethod(common.label)
@@ -82,10 +92,6 @@ class Family:
         self._names = Names(common.leaves(to_flax), to_flax, to_torch, head)
         self.flax_path, self.torch_name = self._names.flax_path, self._names.torch_name
         self.of_head = self._names.of_head
-
-    def convention(self, model: str) -> tuple[str, float]:
-        """Padding and eps of the weights timm has under a model's name."""
-        return "symmetric", 1e-5
 
     def notes(self, paddings: Mapping[str, str]) -> list[str]:
         """Lines that explain the conventions of these models, model -> padding."""

@@ -14,7 +14,7 @@ from weight_port.__main__ import main
 from weight_port.commands.making import record
 from weight_port.convert import Recipe, convert
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 NAME = "efficientnet_tiny"
 FLAT = Recipe(ndim=2, in_channels=3, norm="batch", inflate=None, stem="tile")
 
@@ -113,6 +113,7 @@ def get_config(arg=""):
         "model": {"name": "dxnet", "encoder": "efficientnet_tiny"},
         "weights": {
             "source": "efficientnet_tiny", "inflate": "gaussian", "stem": "tile", "file": "FILE",
+            "skip": (), "ignore": (),
         },
     })
 """

@@ -7,8 +7,9 @@ from safetensors.numpy import save_file
 
 from crossdim_jax.weights.file import FORMAT, load_weights, save_weights
 from tests.weight_port import tiny
-from weight_port import forward, inspect, verify
+from weight_port import certificate, forward
 from weight_port.__main__ import main
+from weight_port.commands import inspect
 from weight_port.commands.making import record
 from weight_port.convert import Recipe, convert
 
@@ -23,7 +24,7 @@ def file(tmp_path_factory):
         made = convert(source, recipe)
         path = tmp_path_factory.mktemp("weights") / "w.safetensors"
         save_weights(path, made.arrays, record(source, recipe, made))
-        verify.certify(path, source=source)
+        certificate.certify(path, source=source)
     return path
 
 

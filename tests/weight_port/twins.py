@@ -1,46 +1,20 @@
-"""ConvNeXt, DenseNet and MobileNetV3 cut down through their tables, and the same in timm and
-torchvision.
-"""
+"""The small ConvNeXt, DenseNet and MobileNetV3 of `cut_families` in timm and torchvision."""
 
-import contextlib
+import dataclasses
 import functools
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import pytest
 
-from crossdim_jax.models import convnext, densenet, encoders, mobilenetv3
-from weight_port import schemes
+from crossdim_jax.models import mobilenetv3
+from tests.cut_families import HARD, HEAD, MOBILE, RELU, ROWS
 from weight_port.names import parse_name
+from weight_port.recognise import recognise
 from weight_port.source import Source
 
-RELU, HARD = mobilenetv3.RELU, mobilenetv3.HARD
-MOBILE = (  # one block of every kind, gated or not
-    [(3, 2, 16, 16, True, RELU)],
-    [(3, 2, 72, 24, False, RELU), (3, 1, 88, 24, False, RELU)],
-    [(5, 2, 96, 40, True, HARD)],
-    [(5, 2, 144, 48, True, HARD)],
-    [(1, 1, 288, 288, False, HARD)],  # six times the channels, as torchvision has it
-)
-ROWS = {
-    "convnext_cut": (convnext, "cut", convnext.Row((1, 2, 1, 1), (8, 16, 24, 32))),
-    "densenetcut": (densenet, "cut", densenet.Row(16, 8, (2, 1, 2, 2))),
-    "mobilenetv3_cut": (mobilenetv3, "cut", MOBILE),
-}
-CLASSES, HEAD = 10, 64
-
-
-@contextlib.contextmanager
-def registered() -> Iterator[None]:
-    """The encoders of `ROWS` exist meanwhile."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(mobilenetv3.HEADS, "cut", HEAD)
-        for name, (family, variant, row) in ROWS.items():
-            patch.setitem(family.ROWS, variant, row)
-            patch.setitem(encoders.ENCODERS, name, family.encoder(variant))
-        yield
+CLASSES = 10
 
 
 def _timm_convnext():
@@ -150,6 +124,11 @@ def randomise(model: Any) -> Any:
 def source(name: str, state: Mapping[str, Any]) -> tuple[Source, str]:
     """A state dict as a source, and the library whose names it has."""
     arrays = {key: np.asarray(value) for key, value in state.items()}
-    parsed, arrays, library = schemes.in_timms_names(parse_name(name), arrays)
+    parsed = parse_name(name)
+    found = recognise(arrays, parsed, file="x.pth")
+    assert not found.others
+    scheme = found.place.scheme
+    padding, eps = scheme.convention(parsed.model)
+    parsed = dataclasses.replace(parsed, padding=padding, eps=eps)
     origin = {"source": "file", "id": name, "url": None, "file": "x.pth", "sha256": "0" * 64}
-    return Source(parsed, arrays, origin | {"licence": "unknown"}), library
+    return Source(parsed, found.arrays, origin | {"licence": "unknown"}), scheme.name

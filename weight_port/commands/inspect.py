@@ -1,4 +1,4 @@
-"""`python -m weight_port inspect FILE`: a weight file's record, tensors and certificate to read."""
+"""`inspect`: a weight file's record, tensors and certificate to read."""
 
 import argparse
 import json

@@ -10,8 +10,9 @@ import pytest
 from crossdim_jax.errors import WeightsError
 from crossdim_jax.weights.file import Weights, content_sha256, load_weights, save_weights
 from tests.weight_port import tiny
-from weight_port import certificate, forward, ours, records, verify, volume
+from weight_port import certificate, departures, forward, ours, records, volume
 from weight_port.__main__ import main
+from weight_port.commands import verify
 from weight_port.commands.making import record
 from weight_port.convert import Recipe, convert
 from weight_port.volume import sum_over_depth
@@ -101,7 +102,7 @@ def test_every_tensor_of_both_sides_is_accounted_for(write, source):
 def test_certify_writes_it_into_the_file_and_beside_it(write, source):
     path = write(DEEP)
     before = load_weights(path)
-    made = verify.certify(path, source=source)
+    made = certificate.certify(path, source=source)
     after = load_weights(path)
     assert after.metadata == {**before.metadata, "certificate": made}
     assert made["content_sha256"] == content_sha256(before.arrays)
@@ -110,7 +111,7 @@ def test_certify_writes_it_into_the_file_and_beside_it(write, source):
     assert json.loads(beside.read_text()) == made
     assert made["versions"].keys() == {"crossdim_jax", *records.PACKAGES}
     again = certificate.measure(after, source)
-    assert verify.departures(made, again) == []
+    assert departures.departures(made, again) == []
 
 
 def test_without_the_source_the_kernels_own_sums_stand_in(write, source):
@@ -154,7 +155,7 @@ def test_kernels_that_are_not_what_the_record_says_break_promises(write, source)
     three_fold = convert(source, dataclasses.replace(DEEP, inflate="repeat", norm="instance"))
     path = write(DEEP, arrays={KERNEL: three_fold.arrays[KERNEL]})
     with pytest.raises(WeightsError) as caught:
-        verify.certify(path, source=source)
+        certificate.certify(path, source=source)
     text = str(caught.value)
     assert f"1 tensors differ: {KERNEL}" in text and "Do not train with it" in text
     assert "3D with edge padding against 2D: feature /4 differs by" in text
@@ -183,7 +184,7 @@ def test_measured_statistics_are_nobodys_copy(write, source):
     # Without the source the 2D network has the new statistics: another one, which is no departure.
     alone = certificate.measure(load_weights(path))
     assert alone["volume"]["stages"][0]["edge"] != made["volume"]["stages"][0]["edge"]
-    assert verify.departures(alone, made) == verify.departures(made, alone) == []
+    assert departures.departures(alone, made) == departures.departures(made, alone) == []
 
 
 def test_limits_follow_what_a_feature_makes_of_a_small_change():
@@ -231,13 +232,13 @@ def test_departures_are_named_and_rounding_is_not():
     now["volume"]["stages"][0]["activations"]["2d"] = {"mean": -1e-9, "variance": 1.01e-9}
     now["activations"] = [{"2d": {"mean": -1e-9, "variance": 1.01e-9}}]
     now["made"] = {"status": "run", "differing": []}
-    assert verify.departures(stored, now) == []
+    assert departures.departures(stored, now) == []
     now["content_sha256"] = "b"
     now["timm"]["features"][1] = 3e-4
     now["volume"]["stages"][0] |= {"zero": 0.5, "slices": {"inside": 2}, "zero_inside": 0.1}
     now["volume"]["stages"][0]["activations"]["2d"] = {"mean": 1e-6, "variance": 0.0}
     now["activations"] = [{"2d": {"mean": 1e-6, "variance": 0.0}}]
-    assert verify.departures(stored, now) == [
+    assert departures.departures(stored, now) == [
         "activations[0].2d.mean: certified 1e-09, found 1e-06",
         "activations[0].2d.variance: certified 1e-09, found 0.0",
         "content_sha256: certified a, found b",
@@ -251,7 +252,7 @@ def test_departures_are_named_and_rounding_is_not():
 
 
 def test_counts_must_be_the_same():
-    found = verify.departures({"made": {"target": 100}}, {"made": {"target": 101}})
+    found = departures.departures({"made": {"target": 100}}, {"made": {"target": 101}})
     assert found == ["made.target: certified 100, found 101"]
 
 
@@ -307,7 +308,7 @@ def test_verify_from_a_checkpoint(write, checkpoint, capsys):
 
 def test_verify_from_a_2d_file_of_ours(write, source, capsys):
     path, flat = write(DEEP), write(FLAT, name="flat")
-    verify.certify(path, source=source)
+    certificate.certify(path, source=source)
     assert main(["verify", str(path), f"--source={flat}"]) == 0
     assert "all are the same" in capsys.readouterr().out
     assert main(["verify", str(path), f"--source={path}"]) == 1
@@ -318,7 +319,7 @@ def test_verify_from_a_2d_file_of_ours(write, source, capsys):
 
 def test_verify_catches_a_file_that_was_changed_since(write, source, capsys):
     path = write(DEEP)
-    made = verify.certify(path, source=source)
+    made = certificate.certify(path, source=source)
     weights = load_weights(path)
     changed = {**weights.arrays, KERNEL: weights.arrays[KERNEL] * 1.5}
     save_weights(path, changed, weights.metadata)  # its hash is right again
@@ -328,7 +329,7 @@ def test_verify_catches_a_file_that_was_changed_since(write, source, capsys):
     assert "volume.stages[1].activations.constant.variance" in told
 
     save_weights(path, weights.arrays, weights.metadata)
-    beside = verify.certificate_path(path)
+    beside = certificate.certificate_path(path)
     beside.write_text(beside.read_text().replace('"batch": 1', '"batch": 2'))
     assert main(["verify", str(path)]) == 1
     assert "is not the certificate that is in the file" in capsys.readouterr().out

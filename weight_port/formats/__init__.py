@@ -1,0 +1,1 @@
+"""Checkpoint formats and naming schemes that people hold, one file each."""
