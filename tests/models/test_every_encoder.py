@@ -11,16 +11,22 @@ from crossdim_jax.weights.paths import flatten
 from tests import cut_families
 
 SHAPES = {"omnianet": (1, 64, 32, 2), "dxnet": (1, 32, 32, 64, 2), "dsnet": (1, 97, 32, 64, 2)}
-FIRST = {family.__name__: next(iter(family.ENCODERS)) for family in encoders.FAMILIES}
-# One a family in `make test`.
-ENCODERS = [
-    pytest.param(name, marks=() if name in FIRST.values() else pytest.mark.slow)
-    for name in encoders.ENCODERS
-]
+SMALL = ("resnet18", "regnety_002", "vgg11", *cut_families.ROWS)
 
 
-@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("encoder", SMALL)
+def test_every_network_takes_a_small_one_of_every_family(encoder):
+    with cut_families.cut():
+        check_sizes(encoder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoder", encoders.ENCODERS)
 def test_every_network_gives_logits_of_its_inputs_size(encoder):
+    check_sizes(encoder)
+
+
+def check_sizes(encoder):
     for network, shape in SHAPES.items():
         model = models.build(network, encoder=encoder, norm="instance", ops="lax")
         logits = jax.eval_shape(
@@ -31,7 +37,7 @@ def test_every_network_gives_logits_of_its_inputs_size(encoder):
         assert logits.shape == (*shape[:-1], model.out_channels)
 
 
-IN_MAKE_TEST = (("omnianet", "vgg11_bn"), ("omnianet", "regnety_002"))
+IN_MAKE_TEST = (("omnianet", "vgg11_bn"),)
 SHORT = [
     pytest.param(
         network, encoder, marks=() if (network, encoder) in IN_MAKE_TEST else pytest.mark.slow

@@ -9,13 +9,19 @@ from crossdim_jax import ops
 from crossdim_jax.models import convnext, densenet, efficientnet_table, encoders, mobilenetv3
 from crossdim_jax.models.convnext import ChannelNorm, ConvNeXt
 from crossdim_jax.weights.paths import flatten
+from tests import cut_families
 
 LISTED = [
     name
     for name, row in encoders.ENCODERS.items()
     if row.family in ("convnext", "densenet", "mobilenetv3")
 ]
-IN_MAKE_TEST = ("convnext_tiny", "densenet121", "mobilenetv3_small_100")
+
+
+@pytest.fixture(autouse=True)
+def _cut():
+    with cut_families.cut():
+        yield
 
 
 def abstract(name, shape, **options):
@@ -56,7 +62,7 @@ def test_parameters_are_the_published_ones_less_the_head(name, total, head):
 
 @pytest.mark.parametrize(
     "name",
-    [n if n in IN_MAKE_TEST else pytest.param(n, marks=pytest.mark.slow) for n in LISTED],
+    [*cut_families.ROWS, *(pytest.param(name, marks=pytest.mark.slow) for name in LISTED)],
 )
 def test_counted_parameters_and_announced_features_are_those_there_are(name):
     info, counts = encoders.feature_info(name), counted(name)
@@ -71,10 +77,10 @@ def test_counted_parameters_and_announced_features_are_those_there_are(name):
 @pytest.mark.parametrize(
     ("name", "strides", "reductions"),
     [
-        ("convnext_tiny", 1, (1, 1, 1, 1)),
-        ("convnext_tiny", (2, 1, 1, 2, 2), (2, 2, 4, 8)),
-        ("densenet121", 1, (1, 1, 1, 1, 1)),
-        ("densenet121", (1, 2, 1, 4, 1), (1, 2, 2, 8, 8)),
+        ("convnext_cut", 1, (1, 1, 1, 1)),
+        ("convnext_cut", (2, 1, 1, 2, 2), (2, 2, 4, 8)),
+        ("densenetcut", 1, (1, 1, 1, 1, 1)),
+        ("densenetcut", (1, 2, 1, 4, 1), (1, 2, 2, 8, 8)),
         ("mobilenetv3_large_100", (1, 1, 2, 1, 2, 1, 2, 1), (1, 2, 2, 4, 8)),
     ],
 )
@@ -90,9 +96,9 @@ def test_depth_strides_and_kernels_are_those_asked_for(name, strides, reductions
 
 
 def test_factorised_kernels_are_the_depthwise_ones():
-    _, kernels = abstract("convnext_tiny", (1, 32, 32, 32, 2), factorised=True)
+    _, kernels = abstract("convnext_cut", (1, 32, 32, 32, 2), factorised=True)
     filters = [shape for path, shape in kernels.items() if path.endswith("depth_kernel")]
-    assert len(filters) == 18 and filters[0] == (7, 1, 1, 1, 96)
+    assert len(filters) == 5 and filters[0] == (7, 1, 1, 1, 8)
     with pytest.raises(ValueError, match="densenet121 has no depthwise kernels"):
         encoders.EncoderSpec("densenet121", factorised=True).check()
 
@@ -109,7 +115,7 @@ def test_channel_norm_is_of_each_voxel_alone(rng):
 
 
 def test_branches_of_convnext_start_small_and_are_dropped_while_training_only(rng):
-    model = ConvNeXt("tiny", drop_path_rate=0.5)
+    model = ConvNeXt("cut", drop_path_rate=0.5)
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     program = jax.make_jaxpr(
         lambda v, x, train: model.apply(v, x, train=train, rngs={"dropout": jax.random.key(0)}),
@@ -119,7 +125,7 @@ def test_branches_of_convnext_start_small_and_are_dropped_while_training_only(rn
     drawn = [
         str(program(variables, image, train)).count("name=_bernoulli") for train in (True, False)
     ]
-    assert drawn[0] == 17 and drawn[1] == 0  # the first block is never dropped
+    assert drawn[0] == 4 and drawn[1] == 0  # the first block is never dropped
     assert convnext.LAYER_SCALE == 1e-6
 
 

@@ -80,7 +80,7 @@ def test_weights_made_for_group_norm_need_it_or_new_statistics(port, tmp_path, c
         ("--config.model.encoder_eps=1e-5", "eps: found 0.001, expected 1e-05"),
         ("--config.model.norm=batch", "'repeat' cannot keep BatchNorm"),
         ("--config.weights.inflate=cubic", "'cubic' is unknown; known"),
-        ("--config.weights.source=resnet50", "not a supported timm name"),
+        ("--config.weights.source=alexnet", "not a supported timm name"),
         ("--config.weights.source=", "nothing to port"),
         ("--config.weights.inflatte=mean", "inflatte"),
         ("--config.model.encoder=resnet", "efficientnet_b0"),

@@ -78,7 +78,11 @@ def check_parity(name, library, rng):
     return found
 
 
-@pytest.mark.parametrize(("name", "library"), twins.TWINS, ids=str)
+@pytest.mark.parametrize(
+    ("name", "library"),
+    [slow(*twin) if twin[0].startswith("tf_") else twin for twin in twins.TWINS],
+    ids=str,
+)
 def test_features_and_logits_are_those_of_the_library(name, library, rng):
     found = check_parity(name, library, rng)
     # torchvision's DenseNet has the names that timm's has.
@@ -185,7 +189,7 @@ def errors(deep, flat):
 
 
 # MobileNetV3's blocks are EfficientNet's, which have their own tests of these laws.
-@pytest.mark.parametrize("architecture", [*CUT[:2], slow(CUT[2])])
+@pytest.mark.parametrize("architecture", [slow(CUT[0]), CUT[1], slow(CUT[2])])
 def test_depth_constant_volumes_equal_2d_in_every_mode_that_promises_it(architecture, rng):
     image = rng.normal(size=(1, *PLANE, 3)).astype(np.float32)
     volume = np.repeat(image[:, None], DEPTH, axis=1)
@@ -217,7 +221,8 @@ def test_center_is_2d_slice_by_slice_where_depth_is_not_strided(architecture, rn
         assert forward.relative_error(feature[0], slices) < 2e-5
 
 
-@pytest.mark.parametrize("architecture", [CUT[0], *map(slow, CUT[1:])])
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", CUT)
 def test_stem_policies_hold(architecture, rng):
     """Grey input in one channel gives what it gives three."""
     grey = rng.normal(size=(1, *PLANE, 1)).astype(np.float32)
@@ -230,7 +235,8 @@ def test_stem_policies_hold(architecture, rng):
         assert forward.relative_error(a, b) < 2e-5
 
 
-@pytest.mark.parametrize("architecture", [slow("convnext_cut"), "densenetcut"])
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["convnext_cut", "densenetcut"])
 def test_a_3d_file_is_certified(architecture, monkeypatch):
     """With a stem that leaves every fourth slice out, the last one among them, or half of them."""
     monkeypatch.setattr(forward, "PLANE", 64)

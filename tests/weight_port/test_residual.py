@@ -18,6 +18,7 @@ from weight_port.source import Source, parse_name
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
 
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 ORIGIN = {"source": "file", "id": "x", "url": None, "file": "x.safetensors"}
 PLANE = (70, 75)  # even and odd sizes on the way down
 
@@ -226,8 +227,8 @@ def recipes(name, mode, **deep):
     ("name", "mode", "deep"),
     [
         ("resnext50_32x4d", "gaussian", {"factorised": True}),
-        ("resnet50_keras", "center", {"norm": "instance", "depth_kernels": (3, 1, 2, 3, 3)}),
-        ("regnety_002", "mean", {"norm": "group"}),
+        slow("resnet50_keras", "center", {"norm": "instance", "depth_kernels": (3, 1, 2, 3, 3)}),
+        slow("regnety_002", "mean", {"norm": "group"}),
         ("vgg11", "gaussian", {"depth_kernels": (3, 1, 3, 1, 3, 3, 1)}),
     ],
     ids=str,
@@ -242,7 +243,7 @@ def test_a_volume_that_is_constant_along_depth_gives_the_2d_features(name, mode,
     check(found, [np.broadcast_to(e[:, None], f.shape) for e, f in pairs], 2e-5)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vgg11_bn"])
+@pytest.mark.parametrize("name", [slow("resnet18"), "vgg11_bn"])
 def test_centred_kernels_and_no_stride_along_depth_are_the_2d_network_slice_by_slice(name, rng):
     """Poolings too look at one slice where depth is not strided."""
     volume = rng.normal(size=(1, 3, 64, 64, 3)).astype(np.float32)
