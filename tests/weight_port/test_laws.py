@@ -86,7 +86,9 @@ def test_the_law_does_not_hang_on_the_depth_window(mode, depth_kernels, image):
 
 
 def test_reflected_ends_are_as_good_as_repeated_ones(image):
-    deep = run(DEEP, constant(image), depth_padding="reflect", depth_strides=1)
+    """Computed as users' networks are."""
+    as_users = {"depth_strides": 1, "ops_mode": "auto"}
+    deep = run(DEEP, constant(image), depth_padding="reflect", **as_users)
     assert max(errors(deep, run(flat_recipe(DEEP), image))) < 2e-5
 
 
