@@ -18,6 +18,8 @@ from weight_port import channels, families, inflate, norms, rename
 from weight_port.source import Source
 
 DEPTH_KERNEL = "depth_kernel"  # name of a factorised convolution's depth filter
+# What of a recipe the encoder's shapes hang on.
+BUILT_BY = ("ndim", "in_channels", "norm", "depth_kernels", "factorised")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +136,10 @@ def target_shapes(architecture: str, recipe: Recipe) -> dict[str, tuple[int, ...
     Raises:
       WeightsError: the encoder does not take what the recipe asks of it.
     """
+    parts = {field: getattr(recipe, field) for field in BUILT_BY}
+    plain = Recipe(**parts, inflate="mean" if recipe.ndim == 3 else None, stem="tile")
+    if recipe != plain:  # traced once for all recipes of the same encoder
+        return target_shapes(architecture, plain)
     options: dict[str, Any] = {}
     if recipe.ndim == 3:
         asked = {"depth_kernels": recipe.depth_kernels, "factorised": recipe.factorised}

@@ -10,6 +10,7 @@ import pytest
 
 from crossdim_jax.errors import ConfigError
 from crossdim_jax.weights.file import load_weights
+from tests.weight_port import short
 from weight_port import plan
 from weight_port.__main__ import main
 
@@ -22,6 +23,12 @@ pytestmark = pytest.mark.filterwarnings(
     r"ignore:the load_module\(\) method is deprecated:DeprecationWarning"
 )
 NAME = "tf_efficientnet_b0.ns_jft_in1k"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short():
+    with short.cut():
+        yield
 
 
 @pytest.mark.parametrize(
@@ -177,17 +184,36 @@ def run(*arguments, **environment):
     )
 
 
+OFFLINE = (
+    "cannot download the weights",
+    f"fetch https://huggingface.co/timm/{NAME}/resolve/main/model.safetensors elsewhere",
+    "--checkpoint=FILE",
+)
+
+
+def test_a_download_without_a_network(port, tmp_path, monkeypatch, capsys):
+    """One clear error, exit 1, nothing written."""
+
+    def unreachable(*_, **__):
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", unreachable)
+    assert port([NAME, f"--out={tmp_path / 'weights'}"]) == 1
+    said = capsys.readouterr().err
+    assert all(part in said for part in OFFLINE) and "(no route)" in said
+    assert not (tmp_path / "weights").exists()
+
+
+@pytest.mark.slow
 def test_the_real_command_offline(tmp_path):
-    """No network: one clear error, exit 1, no traceback, nothing written."""
+    """A program of its own, which takes long to start with timm: likewise, and no traceback."""
     done = run(
         *("-m", "weight_port", NAME, f"--out={tmp_path / 'weights'}"),
         HF_HUB_OFFLINE="1",
         HF_HOME=str(tmp_path / "empty"),
     )
     assert done.returncode == 1
-    assert "cannot download" in done.stderr and "--checkpoint=FILE" in done.stderr
-    assert f"fetch https://huggingface.co/timm/{NAME}/resolve/main/model.safetensors" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert all(part in done.stderr for part in OFFLINE) and "Traceback" not in done.stderr
     assert not (tmp_path / "weights").exists()
 
 
@@ -195,9 +221,11 @@ def test_safetensors_need_neither_torch_nor_timm(port, tmp_path, checkpoint):
     """The same bytes go in and come out as with them installed."""
     program = (
         "import sys; sys.modules['torch'] = sys.modules['timm'] = None\n"
+        "from tests.weight_port import short\n"
         "from weight_port.__main__ import main\n"
-        f"sys.exit(main([{NAME!r}, '--checkpoint={checkpoint}', '--out={tmp_path}/a.safetensors',"
-        " '--no-certificate']))"
+        "with short.cut():\n"
+        f"    sys.exit(main([{NAME!r}, '--checkpoint={checkpoint}',"
+        f" '--out={tmp_path}/a.safetensors', '--no-certificate']))"
     )
     done = run("-c", program)
     assert done.returncode == 0, done.stderr

@@ -6,6 +6,7 @@ import pytest
 from crossdim_jax.errors import WeightsError
 from crossdim_jax.models import encoders
 from crossdim_jax.weights.file import load_weights, save_weights
+from tests.weight_port import short
 from weight_port import ours, source
 from weight_port.__main__ import main
 from weight_port.commands import export
@@ -15,6 +16,12 @@ from weight_port.convert import Recipe, convert
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
 load_file = pytest.importorskip("safetensors.torch").load_file
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short():
+    with short.cut():
+        yield
 
 
 def flat(architecture, **changes):
@@ -83,7 +90,7 @@ def test_a_file_is_not_replaced_unless_told_so(tmp_path, make_source, capsys):
     ("changes", "match"),
     [
         ({"head": False}, "no classification head.*without --no-head"),
-        ({"norm": "instance"}, "lacks 96 tensors.*batch_stats/encoder/.*--norm=batch"),
+        ({"norm": "instance"}, "lacks 48 tensors.*batch_stats/encoder/.*--norm=batch"),
         ({"statistics": "reestimate"}, "statistics are stale; measure them first"),
         ({"ndim": 3, "inflate": "mean"}, "holds 3D weights.*--ndim=2"),
     ],
