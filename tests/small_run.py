@@ -8,12 +8,16 @@ it trains; at the end of the training writes `final.npz` (all of the state, and 
 in every process, `seen_<process>_of_<processes>.jsonl`: number and cases of each batch.
 """
 
+import contextlib
 import hashlib
+import itertools
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -179,7 +183,79 @@ def environment(folder, devices=1):
     }
 
 
-def begin(folder, name, steps, **settings):
+# Runs this file for each line of arguments, in a copy of a process that has its imports already;
+# says how a copy ended to each line that is its number.
+SERVER = """
+import json, os, runpy, sys
+from tests import small_run
+
+for line in sys.stdin:
+    asked = json.loads(line)
+    if isinstance(asked, int):
+        print(os.waitstatus_to_exitcode(os.waitpid(asked, 0)[1]), flush=True)
+        continue
+    argument, *logs = asked
+    child = os.fork()
+    if child == 0:
+        for number, log in enumerate(logs, 1):
+            os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), number)
+        sys.argv = ["small_run.py", argument]
+        runpy.run_path(small_run.__file__, run_name="__main__")
+        sys.exit()
+    print(child, flush=True)
+"""
+
+
+class Copy:
+    """A process of the server, with the methods of `subprocess.Popen` that its users call."""
+
+    def __init__(self, server, argument, folder):
+        self.server, self.folder, self.returncode = server, folder, None
+        os.mkfifo(folder / "out")
+        self.pid = self.ask([argument, str(folder / "out"), str(folder / "err")])
+        self.stdout = (folder / "out").open()
+
+    def ask(self, question):
+        print(json.dumps(question), file=self.server.stdin, flush=True)
+        return int(self.server.stdout.readline())
+
+    def send_signal(self, number):
+        os.kill(self.pid, number)
+
+    def communicate(self, timeout):
+        """Its output and errors once it has ended; it is killed after so many seconds."""
+        end = threading.Timer(timeout, self.send_signal, [signal.SIGKILL])
+        end.start()
+        with self.stdout:
+            out = self.stdout.read()
+        end.cancel()
+        if self.returncode is None:
+            self.returncode = self.ask(self.pid)
+        return out, (self.folder / "err").read_text()
+
+
+@contextlib.contextmanager
+def copies(folder):
+    """Gives what `begin` takes as `start`: processes without the seconds that the imports take."""
+    numbers = itertools.count()
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVER],
+        cwd=ROOT,
+        env=environment(folder),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as server:
+
+        def start(argument):
+            logs = folder / "logs" / str(next(numbers))
+            logs.mkdir(parents=True)
+            return Copy(server, argument, logs)
+
+        yield start
+
+
+def begin(folder, name, steps, start=None, **settings):
     """Starts `main` for the run folder `name` in `folder`, which holds its cases."""
     settings = {
         "workdir": str(folder / name),
@@ -187,6 +263,8 @@ def begin(folder, name, steps, **settings):
         "cache": str(folder / "cache"),
         "epochs": steps // STEPS_PER_EPOCH,
     } | settings
+    if start:
+        return start(json.dumps(settings))
     return subprocess.Popen(
         [sys.executable, "-m", "tests.small_run", json.dumps(settings)],
         cwd=ROOT,

@@ -1,5 +1,7 @@
 """The depth options of the 3D encoder, and the decoder that undoes its depth strides."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,11 +13,13 @@ from crossdim_jax.models import efficientnet, encoders
 from crossdim_jax.models.decoder import upsampling
 from crossdim_jax.models.efficientnet import EfficientNet
 from crossdim_jax.weights.paths import flatten
+from tests.models import b0
 
 # Of B0, in the plane: 2, then 1 2 2 2 1 2 1.
 STRIDES = (1, 1, 2, 1, 2, 1, 2, 1)
 
 
+@functools.cache
 def abstract(shape=(1, 32, 64, 64, 2), **attributes):
     model = EfficientNet(drop_path_rate=0.0, **attributes)
     features, variables = jax.eval_shape(
@@ -132,8 +136,10 @@ def test_the_decoder_undoes_the_depth_strides_there_are():
     assert shape == (1, 3, 32, 32, 3)
 
 
-def test_strided_dxnet_gives_finite_logits_that_depend_on_every_slice(rng):
-    model = models.build("dxnet", depth_strides=STRIDES, widths=(8,) * 5, ops="lax")
+@b0.SHORT_AND_WHOLE
+def test_strided_dxnet_gives_finite_logits_that_depend_on_every_slice(rng, b0_length):
+    strides = STRIDES if b0_length == "whole" else (1, 1, 2, 1, 2, 2)  # with the same reductions
+    model = models.build("dxnet", depth_strides=strides, widths=(8,) * 5, ops="lax")
     image = jnp.asarray(rng.normal(size=(1, 8, 32, 32, 2)), jnp.float32)
     variables = models.init(model, 0, image.shape)
 

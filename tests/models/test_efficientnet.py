@@ -11,23 +11,35 @@ from crossdim_jax import models
 from crossdim_jax.models import efficientnet, efficientnet_table, encoders
 from crossdim_jax.models.conv import Conv
 from crossdim_jax.models.layers import Norm
+from tests.models import b0
 
 
 def count(tree):
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
-def shapes(variant, nd, **kwargs):
-    model = efficientnet.EfficientNet(variant, **kwargs)
+@functools.cache
+def traced(variant, nd, norm="batch"):
+    """The shapes of features and variables for a volume or image of edge 64."""
+    model = efficientnet.EfficientNet(variant, norm=norm, drop_path_rate=0.0)
     x = jnp.zeros((1, *(64,) * nd, 3))
-    return jax.eval_shape(lambda: model.init(jax.random.key(0), x))
+    return jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), x))
+
+
+def assert_announced(variant, features):
+    for feature, info in zip(features, efficientnet.feature_info(variant), strict=True):
+        assert feature.shape == (1, *(64 // info.reduction,) * (feature.ndim - 2), info.channels)
 
 
 FAMILIES = "b0 lite0 es cc_b0_4e b0_gn b0_g8_gn blur_b0 b1_pruned x_b3 v2_b0".split()
-FEW_IN_MAKE_TEST = [
-    pytest.param(variant, marks=() if variant in FAMILIES else pytest.mark.slow)
-    for variant in efficientnet_table.ROWS
-]
+SPATIAL = "b0 cc_b0_4e blur_b0 x_b3".split()  # each strides or convolves in a way of its own
+
+
+def few_in_make_test(few):
+    return [
+        pytest.param(variant, marks=() if variant in few else pytest.mark.slow)
+        for variant in efficientnet_table.ROWS
+    ]
 
 
 # Published classifiers (Tan and Le 2019, 2021), counted from timm, less head and classifier:
@@ -50,10 +62,11 @@ def test_parameters_equal_the_published_classifier_less_its_head(variant, total,
     assert efficientnet_table.network(variant).head == head
 
 
-@pytest.mark.parametrize("variant", FEW_IN_MAKE_TEST)
-def test_counted_parameters_are_those_there_are(variant):
-    norm = efficientnet_table.ROWS[variant].norm
-    assert count(shapes(variant, 2, norm=norm)["params"]) == efficientnet_table.parameters(variant)
+@pytest.mark.parametrize("variant", few_in_make_test(FAMILIES))
+def test_every_variant_has_the_parameters_and_features_it_announces(variant):
+    features, variables = traced(variant, 2, efficientnet_table.ROWS[variant].norm)
+    assert count(variables["params"]) == efficientnet_table.parameters(variant)
+    assert_announced(variant, features)
 
 
 @pytest.mark.parametrize(
@@ -72,13 +85,10 @@ def test_features_have_the_published_channels(variant, channels):
     assert tuple(f.reduction for f in info) == (2, 4, 8, 16, 32)
 
 
-@pytest.mark.parametrize("variant", FEW_IN_MAKE_TEST)
+@pytest.mark.parametrize("variant", few_in_make_test(SPATIAL))
 def test_every_variant_gives_the_features_it_announces_in_3d(variant):
-    model = efficientnet.EfficientNet(variant, drop_path_rate=0.0)
-    x = jnp.zeros((1, 64, 64, 64, 3))
-    features, _ = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), x))
-    for feature, info in zip(features, efficientnet.feature_info(variant), strict=True):
-        assert feature.shape == (1, *(64 // info.reduction,) * 3, info.channels)
+    features, _ = traced(variant, 3)
+    assert_announced(variant, features)
 
 
 def test_v2_rounds_channels_to_the_nearest_multiple_however_far_below():
@@ -100,7 +110,7 @@ def test_the_names_of_encoders_lead_to_their_rows():
 
 def test_names_are_the_same_in_2d_and_3d():
     def names(nd):
-        return jax.tree.structure(shapes("b0", nd))
+        return jax.tree.structure(traced("b0", nd)[1])
 
     assert names(2) == names(3)
 
@@ -109,7 +119,7 @@ def test_names_are_the_same_in_2d_and_3d():
     "norm,collections", [("batch", 2), ("frozen", 2), ("instance", 1), ("group", 1)]
 )
 def test_only_batch_norm_keeps_statistics(norm, collections):
-    assert len(shapes("b0", 3, norm=norm)) == collections
+    assert len(traced("b0", 2, norm)[1]) == collections
 
 
 @pytest.mark.parametrize("padding", ["same", "symmetric"])
@@ -133,7 +143,8 @@ def test_paddings_agree_on_odd_sizes_and_differ_on_even_ones(rng):
     assert float(jnp.abs(stem("same", x) - stem("symmetric", x)).max()) > 0.1
 
 
-def test_stochastic_depth_drops_branches_only_while_training(rng):
+@b0.SHORT_AND_WHOLE
+def test_stochastic_depth_drops_branches_only_while_training(rng, b0_length):
     x = jnp.asarray(rng.normal(size=(2, 32, 32, 3)), jnp.float32)
     model = efficientnet.EfficientNet(norm="instance", drop_path_rate=0.9, ops_mode="lax")
     variables = models.init(model, 0, x.shape)
@@ -147,7 +158,8 @@ def test_stochastic_depth_drops_branches_only_while_training(rng):
     assert not jnp.array_equal(last(True, 0), last(True, 1))
 
 
-def test_batch_statistics_move_while_training_only(rng):
+@b0.SHORT_AND_WHOLE
+def test_batch_statistics_move_while_training_only(rng, b0_length):
     x = jnp.asarray(rng.normal(5.0, 1.0, (2, 32, 32, 3)), jnp.float32)
     model = efficientnet.EfficientNet(drop_path_rate=0.0)
     variables = models.init(model, 0, x.shape)

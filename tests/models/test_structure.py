@@ -35,7 +35,8 @@ def arguments(shape, *encoder):
 
 
 @functools.cache
-def gradient_program(mode, *encoder):
+def gradient_program(length, mode, *encoder):
+    """For the `b0_length` that the test is in."""
     function = jax.grad(functools.partial(loss, network(mode, *encoder)))
     return jax.make_jaxpr(function)(*arguments(BATCH_OF_ONE, *encoder))
 
@@ -68,23 +69,25 @@ def operations(equation):
     return 0
 
 
+@b0.SHORT_AND_WHOLE
 @pytest.mark.parametrize("mode", ["fast", "unfolded"])
-def test_products_are_no_more_than_the_networks_own(mode):
-    counted = sum(n * operations(e) for e, n in equations(gradient_program(mode).jaxpr))
+def test_products_are_no_more_than_the_networks_own(b0_length, mode):
+    counted = sum(n * operations(e) for e, n in equations(gradient_program(b0_length, mode).jaxpr))
     analytic = flops.analytic_flops(network(mode), BATCH_OF_ONE, train=True)
     assert 0.4 * analytic < counted < 1.1 * analytic
 
 
+@b0.SHORT_AND_WHOLE
 @pytest.mark.parametrize(
     ("mode", "encoder"),
     [("fast", []), ("unfolded", []), ("fast", ["efficientnet_b0_g8_gn"])],
     ids=str,
 )
-def test_no_grouped_convolution_is_left_to_xla(mode, encoder):
+def test_no_grouped_convolution_is_left_to_xla(b0_length, mode, encoder):
     """XLA turns the kernel gradient of one into a dense convolution that is masked afterwards."""
     convolutions = [
         e
-        for e, _ in equations(gradient_program(mode, *encoder).jaxpr)
+        for e, _ in equations(gradient_program(b0_length, mode, *encoder).jaxpr)
         if e.primitive.name == "conv_general_dilated"
     ]
     assert convolutions

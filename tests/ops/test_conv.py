@@ -64,7 +64,13 @@ DENSE = {
 }
 
 
-@pytest.mark.parametrize("name", DENSE)
+# Their forms are met in the other cases too.
+MET = ("scattered taps", "gathered taps", "four slices", "pairs of slices", "several blocks")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in MET else ()) for n in DENSE]
+)
 def test_every_dense_form_equals_lax(x64, rng, name):
     shape, kernel_shape, strides, padding = DENSE[name]
     x, kernel = (jnp.asarray(rng.normal(size=s)) for s in (shape, kernel_shape))
@@ -114,11 +120,25 @@ def test_depthwise_blocks(x64, rng, name):
     assert_same(value_and_gradients(form("fast"), x, kernel), reference, 1e-10)
 
 
-@pytest.mark.parametrize("spatial,window,stride,padding", SHAPES)
+# Input and output channels, batch, and the places in `SHAPES` that `make test` takes: each at
+# least once, and for each kind both ranks, strides and paddings and two windows.
+KINDS = {
+    "dense": (3, 4, 2, (2, 6, 9)),
+    "depthwise": (5, 5, 1, (0, 3, 7, 8, 10)),
+    "grouped": (6, 9, 2, (1, 4, 5, 8, 9)),
+}
+
+
 @pytest.mark.parametrize(
-    "kind,c_in,c_out,batch", [("dense", 3, 4, 2), ("depthwise", 5, 5, 1), ("grouped", 6, 9, 2)]
+    "kind,place",
+    [
+        pytest.param(kind, place, marks=() if place in often else pytest.mark.slow)
+        for kind, (*_, often) in KINDS.items()
+        for place in range(len(SHAPES))
+    ],
 )
-def test_fast_equals_lax(x64, rng, spatial, window, stride, padding, kind, c_in, c_out, batch):
+def test_fast_equals_lax(x64, rng, kind, place):
+    (spatial, window, stride, padding), (c_in, c_out, batch, _) = SHAPES[place], KINDS[kind]
     nd = len(spatial)
     x = jnp.asarray(rng.normal(size=(batch, *spatial, c_in)))
     groups_in = {"dense": c_in, "grouped": 2, "depthwise": 1}[kind]
@@ -134,11 +154,20 @@ def test_fast_equals_lax(x64, rng, spatial, window, stride, padding, kind, c_in,
     assert_same(value_and_gradients(form("fast"), x, kernel), reference, 1e-10)
 
 
-@pytest.mark.parametrize("window", [(2, 2, 2), (1, 2, 2), (2, 1, 2)], ids=str)
-@pytest.mark.parametrize("spatial", [(3, 4, 5), (3, 4), (1, 1, 2)])
+@pytest.mark.parametrize(
+    "spatial,window",
+    [
+        ((3, 4, 5), (2, 1, 2)),
+        ((3, 4, 5), (1, 2, 2)),
+        ((3, 4), (2, 2)),
+        ((3, 4), (1, 2)),
+        ((1, 1, 2), (2, 2, 2)),
+    ],
+    ids=str,
+)
 def test_upsample_conv_equals_transposed_convolution(x64, rng, spatial, window):
     x = jnp.asarray(rng.normal(size=(2, *spatial, 3)))
-    kernel = jnp.asarray(rng.normal(size=(*window[: len(spatial)], 3, 4)))
+    kernel = jnp.asarray(rng.normal(size=(*window, 3, 4)))
     reference = value_and_gradients(ops.upsample_conv_lax, x, kernel)
     assert_same(value_and_gradients(ops.upsample_conv, x, kernel), reference, 1e-10)
 
@@ -148,8 +177,11 @@ def test_padding_conventions_differ_at_stride_two(convention, total):
     assert ops.explicit_padding((8,), (3,), (2,), convention) == (total,)
 
 
-@pytest.mark.parametrize("spatial", [(5, 6, 7), (5, 6)], ids=str)
-@pytest.mark.parametrize("c_in,c_out", [(4, 3), (8, 16), (5, 8), (16, 2)])
+@pytest.mark.parametrize(
+    "spatial,c_in,c_out",
+    [((5, 6, 7), 4, 3), ((5, 6), 8, 16), ((5, 6), 5, 8), ((5, 6, 7), 16, 2)],
+    ids=str,
+)
 def test_channels_filled_up_change_nothing(x64, rng, spatial, c_in, c_out):
     x = jnp.asarray(rng.normal(size=(2, *spatial, c_in)))
     kernel = jnp.asarray(rng.normal(size=(*(3,) * len(spatial), c_in, c_out)))

@@ -1,5 +1,6 @@
 """A data set of one's own the public way: from its folder to scores, a report and predictions."""
 
+import contextlib
 import csv
 import json
 
@@ -12,6 +13,7 @@ from crossdim_jax.challenges.dataset import phantom
 from crossdim_jax.errors import ConfigError
 from crossdim_jax.run import experiment, predict, train
 from tests import dataset_folders as folders
+from tests import toy
 from tests.weight_port import tiny
 
 IGNORE = 9
@@ -47,18 +49,30 @@ def root(tmp_path_factory):
     return folders.describe(root, labels=labels, numTraining=5, channel_names={"0": "MR"})
 
 
+@pytest.fixture(
+    scope="module", params=["two convolutions", pytest.param("own", marks=pytest.mark.slow)]
+)
+def network(request):
+    """What trains: the config's own network with a tiny encoder, or two convolutions instead."""
+    stands_in = request.param == "two convolutions"
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(tiny.registered())
+        for name in ("dxnet", "omnianet") if stands_in else ():
+            stack.enter_context(toy.standing_in_for(name))
+        yield
+
+
 @pytest.fixture(scope="module")
-def job(root, tmp_path_factory):
+def job(network, root, tmp_path_factory):
     folder = tmp_path_factory.mktemp("dxnet")
     config = small(dataset_dxnet.get_config("debug"), folder, root)
     with config.unlocked():
         config.data.split.kind = "official"
         config.fold = 1
         config.train.batch_size = 2
-    with tiny.registered():
-        made = experiment.build(config, folder / "run")
-        train.run(made)
-        yield made
+    made = experiment.build(config, folder / "run")
+    train.run(made)
+    return made
 
 
 def test_the_fold_is_nnunets_and_every_step_counts(job):
@@ -91,18 +105,17 @@ def test_predictions_hold_the_files_own_values_on_their_own_grid(job, root, tmp_
     assert set(np.unique(np.asarray(written.dataobj))) <= set(RENAMED.tolist())
 
 
-def test_volumes_slice_by_slice_with_regions(root, tmp_path):
+def test_volumes_slice_by_slice_with_regions(network, tmp_path):
     other = phantom.ensure(tmp_path / "p", 4, shape=(24, 26, 28))
     labels = {"background": 0, "ball": [1, 2], "core": 2}
     folders.describe(other, labels=labels, regions_class_order=[1, 2], channel_names={"0": "MR"})
     config = small(dataset_omnianet.get_config("debug"), tmp_path, other)
-    with tiny.registered():
-        with pytest.raises(ConfigError, match="'dice_ce' is for softmax outputs"):
-            experiment.build(config, tmp_path / "run")
-        with config.unlocked():
-            config.train.loss = "dice_bce"
-        made = experiment.build(config, tmp_path / "run")
-        train.run(made)
+    with pytest.raises(ConfigError, match="'dice_ce' is for softmax outputs"):
+        experiment.build(config, tmp_path / "run")
+    with config.unlocked():
+        config.train.loss = "dice_bce"
+    made = experiment.build(config, tmp_path / "run")
+    train.run(made)
     rows = list(csv.DictReader((made.workdir / "evaluation/cases.csv").read_text().splitlines()))
     assert len(rows) == 2 and {"dice_ball", "dice_core"} <= set(rows[0])
     label = np.asarray(nib.load(made.workdir / "predictions" / f"{rows[0]['id']}.nii.gz").dataobj)
