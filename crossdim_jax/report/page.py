@@ -20,7 +20,7 @@ import numpy as np
 from crossdim_jax.challenges.base import Challenge, Evaluated
 from crossdim_jax.errors import DataError
 from crossdim_jax.imaging.case import CaseFiles
-from crossdim_jax.report import elements, figures, tables, viewer
+from crossdim_jax.report import elements, figures, origin, tables, viewer
 from crossdim_jax.report.elements import escape, scrolled, warning
 from crossdim_jax.report.reading import (
     CASES,
@@ -32,7 +32,8 @@ from crossdim_jax.report.reading import (
     select,
 )
 from crossdim_jax.storage.files import duration, write_text, writing
-from crossdim_jax.storage.run_folder import CONFIG, METRICS, PREDICTIONS, read_config
+from crossdim_jax.storage.records import read_record
+from crossdim_jax.storage.run_folder import CONFIG, METRICS, PREDICTIONS, WEIGHTS, read_config
 from crossdim_jax.text import shown, without_folders, without_paths
 
 logger = logging.getLogger(__name__)
@@ -110,6 +111,7 @@ class _Run:
             facts.append(("Network", str(_get(model, "name") or model)))
         if self.summary:
             facts.append(("Cases evaluated", str(self.summary["n_cases"])))
+        facts += origin.facts(self._read(WEIGHTS, _weights_record, {}))
         facts += self._training_facts()
         out = ""
         if cards := self._cards():
@@ -362,6 +364,10 @@ class _Run:
         return escape(
             f"python launch.py --config=CONFIG --workdir={_folder(self.workdir)} --mode={mode}"
         )
+
+
+def _weights_record(path: Path) -> dict[str, Any]:
+    return read_record(path, remedy="it is written once, at the first start of a training")
 
 
 def _folder(workdir: Path) -> str:
