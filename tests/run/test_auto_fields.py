@@ -11,6 +11,7 @@ from configs import dataset_common, dataset_dsnet, dataset_dxnet, dataset_omnian
 from crossdim_jax.challenges.dataset import phantom
 from crossdim_jax.data import plan_network
 from crossdim_jax.errors import ConfigError, DataError, WeightsError
+from crossdim_jax.evaluation import postprocessing
 from crossdim_jax.models.activations import Footprint
 from crossdim_jax.models.layers import require_multiple
 from crossdim_jax.run import (
@@ -210,7 +211,7 @@ def test_rules_of_largest_components_are_found_once_and_then_applied(make, job, 
     evaluate.find_rules(asked, files)
     (rule,) = json.loads((job.workdir / run_folder.POSTPROCESSING).read_text())["keep_largest"]
     assert rule["name"] == "foreground" and rule["before"] < rule["after"] == 1
-    kept = predict._postprocess(asked)(label)
+    kept = postprocessing.apply(label, predict.rules(asked))
     np.testing.assert_array_equal(kept, np.asarray(truth.dataobj))
 
 
