@@ -3,7 +3,7 @@
     python -m weight_port tf_efficientnet_lite0.in1k --out=2d.safetensors
     python -m weight_port tf_efficientnet_lite0.in1k --ndim=3 --inflate=mean --norm=frozen \
         --in-channels=1 --stem=sum --out=3d.safetensors
-    python docs/images/real_features.py VOLUME 2d.safetensors 3d.safetensors [FILE.png]
+    python docs/images/real_features.py VOLUME 2d.safetensors 3d.safetensors [FILE.jpg]
 """
 
 import sys
@@ -64,9 +64,9 @@ def main(path: str, plane_file: str, deep_file: str, out: str | Path) -> None:
     for place in axes.ravel():
         place.set(xticks=[], yticks=[])
     figure.tight_layout(pad=0.4)
-    figure.savefig(out, dpi=110)
+    figure.savefig(out, dpi=110, pil_kwargs={"quality": 85})
 
 
 if __name__ == "__main__":
-    default = Path(__file__).with_name("real_features.png")
+    default = Path(__file__).with_name("real_features.jpg")
     main(*sys.argv[1:4], sys.argv[4] if len(sys.argv) > 4 else default)
