@@ -77,6 +77,7 @@ class Challenge(abc.ABC):
         when the best weights are chosen; False: it is left out there.
       grid_tolerance_mm: how far a voxel of one file may lie from the same voxel of another file of
         the case, see `imaging.grid`; None for a twentieth of a voxel. Set by `experiment.build`.
+      ignore: label value of voxels that nobody annotated; None where there is none.
       settings: what it was built with: its name, and the arguments of its class. Set by
         `challenges.get`.
     """
@@ -92,6 +93,7 @@ class Challenge(abc.ABC):
     absent_scores: bool = True
     grid_tolerance_mm: float | None = None
     sides: tuple[tuple[str, str], ...] = ()
+    ignore: int | None = None
     settings: Mapping[str, object] = MappingProxyType({})
 
     def record(self) -> dict[str, object]:

@@ -70,7 +70,9 @@ def apply(label: np.ndarray, rules: Iterable[Rule]) -> np.ndarray:
     return label
 
 
-def find(cases: Cases, structures: Mapping[str, Sequence[int]]) -> tuple[Rule, ...]:
+def find(
+    cases: Cases, structures: Mapping[str, Sequence[int]], ignore: int | None = None
+) -> tuple[Rule, ...]:
     """Rules that held-out cases support; none of them may have been trained on.
 
     Args:
@@ -78,16 +80,17 @@ def find(cases: Cases, structures: Mapping[str, Sequence[int]]) -> tuple[Rule, .
         shares values with one before it.
       structures: {name: its label values}, in the order in which predictions are written. They may
         overlap.
+      ignore: label value of voxels that nobody annotated, which do not count; None: there is none.
     """
     everything = tuple(sorted({value for values in structures.values() for value in values}))
-    before = _dice(cases, structures, [])
-    after = _dice(cases, structures, [Rule(FOREGROUND, everything, 0.0, 0.0)])
+    before = _dice(cases, structures, [], ignore)
+    after = _dice(cases, structures, [Rule(FOREGROUND, everything, 0.0, 0.0)], ignore)
     old, new = _mean(list(before.values())), _mean(list(after.values()))
     falls = any(after[name] < before[name] for name in structures)
     rules = [Rule(FOREGROUND, everything, old, new)] if new > old and not falls else []
     for group in _disjoint(structures) if len(structures) > 1 else []:
         own = {name: tuple(structures[name]) for name in group}
-        before, after = (_dice(cases, own, rules, each=each) for each in (False, True))
+        before, after = (_dice(cases, own, rules, ignore, each=each) for each in (False, True))
         rules += [
             Rule(name, values, before[name], after[name])
             for name, values in own.items()
@@ -119,6 +122,7 @@ def _dice(
     cases: Cases,
     structures: Mapping[str, Sequence[int]],
     rules: Sequence[Rule],
+    ignore: int | None,
     *,
     each: bool = False,
 ) -> dict[str, float]:
@@ -131,13 +135,14 @@ def _dice(
         processed = apply(predicted, rules)
         for name, values in structures.items():
             ours, theirs = np.isin(processed, values), np.isin(truth, values)
-            if not (total := np.count_nonzero(ours) + np.count_nonzero(theirs)):
-                continue
-            if each:
-                removed = keep_largest(ours.view(np.uint8), (1,)) != ours
-                ours = ours & ~removed
-                total -= np.count_nonzero(removed)
-            rows[name].append(2 * np.count_nonzero(ours & theirs) / total)
+            kept = keep_largest(ours.view(np.uint8), (1,)) > 0 if each else ours
+            if ignore is not None:  # after the components, which it may connect
+                known = truth != ignore
+                ours, kept = ours & known, kept & known
+            if ours.any() or theirs.any():
+                total = np.count_nonzero(kept) + np.count_nonzero(theirs)
+                hit = np.count_nonzero(kept & theirs)
+                rows[name].append(2 * hit / total if total else 0.0)
     return {name: _mean(row) for name, row in rows.items()}
 
 

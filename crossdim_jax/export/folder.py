@@ -108,6 +108,8 @@ def _model(own: Mapping[str, Any], folder: Path) -> Model:
         tuple(inference["flips"]),
         inference["window_batch"],
     )
+    if outside := [name for name in own["networks"] if Path(name).name != name]:
+        raise ConfigError(f"networks: {outside[0]!r} is no name of a file in {MODELS}")
     networks = tuple(folder / MODELS / name for name in own["networks"])
     rules = postprocessing.of_record(own["postprocessing"], str(folder / METADATA))
     return Model(challenge, windows, networks, rules)

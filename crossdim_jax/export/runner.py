@@ -52,7 +52,9 @@ class Network:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3  # errors only
-        providers = onnxruntime.get_available_providers()
+        exact = {"CUDAExecutionProvider": {"use_tf32": 0}, "CPUExecutionProvider": {}}
+        there = onnxruntime.get_available_providers()
+        providers = [(name, exact[name]) for name in exact if name in there]
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # ONNX Runtime has no class for all of its own

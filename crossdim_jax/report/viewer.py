@@ -20,6 +20,7 @@ from matplotlib.colors import to_rgba
 
 from crossdim_jax.challenges.base import Challenge
 from crossdim_jax.errors import DataError
+from crossdim_jax.imaging import grid
 from crossdim_jax.imaging.case import Case, CaseFiles
 from crossdim_jax.report import figures
 from crossdim_jax.storage.files import write_text, writing
@@ -132,12 +133,9 @@ def write(
     case = challenge.load(files)
     labels = {} if case.label is None else {"Truth": case.label}
     if prediction is not None:
-        labels["Prediction"], _ = challenge.read_prediction(prediction)
-        if labels["Prediction"].shape != case.image.shape[:3]:
-            raise DataError(
-                f"{prediction}: has {labels['Prediction'].shape} voxels (z, y, x), but the images "
-                f"of case {files.id} have {case.image.shape[:3]}; predict the case again"
-            )
+        labels["Prediction"], geometry = challenge.read_prediction(prediction)
+        if why := grid.difference(case.geometry, geometry, challenge.grid_tolerance_mm):
+            raise DataError(f"{prediction}: {why}; predict the case again")
     content = _content(challenge, case, labels, most)
     with writing(page, "the viewer page"):
         page.parent.mkdir(parents=True, exist_ok=True)

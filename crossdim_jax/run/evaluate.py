@@ -84,19 +84,21 @@ def find_rules(experiment: Experiment, files: Sequence[CaseFiles]) -> None:
 
     They change no score: those are of the predictions as the network made them.
     """
+    path = experiment.workdir / run_folder.POSTPROCESSING
     if not experiment.inference.keep_largest:
+        path.unlink(missing_ok=True)  # rules of older weights
         return
     challenge, folder = experiment.challenge, experiment.workdir / run_folder.PREDICTIONS
 
     def pairs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for case in files:
-            path = challenge.prediction_path(folder, case.id)
-            if path.exists():
-                yield challenge.read_prediction(path)[0], challenge.load(case).label
+            predicted = challenge.prediction_path(folder, case.id)
+            if predicted.exists():
+                yield challenge.read_prediction(predicted)[0], challenge.load(case).label
 
-    rules = postprocessing.find(pairs, challenge.structures)
+    rules = postprocessing.find(pairs, challenge.structures, challenge.ignore)
     record = postprocessing.record(rules)
-    run_folder.write_json(experiment.workdir / run_folder.POSTPROCESSING, record)
+    run_folder.write_json(path, record)
     for rule in rules:
         say(f"postprocessing: {rule}")
     if not rules:

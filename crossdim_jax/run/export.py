@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from crossdim_jax.errors import ConfigError, CrossdimError, DataError
+from crossdim_jax.evaluation import postprocessing
 from crossdim_jax.inference.windows import Windows
 from crossdim_jax.run import cases, ensemble, predict
 from crossdim_jax.run.experiment import Experiment
@@ -50,7 +51,7 @@ def run(experiment: Experiment, target: str, *, licence: str = "") -> Path:
     stop.enter(stop.repeatable("exporting"))
     folder = Path(target)
     _check_empty(folder)
-    members = ensemble.members(experiment)
+    rules, members = predict.rules(experiment), ensemble.members(experiment)
     windows = _windows(experiment)
     patches, source = _patches(experiment, windows)
     networks, weights, compared = [], [], []
@@ -66,7 +67,7 @@ def run(experiment: Experiment, target: str, *, licence: str = "") -> Path:
         weights.append({"file": path.name, **_provenance(member, record)})
     check = {name: max(one[name] for one in compared) for name in compared[0]}
     check |= {"patches": PATCHES, "of": source}
-    _write_rest(experiment, folder, windows, networks, weights, check, licence)
+    _write_rest(experiment, folder, windows, networks, rules, weights, check, licence)
     with writing(folder, "checksums"):
         checksums.write(folder)  # last: without it the folder is not used
     error = check["max_relative_error"]
@@ -89,6 +90,9 @@ def _check_empty(folder: Path) -> None:
     with writing(folder, "the model", remedy=ANOTHER_FOLDER):
         folder.mkdir(parents=True, exist_ok=True)
         existing = sorted(path.name for path in folder.iterdir())
+        if existing == ["models"]:  # an export that was stopped, which is made again
+            existing = [f"models/{p.name}" for p in (folder / "models").iterdir()]
+            existing = [name for name in existing if not name.endswith((".onnx", ".data"))]
     if existing:
         raise DataError(
             f"{folder}: holds {', '.join(existing[:5])}; expected a folder that is empty or not "
@@ -165,7 +169,13 @@ def _compared(
         found = session(patch)[:, 0] if flat else session(patch)
         for name, other in zip(worst, (found, moved), strict=True):
             largest = np.abs(expected).max()
-            worst[name] = max(worst[name], float(np.abs(other - expected).max() / largest))
+            # Not max(), which would lose a NaN.
+            worst[name] = float(np.maximum(worst[name], np.abs(other - expected).max() / largest))
+    if not np.isfinite(list(worst.values())).all():
+        raise DataError(
+            f"{path}: the network's output is not finite on a patch of the data, so there is "
+            "nothing to compare; did the training diverge?"
+        )
     error, allowed = worst.values()
     allowed = max(LARGEST_ERROR, 10 * allowed)
     if not error <= allowed:
@@ -192,6 +202,7 @@ def _write_rest(
     folder: Path,
     windows: Windows,
     networks: list[str],
+    rules: Sequence[postprocessing.Rule],
     weights: list[dict[str, Any]],
     check: dict[str, Any],
     licence: str,
@@ -208,7 +219,7 @@ def _write_rest(
         challenge,
         windows,
         networks,
-        predict.rules(experiment),
+        rules,
         preparation=card.preparation(challenge),
         trained_in=dtype,
         weights=weights,

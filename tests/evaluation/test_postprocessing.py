@@ -133,3 +133,14 @@ def test_of_regions_one_within_the_other_the_inner_is_judged_after_the_outer():
     islands = truth.copy()
     islands[14, 14, 2] = 2
     assert [rule.name for rule in found((islands, truth), structures=regions)] == ["whole"]
+
+
+def test_what_nobody_annotated_supports_no_rule():
+    """An island where truth is unknown is no fault; one where it is known is."""
+    truth = TRUTH.copy()
+    truth[:, 10:] = 9
+    islands = np.where(truth == 9, 0, truth)
+    islands[14, 14, 14] = 1
+    assert postprocessing.find(lambda: iter([(islands, truth)]), STRUCTURES, 9) == ()
+    islands[14, 2, 14] = 1
+    assert postprocessing.find(lambda: iter([(islands, truth)]), STRUCTURES, 9)

@@ -101,8 +101,12 @@ def test_a_prediction_of_another_grid_is_refused_by_name(case, tmp_path):
     challenge, files, prediction = case
     image = nib.load(prediction)
     nib.Nifti1Image(np.asarray(image.dataobj)[1:], image.affine).to_filename(tmp_path / "p.nii.gz")
-    with pytest.raises(DataError, match=r"p\.nii\.gz.*predict the case again"):
-        viewer.write(tmp_path / "page.html", challenge, files, tmp_path / "p.nii.gz")
+    moved = nib.Nifti1Image(np.asarray(image.dataobj), np.diag([1, 1, 1, 1]) @ image.affine)
+    moved.affine[0, 3] += 9
+    moved.to_filename(tmp_path / "moved.nii.gz")
+    for name in ("p", "moved"):
+        with pytest.raises(DataError, match=rf"{name}\.nii\.gz.*predict the case again"):
+            viewer.write(tmp_path / "page.html", challenge, files, tmp_path / f"{name}.nii.gz")
 
 
 def test_text_of_a_case_cannot_leave_its_place_in_the_page(case, tmp_path):

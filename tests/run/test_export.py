@@ -93,6 +93,24 @@ def test_labels_are_those_of_the_mode_predict(job, model, cases, tmp_path):
     assert any(not np.array_equal(x, found[name]) for name, x in labels(tmp_path / "raw").items())
 
 
+def test_a_stopped_export_is_made_again_and_a_diverged_network_is_refused(
+    job, tmp_path, monkeypatch
+):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "fold_0.onnx").write_bytes(b"cut short")
+
+    def diverged(fold):
+        variables, record = random_weights(fold)
+        return jax.tree.map(lambda leaf: leaf * np.nan, variables), record
+
+    monkeypatch.setattr(experiment.Experiment, "trained", diverged)
+    with pytest.raises(DataError, match="not finite"):
+        export.run(job, str(tmp_path))
+    (tmp_path / "models" / "mine.txt").touch()
+    with pytest.raises(DataError, match="models/mine.txt"):
+        export.run(job, str(tmp_path))
+
+
 def test_the_folder_says_what_the_model_is(model):
     record = json.loads((model / "configs" / "metadata.json").read_text())
     wanted = {"version", "monai_version", "pytorch_version", "numpy_version", "task", "authors"}

@@ -53,6 +53,9 @@ def read(path: Path) -> dict[str, np.ndarray]:
         ) from error
 
 
+OPTIMIZER = ("optimizer_weights", "optimizer")  # groups beside those of the model
+
+
 def _tensors(path: Path, content: bytes) -> dict[str, np.ndarray]:
     try:
         import h5py
@@ -65,6 +68,8 @@ def _tensors(path: Path, content: bytes) -> dict[str, np.ndarray]:
     with h5py.File(io.BytesIO(content), "r") as file:
         left = MORE * len(content)
         for place, dataset in _datasets(h5py, file):
+            if place.split("/")[1] in OPTIMIZER:  # its moments are called as the weights are
+                continue
             left -= dataset.nbytes
             if left < 0:
                 raise ValueError("it unpacks to more than weights do")
@@ -72,7 +77,9 @@ def _tensors(path: Path, content: bytes) -> dict[str, np.ndarray]:
                 raise ValueError(f"{place} lies in another file")
             if dataset.dtype.kind in "biuf":
                 layer, name = _called(place)
-                found[f"{layer}.{name}"] = np.asarray(dataset[()])
+                if (key := f"{layer}.{name}") in found:
+                    raise ValueError(f"two tensors are called {key}; save the inner model alone")
+                found[key] = np.asarray(dataset[()])
     return _named(found)
 
 

@@ -66,7 +66,7 @@ def read(path: Path) -> tuple[Any, Callable[[Mapping[str, Any]], dict[str, np.nd
         _check_tensors(path, tensors, len(content))
         try:
             return {name: _array(tensor, numbers, order) for name, tensor in tensors.items()}
-        except (KeyError, ValueError, MemoryError) as error:
+        except (KeyError, ValueError, OverflowError, MemoryError) as error:
             raise WeightsError(
                 f"{path}: cannot be read as a PyTorch checkpoint ({_line(error)}); it is damaged "
                 "or cut short. Download it again."

@@ -8,7 +8,7 @@ is never imported, looked up or called.
 import math
 import pickletools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from typing import Any, BinaryIO, NamedTuple
 
 
@@ -89,7 +89,7 @@ CALLS: dict[str, Callable[..., Any]] = {
         "has a shape and no numbers (a meta tensor)"
     ),
     "torch.serialization._get_layout": lambda name: name,
-    "torch.device": lambda *parts: ":".join(map(str, parts)),
+    "torch.device": lambda *_: "device",
     "torch.Size": tuple,
     "collections.OrderedDict": lambda *pairs: dict(*pairs),
     "__builtin__.set": set,
@@ -101,6 +101,9 @@ NAMES = re.compile(
     r"torch\.(\w+Storage|[bq]?u?(float|int|complex|bool|bits)\w*|double|half|long|short|per_\w+)"
     r"|torch\.storage\.(Untyped|Typed)Storage|torch\.Tensor|torch\.nn\.parameter\.Parameter"
 )
+
+
+MOST_MADE = 10_000_000  # entries of all that calls in a file make, tensors apart
 
 
 def read(file: BinaryIO, storages: dict[str, Storage] | None = None) -> Any:
@@ -117,8 +120,11 @@ def read(file: BinaryIO, storages: dict[str, Storage] | None = None) -> Any:
     stack: list[Any] = []
     memo: dict[int, Any] = {}
     marks: list[int] = []
+    left = MOST_MADE
     for opcode, argument, _ in pickletools.genops(file):
         name = opcode.name
+        if isinstance(argument, int) and argument.bit_length() > 128:
+            raise Refused("a whole number of more than 128 bits")
         if name == "STOP":
             return stack.pop()
         if name == "BINPERSID":
@@ -127,6 +133,10 @@ def read(file: BinaryIO, storages: dict[str, Storage] | None = None) -> Any:
                 storages[stack[-1].key] = stack[-1]
         elif name in _STEPS:
             _STEPS[name](stack, memo, marks, argument)
+            if name == "REDUCE" and isinstance(stack[-1], Sized):  # copies of what is in the memo
+                left -= len(stack[-1])
+                if left < 0:
+                    raise Refused("more entries made by calls than any checkpoint has")
         elif name in _PUSHED:
             stack.append(argument)
         elif name not in ("PROTO", "FRAME"):
@@ -164,7 +174,7 @@ def _storage(content: Any) -> Storage:
     """
     what, kind, key, _, count, *view = content
     if what != "storage":
-        raise Refused(f"a saved {str(what)[:40]}")
+        raise Refused(f"a saved {what[:40] if isinstance(what, str) else type(what).__name__}")
     if any(view) or not isinstance(key, str) or not isinstance(count, int):
         raise Refused("a view of a storage")
     return Storage(kind.name.rpartition(".")[2], key, count)

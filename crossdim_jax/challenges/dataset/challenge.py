@@ -112,6 +112,7 @@ class Dataset(Challenge):
         self.modalities = tuple(channel.name for channel in self.description.channels)
         self._rules = dataclasses.replace(self._rules, channels=self.modalities)
         self.labels = self.description.labels
+        self.ignore = self.labels.ignore
         self.classes, self.regions = self.labels.classes, self.labels.names
         self.activation = "sigmoid" if self.labels.regions else "softmax"
         self.sides = sides_lib.pairs(self.labels.names) if sides == "auto" else ()

@@ -46,6 +46,7 @@ def legacy(path):
         for layer, name, array in in_keras("keras"):
             name = f"depthwise_{name}" if "dwconv" in layer else name
             file[f"model_weights/{layer}/{layer}/{name}:0"] = array
+            file[f"optimizer_weights/Adam/v/{layer}/{name}:0"] = np.square(array)
         file["model_weights/normalization/normalization/mean:0"] = np.zeros(3, np.float32)
         file["optimizer_weights/iteration:0"] = 3
 

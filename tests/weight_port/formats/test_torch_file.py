@@ -199,3 +199,16 @@ def test_only_regular_files_are_opened(tmp_path):
     for name, kind in (("pipe", "a named pipe"), ("folder", "a folder")):
         with pytest.raises(WeightsError, match=f"{name}.pth: is {kind}"):
             checkpoint.read(tmp_path / f"{name}.pth")
+
+
+def test_few_bytes_make_no_large_text_and_no_large_number():
+    """Each call's result is both arguments of the next: as text it would double 60 times."""
+    call = b"ctorch\ndevice\nh\x00h\x00\x86Rq\x00"
+    bomb = b"\x80\x02X\x04\x00\x00\x00cuda" + b"q\x00" + 60 * call + b"."
+    assert torch_pickle.read(io.BytesIO(bomb)) == "device"
+    large = b"\x80\x02\x8a\x11" + 17 * b"\x7f" + b"."
+    with pytest.raises(torch_pickle.Refused, match="128 bits"):
+        torch_pickle.read(io.BytesIO(large))
+    entries = b"\x80\x02(" + 1000 * b"K\x01" + b"tq\x00"
+    with pytest.raises(torch_pickle.Refused, match="more entries"):
+        torch_pickle.read(io.BytesIO(entries + 10_001 * b"ctorch\nSize\nh\x00\x85R0" + b"."))
