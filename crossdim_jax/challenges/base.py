@@ -283,7 +283,7 @@ class Challenge(abc.ABC):
         return {}
 
     def description_record(self) -> dict[str, object] | None:
-        """What a later prediction must know of the data set, for JSON; None: nothing."""
+        """JSON object that a later prediction needs to know of the data set; None: nothing."""
         return None
 
     def provenance(self) -> dict[str, object]:

@@ -54,7 +54,7 @@ class Intensities:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What is measured of one case.
+    """Measurements of one case.
 
     Attributes:
       spacing_mm: (z, y, x).
@@ -321,7 +321,7 @@ def _of_record(entry: Any) -> Measured:
 
 
 def _read(path: Path | None) -> dict[str, Measured]:
-    """What is remembered; a record that cannot be read costs time, no more."""
+    """Measurements kept from before; a record that cannot be read costs time, no more."""
     if path is None or not path.exists():
         return {}
     try:

@@ -17,7 +17,7 @@ Line = Callable[[str, Callable[[], tuple[Any, str]]], Any]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What a training may take.
+    """Memory and time that a training may take.
 
     Attributes:
       memory_gib: of a device.

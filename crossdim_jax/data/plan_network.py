@@ -1,4 +1,4 @@
-"""What a plan must know of a network: sizes that it takes, its depth options, its memory."""
+"""Network as a plan sees it: sizes that it takes, its depth options, its memory."""
 
 import dataclasses
 import functools

@@ -34,7 +34,7 @@ REMEDY = "copy the folder again, or export the run again"
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """What a model folder says.
+    """Contents of a model folder.
 
     Attributes:
       challenge: reads cases, prepares them, and makes labels of probabilities.

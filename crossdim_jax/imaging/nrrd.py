@@ -179,7 +179,7 @@ def _values(path: Path, header: Header) -> np.ndarray:
 
 
 def _begin(source: Path, header: Header, file: object, begin: int) -> int:
-    """Where the encoded samples begin, behind the lines to skip."""
+    """Place where the encoded samples begin, behind the lines to skip."""
     if header.line_skip:
         file.seek(begin)
         for _ in range(header.line_skip):

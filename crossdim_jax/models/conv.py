@@ -184,7 +184,7 @@ class Conv(nn.Module):
         return self.param("kernel", scaled_normal(2.0), shape).astype(self.dtype)
 
     def _convolve(self, x, kernel, strides, routing):
-        """With the kernel, or with each sample's own mixture."""
+        """Convolution with the kernel, or with each sample's own mixture."""
         if not self.experts:
             return self._grouped(x, kernel, strides, self.group_size)
         mixed = jnp.tensordot(routing.astype(jnp.float32), kernel, 1).astype(self.dtype)

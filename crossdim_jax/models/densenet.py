@@ -84,7 +84,7 @@ def mean_pool(x: jax.Array, depth: Depth) -> jax.Array:
 
 
 class DenseLayer(nn.Module):
-    """What a layer adds to its input: norm, 1x1 convolution, norm, convolution.
+    """Layer of a dense block: norm, 1x1 convolution, norm, convolution; adds to its input.
 
     Attributes:
       growth: channels that it adds.

@@ -72,7 +72,7 @@ class Norm(nn.Module):
         )
 
     def _batch(self, x, scale, bias):
-        """By the statistics of this batch, which enter the running ones.
+        """Normalises by the statistics of this batch, which enter the running ones.
 
         Where the collection `moments` is mutable they are written there instead: mean, biased
         variance, the number of values they are of, and the decay. The caller then makes the step.

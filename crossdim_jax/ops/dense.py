@@ -112,7 +112,7 @@ def _conv2d(x, kernel, strides, padding):
 
 
 def _is_filtered(x: jax.Array, kernel: jax.Array) -> bool:
-    """Whether minimal filtering is good at this: in a short type, its sums would lose too much."""
+    """True if minimal filtering suits the type: in a short one, its sums would lose too much."""
     channels = min(kernel.shape[-2:])
     precise = jnp.finfo(x.dtype).bits >= 32
     return kernel.shape[0] == 3 and x.shape[1] > 1 and channels >= FILTERED_CHANNELS and precise

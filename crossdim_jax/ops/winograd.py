@@ -63,7 +63,7 @@ F4 = Filtering(
 
 
 def filtering_for(depth: int) -> Filtering:
-    """That with fewer convolutions for so many output slices; F(2, 3) rounds less."""
+    """Filtering with fewer convolutions for so many output slices; F(2, 3) rounds less."""
     return min((F2, F4), key=lambda f: f.groups(depth) * (f.size + 2))
 
 

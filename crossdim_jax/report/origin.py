@@ -27,7 +27,7 @@ def _weights(record: Mapping[str, Any]) -> str:
 
 
 def _measured(certificate: Mapping[str, Any]) -> str:
-    """What was measured of the 2D network and of the 3D one, and whether a promise was broken."""
+    """Text of the errors of the 2D and the 3D network, and whether a promise was broken."""
     parts = []
     timm, volume = certificate.get("timm"), certificate.get("volume")
     if isinstance(timm, Mapping) and (worst := _largest(timm.get("features"))) is not None:

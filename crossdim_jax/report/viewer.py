@@ -146,7 +146,7 @@ def write(
 def _content(
     challenge: Challenge, case: Case, labels: dict[str, np.ndarray], most: int
 ) -> dict[str, object]:
-    """What the page's script reads: volumes as base64 of gzipped NIfTI, names, colours."""
+    """JSON object for the page's script: volumes as base64 of gzipped NIfTI, names, colours."""
     layers = {name: challenge.layers(label) for name, label in labels.items()}
     names = list(dict.fromkeys(name for found in layers.values() for name in found))
     colours = {name: c for found in layers.values() for name, (_, c) in found.items()}

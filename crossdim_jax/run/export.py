@@ -149,7 +149,7 @@ def _write_network(experiment: Experiment, variables: Any, path: Path) -> None:
 def _compared(
     experiment: Experiment, variables: Any, path: Path, patches: Sequence[np.ndarray]
 ) -> dict[str, float]:
-    """How far ONNX Runtime's logits are from JAX's, relative to the largest logit of a patch.
+    """Errors of ONNX Runtime's logits against JAX's, relative to the largest logit of a patch.
 
     Beside it, how far JAX's own move when the patch changes by a millionth: a network that answers
     rounding with large changes, such as one that is hardly trained, does so in any program.
@@ -187,7 +187,7 @@ def _compared(
 
 
 def _provenance(member: Experiment, record: dict[str, Any]) -> dict[str, Any]:
-    """Where a member's weights come from: its training, and what that had started from."""
+    """Origin of a member's weights: its training, and what that had started from."""
     start = member.workdir / run_folder.WEIGHTS
     remedy = "restore it, or remove it: the model then does not say where its weights come from"
     return {

@@ -68,7 +68,7 @@ def _checked(experiment: Experiment) -> Weights:
 
 
 def _port_command(experiment: Experiment) -> str:
-    """How weights are made for the depth kernels of the experiment; "" if those of the plane do."""
+    """Command that makes weights for the experiment's depth kernels; "" if the plane's do."""
     kernels = experiment.model.encoder.depth_kernels
     path = Path(experiment.weights.file)
     if kernels is None or path.suffix != ".safetensors":

@@ -53,7 +53,7 @@ def _remove_torn(folder: Path) -> None:
 
 
 def _is_whole(compressed: bytes) -> bool:
-    """Whether a stream has its end; True for one of an unknown kind."""
+    """True if a stream has its end, or is of an unknown kind."""
     if len(compressed) < 4:
         return False
     if compressed[:1] == b"\x78" and int.from_bytes(compressed[:2], "big") % 31 == 0:

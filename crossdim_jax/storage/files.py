@@ -96,7 +96,7 @@ def output() -> Iterator[None]:
 
 
 def _nobody_reads() -> bool:
-    """Whether it is the output that is broken, and not the pipe to a worker."""
+    """True if it is the output that is broken, and not the pipe to a worker."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), select.POLLOUT)
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))

@@ -87,7 +87,7 @@ def validate(variables: Any, validation: Validation) -> np.ndarray:
 def _counts(
     variables: Any, validation: Validation, case: ValidationCase
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Of each class: voxels in truth and prediction, the sum of both's, if it is there, weight.
+    """Counts of each class: voxels in both, the sum of each's, whether it is there, weight.
 
     A slice at a time: masks of a hundred classes take as much memory as the probabilities.
     """

@@ -21,7 +21,7 @@ STAGES = ("/2", "/4", "/8", "/16", "/32")
 
 
 def certificate(folder: Path, weights: str, mode: str) -> dict:
-    """What a port measured of its 3D network."""
+    """Measurements of a port's 3D network."""
     path = folder / f"{weights}_{mode}.safetensors.certificate.json"
     return json.loads(path.read_text(encoding="utf-8"))["volume"]
 

@@ -154,7 +154,7 @@ class Dataset(Challenge):
                 )
 
     def _completed(self, found: Description) -> Description:
-        """With channels and labels, told from the files where nothing names them."""
+        """Description with channels and labels, told from the files where nothing names them."""
         if found.channels and found.labels is not None:
             return found
         cases, bad = layouts.training(found, self._rules)

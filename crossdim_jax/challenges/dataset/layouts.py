@@ -352,7 +352,7 @@ def _say_unlisted(description: Description, cases: Sequence[CaseFiles]) -> None:
 
 
 def _finished(root: Path, found: Found, rules: Rules) -> Found:
-    """With patients, sorted. Raises DataError if there is no case."""
+    """Cases with their patients, sorted. Raises DataError if there is no case."""
     good, bad = found
     if not good and not bad:
         raise DataError(
