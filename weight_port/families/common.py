@@ -44,6 +44,38 @@ def leaves(to_flax: Callable[[str], str]) -> Callable[[str], Mapping[str, tuple[
     return of
 
 
+def block_names(
+    layers: Mapping[str, str], in_block: Mapping[str, str], form: str, *, first: int
+) -> tuple[Callable[[str], str], Callable[[str], str]]:
+    """Renaming of a residual network's modules: timm's name -> ours, and the inverse.
+
+    Either gives "" for what is not of the family.
+
+    Args:
+      layers: outside of blocks.
+      in_block: within each of them.
+      form: of a block in timm, such as "layer{}.{}", with its stage from 1 and its number.
+      first: the number of a stage's first block in timm.
+    """
+    pattern = re.compile(form.replace(".", r"\.").format(r"([1-4])", r"(\d+)") + r"\.(.+)")
+
+    def to_flax(module: str) -> str:
+        match = pattern.fullmatch(module)
+        if match is None:
+            return layers.get(module, "")
+        layer = in_block.get(match[3])
+        return f"stages_{int(match[1]) - 1}_{int(match[2]) - first}.{layer}" if layer else ""
+
+    def to_torch(module: str) -> str:
+        match = re.fullmatch(r"stages_(\d)_(\d+)\.(.+)", module)
+        if match is None:
+            return rename.inverse(layers).get(module, "")
+        layer = rename.inverse(in_block).get(match[3], "")
+        return f"{form.format(int(match[1]) + 1, int(match[2]) + first)}.{layer}"
+
+    return to_flax, to_torch
+
+
 def to_flax_layout(
     array: np.ndarray, path: str = "", shape: Sequence[int] | None = None
 ) -> np.ndarray:
@@ -61,17 +93,26 @@ def feature_modules(network: Any) -> list[Any]:
     return [network.get_submodule(info["module"]) for info in network.feature_info]
 
 
-def logits(
-    architecture: str,
-    arrays: Mapping[str, np.ndarray],
-    feature: np.ndarray | jax.Array,
-    *,
-    eps: float,
-) -> jax.Array:
-    """Logits of an encoder's last feature: mean over all pixels, classifier `fc`.
+def pooled_logits(classifier: str) -> Callable[..., jax.Array]:
+    """`logits` of a family whose head is a mean over all pixels and one layer of that name.
 
-    Args, returns, raises: as `families.efficientnet.logits`.
+    Args, returns, raises of the result: as `families.efficientnet.logits`.
     """
-    head = heads.tensors(arrays, "fc/kernel", "fc/bias")
-    x = jnp.mean(jnp.asarray(feature).reshape(feature.shape[0], -1, feature.shape[-1]), 1)
-    return x @ head["fc/kernel"] + head["fc/bias"][None]
+
+    def logits(
+        architecture: str,
+        arrays: Mapping[str, np.ndarray],
+        feature: np.ndarray | jax.Array,
+        *,
+        eps: float,
+    ) -> jax.Array:
+        del architecture, eps
+        kernel, bias = f"{classifier}/kernel", f"{classifier}/bias"
+        head = heads.tensors(arrays, kernel, bias)
+        x = jnp.mean(jnp.asarray(feature).reshape(feature.shape[0], -1, feature.shape[-1]), 1)
+        return x @ head[kernel] + head[bias][None]
+
+    return logits
+
+
+logits = pooled_logits("fc")

@@ -10,12 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
 from crossdim_jax.models import densenet
-from weight_port.families import common, heads
+from weight_port.families import common
 from weight_port.formats.scheme import BIASED, KERNEL, NORM, PYTORCH, Scheme, tensors, timm
 from weight_port.rename import KERNEL_LEAVES, NORM_LEAVES, Names
 
@@ -124,17 +120,4 @@ def feature_modules(network: Any) -> list[Any]:
     return [body.norm0, *(transition.norm for transition in transitions), body.norm5]
 
 
-def logits(
-    architecture: str,
-    arrays: Mapping[str, np.ndarray],
-    feature: np.ndarray | jax.Array,
-    *,
-    eps: float,
-) -> jax.Array:
-    """Logits of an encoder's last feature: mean over all pixels, classifier.
-
-    Args, returns, raises: as `families.efficientnet.logits`.
-    """
-    head = heads.tensors(arrays, "classifier/kernel", "classifier/bias")
-    x = jnp.mean(jnp.asarray(feature).reshape(feature.shape[0], -1, feature.shape[-1]), 1)
-    return x @ head["classifier/kernel"] + head["classifier/bias"][None]
+logits = common.pooled_logits("classifier")

@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping
 
 from crossdim_jax.models import regnet, residual
-from weight_port import rename
 from weight_port.families import common
 from weight_port.formats.scheme import BIASED, KERNEL, NORM, PYTORCH, Scheme, tensors, timm
 from weight_port.rename import Names
@@ -51,25 +50,7 @@ _IN_BLOCK |= {"se.fc1": "se.conv_reduce", "se.fc2": "se.conv_expand"}
 _IN_BLOCK |= {f"conv{n}.conv": f"conv{n}" for n in (1, 2, 3)}
 _IN_BLOCK |= {f"conv{n}.bn": f"norm{n}" for n in (1, 2, 3)}
 
-
-def _to_flax(module: str) -> str:
-    """Our name of a module; "" if it is not of this family."""
-    match = re.fullmatch(r"s([1-4])\.b(\d+)\.(.+)", module)
-    if match is None:
-        return _LAYERS.get(module, "")
-    layer = _IN_BLOCK.get(match[3])
-    return f"stages_{int(match[1]) - 1}_{int(match[2]) - 1}.{layer}" if layer else ""
-
-
-def _to_torch(module: str) -> str:
-    """The inverse of `_to_flax`."""
-    match = re.fullmatch(r"stages_(\d)_(\d+)\.(.+)", module)
-    if match is None:
-        return rename.inverse(_LAYERS).get(module, "")
-    layer = rename.inverse(_IN_BLOCK).get(match[3], "")
-    return f"s{int(match[1]) + 1}.b{int(match[2]) + 1}.{layer}"
-
-
+_to_flax, _to_torch = common.block_names(_LAYERS, _IN_BLOCK, "s{}.b{}", first=1)
 _NAMES = Names(common.leaves(_to_flax), _to_flax, _to_torch, head=re.compile(r"head\.fc"))
 flax_path, torch_name, of_head = _NAMES.flax_path, _NAMES.torch_name, _NAMES.of_head
 to_flax_layout, to_torch_layout = common.to_flax_layout, common.to_torch_layout

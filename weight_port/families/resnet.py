@@ -65,25 +65,7 @@ _LAYERS = {"conv1": "stem", "bn1": "stem_norm", "fc": "fc"}
 _IN_BLOCK = {"downsample.0": "shortcut", "downsample.1": "shortcut_norm"}
 _IN_BLOCK |= {f"conv{n}": f"conv{n}" for n in (1, 2, 3)} | {f"bn{n}": f"norm{n}" for n in (1, 2, 3)}
 
-
-def _to_flax(module: str) -> str:
-    """Our name of a module; "" if it is not of this family."""
-    match = re.fullmatch(r"layer([1-4])\.(\d+)\.(.+)", module)
-    if match is None:
-        return _LAYERS.get(module, "")
-    layer = _IN_BLOCK.get(match[3])
-    return f"stages_{int(match[1]) - 1}_{match[2]}.{layer}" if layer else ""
-
-
-def _to_torch(module: str) -> str:
-    """The inverse of `_to_flax`."""
-    match = re.fullmatch(r"stages_(\d)_(\d+)\.(.+)", module)
-    if match is None:
-        return rename.inverse(_LAYERS).get(module, "")
-    layer = rename.inverse(_IN_BLOCK).get(match[3], "")
-    return f"layer{int(match[1]) + 1}.{match[2]}.{layer}"
-
-
+_to_flax, _to_torch = common.block_names(_LAYERS, _IN_BLOCK, "layer{}.{}", first=0)
 _NAMES = Names(common.leaves(_to_flax), _to_flax, _to_torch, head=re.compile("fc"))
 flax_path, torch_name, of_head = _NAMES.flax_path, _NAMES.torch_name, _NAMES.of_head
 to_flax_layout, to_torch_layout = common.to_flax_layout, common.to_torch_layout
