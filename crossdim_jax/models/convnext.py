@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from crossdim_jax.errors import lookup
 from crossdim_jax.models.conv import Conv, Depth
 from crossdim_jax.models.depth import Strides
-from crossdim_jax.models.family import LAYER, Encoder, Feature
+from crossdim_jax.models.family import LAYER, Encoder, EncoderModule, Feature
 from crossdim_jax.models.initial import Initialiser, ones, zeros
 from crossdim_jax.models.layers import DropPath
 from crossdim_jax.ops import ACTIVATIONS
@@ -110,7 +110,7 @@ class ConvNeXtBlock(nn.Module):
         return x + DropPath(self.drop_path_rate, name="drop_path")(y, train=train)
 
 
-class ConvNeXt(nn.Module):
+class ConvNeXt(EncoderModule, kw_only=True):
     """The convolutional body of a ConvNeXt.
 
     `__call__(x (b, *spatial, c))` returns four features `(b, *spatial / reduction, channels)`,
@@ -123,27 +123,18 @@ class ConvNeXt(nn.Module):
         its windows either keep the size or do not overlap, where every padding is the same.
       eps: of its norms, 1e-6 for published weights.
       drop_path_rate: stochastic depth of the last block; grows linearly from 0 at the first.
-      depth_kernels, depth_strides, depth_padding, factorised, dtype, ops_mode: see `EfficientNet`.
+      depth_kernels, depth_strides, depth_padding, factorised, dtype, ops_mode: see `EncoderModule`.
         A stride takes whole windows in the plane; along depth also the last part of one.
     """
 
     variant: str = "tiny"
     norm: str = LAYER
-    padding: str = "symmetric"
     eps: float = 1e-6
     drop_path_rate: float = 0.2
-    depth_kernels: int | tuple[int, ...] | None = None
-    depth_strides: int | tuple[int, ...] | None = None
-    depth_padding: str = "zero"
-    factorised: bool = False
-    dtype: Any = jnp.float32
-    ops_mode: str = "auto"
 
-    def depths(self) -> tuple[Depth, ...]:
-        """Depth options of the stem, then of each stage; ValueError as `Strides.depths` says."""
-        return strides(self.variant).depths(
-            self.depth_kernels, self.depth_strides, self.depth_padding, self.factorised
-        )
+    def strides(self) -> Strides:
+        """See `EncoderModule.strides`."""
+        return strides(self.variant)
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> list[jax.Array]:

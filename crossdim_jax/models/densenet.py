@@ -16,7 +16,7 @@ from crossdim_jax import ops
 from crossdim_jax.errors import lookup
 from crossdim_jax.models.conv import Conv, Depth
 from crossdim_jax.models.depth import Strides
-from crossdim_jax.models.family import Encoder, Feature
+from crossdim_jax.models.family import Encoder, EncoderModule, Feature
 from crossdim_jax.models.layers import Norm, max_pool
 
 BOTTLENECK = 4  # channels between a layer's two convolutions, per channel of growth
@@ -110,7 +110,7 @@ class DenseLayer(nn.Module):
         return x
 
 
-class DenseNet(nn.Module):
+class DenseNet(EncoderModule, kw_only=True):
     """The convolutional body of a DenseNet.
 
     `__call__(x (b, *spatial, c))` returns five features `(b, *spatial / reduction, channels)`,
@@ -118,25 +118,19 @@ class DenseNet(nn.Module):
 
     Attributes:
       variant: a key of `ROWS`.
-      norm, padding, eps, dtype, ops_mode: see `EfficientNet`.
+      norm, padding, eps, dtype, ops_mode: see `EncoderModule`.
       drop_path_rate: of no use here: there are no residual branches.
-      depth_kernels, depth_strides, depth_padding: see `EfficientNet`. The stem's maxima and the
+      depth_kernels, depth_strides, depth_padding: see `EncoderModule`. The stem's maxima and the
         transitions' means look along depth only where that is strided. Means are of whole windows
         in the plane; along depth also of the last part of one.
       factorised: must be False: there are no depthwise convolutions.
     """
 
     variant: str = "121"
-    norm: str = "batch"
-    padding: str = "symmetric"
-    eps: float = 1e-5
-    drop_path_rate: float = 0.0
-    depth_kernels: int | tuple[int, ...] | None = None
-    depth_strides: int | tuple[int, ...] | None = None
-    depth_padding: str = "zero"
-    factorised: bool = False
-    dtype: Any = jnp.float32
-    ops_mode: str = "auto"
+
+    def strides(self) -> Strides:
+        """See `EncoderModule.strides`."""
+        return strides(self.variant)
 
     def depths(self) -> tuple[Depth, ...]:
         """Depth options of the stem, then of each stage.
@@ -148,9 +142,7 @@ class DenseNet(nn.Module):
             raise ValueError(
                 f"factorised=True: densenet{self.variant} has no depthwise kernels to factorise"
             )
-        return strides(self.variant).depths(
-            self.depth_kernels, self.depth_strides, self.depth_padding
-        )
+        return super().depths()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> list[jax.Array]:

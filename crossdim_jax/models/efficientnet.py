@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from crossdim_jax.models.conv import Blur, Conv, Depth
 from crossdim_jax.models.depth import Strides
 from crossdim_jax.models.efficientnet_table import ROWS, VARIANTS, Block, Network, network
-from crossdim_jax.models.family import Encoder, Feature
+from crossdim_jax.models.family import Encoder, EncoderModule, Feature
 from crossdim_jax.models.layers import DropPath, Norm, SqueezeExcite
 
 
@@ -132,54 +132,30 @@ class EfficientNetBlock(nn.Module):
         return jax.nn.sigmoid(logits.reshape(x.shape[0], -1))
 
 
-class EfficientNet(nn.Module):
+class EfficientNet(EncoderModule, kw_only=True):
     """The convolutional body of an EfficientNet.
 
     `__call__(x (b, *spatial, c))` returns five features `(b, *spatial / reduction, channels)`,
     finest first, as `feature_info` says: the stem's activated output /2, then the last block's
     output at /4, /8, /16 and /32 (B0: stages 1, 2, 4 and 6).
 
-    The depth options are for volumes; a 2D network ignores them. An entry for each stage means a
-    tuple whose entry 0 is the stem's.
-
     Attributes:
       variant: a key of `efficientnet_table.ROWS`.
-      norm: "batch", "frozen", "instance" or "group", see `layers.Norm`.
-      padding: "same" for TensorFlow-trained weights, "symmetric" for PyTorch-trained ones; the two
-        are not interchangeable at stride 2.
-      eps: of the norms; 1e-3 for TensorFlow-trained weights, 1e-5 for PyTorch-trained ones.
-      drop_path_rate: stochastic depth of the last block; grows linearly from 0 at the first.
-      depth_kernels: taps along depth of every convolution that has more than one in the plane:
-        None: as many as there; a number, or one for each stage.
-      depth_strides: strides along depth: None: those of the plane; a number, which takes their
-        place, or one for each stage, 1 where the plane has none.
-      depth_padding: "zero", "edge" or "reflect" beyond the first and the last slice.
-      factorised: whether depthwise convolutions are one in the plane, then a filter along depth.
-      dtype: compute dtype; parameters are float32.
-      ops_mode: "auto", "lax", "fast" or "unfolded", see `ops.choose`.
+      norm, padding, ..., ops_mode: see `EncoderModule`.
     """
 
     variant: str = "b0"
-    norm: str = "batch"
     padding: str = "same"
     eps: float = 1e-3
     drop_path_rate: float = 0.2
-    depth_kernels: int | tuple[int, ...] | None = None
-    depth_strides: int | tuple[int, ...] | None = None
-    depth_padding: str = "zero"
-    factorised: bool = False
-    dtype: Any = jnp.float32
-    ops_mode: str = "auto"
 
     def network(self) -> Network:
         """The blocks that it is made of."""
         return network(self.variant)
 
-    def depths(self) -> tuple[Depth, ...]:
-        """Depth options of the stem, then of each stage; ValueError as `Strides.depths` says."""
-        return strides(self.variant, self.network()).depths(
-            self.depth_kernels, self.depth_strides, self.depth_padding, self.factorised
-        )
+    def strides(self) -> Strides:
+        """See `EncoderModule.strides`."""
+        return strides(self.variant, self.network())
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> list[jax.Array]:

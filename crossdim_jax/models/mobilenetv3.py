@@ -77,7 +77,7 @@ def network(variant: str) -> Network:
     )
 
 
-class MobileNetV3(efficientnet.EfficientNet):
+class MobileNetV3(efficientnet.EfficientNet, kw_only=True):
     """The convolutional body of a MobileNetV3; attributes and features as `EfficientNet`'s.
 
     Attributes:

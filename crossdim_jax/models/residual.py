@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from crossdim_jax.models.conv import Conv, Depth
 from crossdim_jax.models.depth import Strides
-from crossdim_jax.models.family import Encoder, Feature
+from crossdim_jax.models.family import Encoder, EncoderModule, Feature
 from crossdim_jax.models.layers import DropPath, Norm, SqueezeExcite, max_pool
 from crossdim_jax.ops import ACTIVATIONS
 
@@ -155,7 +154,7 @@ class ResidualBlock(nn.Module):
         return norm(x, train=train)
 
 
-class ResidualNet(nn.Module):
+class ResidualNet(EncoderModule, kw_only=True):
     """The convolutional body of a residual network.
 
     `__call__(x (b, *spatial, c))` returns features `(b, *spatial / reduction, channels)`, finest
@@ -175,16 +174,10 @@ class ResidualNet(nn.Module):
 
     network: Network
     title: str
-    norm: str = "batch"
-    padding: str = "symmetric"
-    eps: float = 1e-5
-    drop_path_rate: float = 0.0
-    depth_kernels: int | tuple[int, ...] | None = None
-    depth_strides: int | tuple[int, ...] | None = None
-    depth_padding: str = "zero"
-    factorised: bool = False
-    dtype: Any = jnp.float32
-    ops_mode: str = "auto"
+
+    def strides(self) -> Strides:
+        """See `EncoderModule.strides`."""
+        return strides(self.title, self.network)
 
     def depths(self) -> tuple[Depth, ...]:
         """Depth options of the stem, then of each stage.
@@ -195,9 +188,7 @@ class ResidualNet(nn.Module):
         """
         if self.factorised and not any(b.group for blocks in self.network.stages for b in blocks):
             raise ValueError(f"{self.title!r} has no grouped convolution that could be factorised")
-        return strides(self.title, self.network).depths(
-            self.depth_kernels, self.depth_strides, self.depth_padding, self.factorised
-        )
+        return super().depths()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> list[jax.Array]:
@@ -232,7 +223,7 @@ def encoder(family: str, name: str, network: Callable[[], Network]) -> Encoder:
     """Row of an encoder whose blocks `network()` gives."""
     return Encoder(
         family=family,
-        build=lambda **attributes: ResidualNet(network(), name, **attributes),
+        build=lambda **attributes: ResidualNet(network=network(), title=name, **attributes),
         stem="stem/kernel",
         norm="batch",
         info=lambda: feature_info(name, network()),

@@ -4,15 +4,13 @@ Its features begin at the image's own resolution.
 """
 
 import functools
-from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from crossdim_jax.models.conv import Conv, Depth
 from crossdim_jax.models.depth import Strides
-from crossdim_jax.models.family import NONE, Encoder, Feature
+from crossdim_jax.models.family import NONE, Encoder, EncoderModule, Feature
 from crossdim_jax.models.layers import Norm, max_pool
 from crossdim_jax.ops import ACTIVATIONS
 
@@ -47,7 +45,7 @@ def parameters(variant: str, *, normalised: bool, in_channels: int = 3) -> int:
     return total
 
 
-class VGG(nn.Module):
+class VGG(EncoderModule, kw_only=True):
     """The convolutional body of a VGG.
 
     `__call__(x (b, *spatial, c))` returns six features `(b, *spatial / reduction, channels)`,
@@ -68,16 +66,10 @@ class VGG(nn.Module):
 
     variant: str = "vgg16"
     normalised: bool = False
-    norm: str = "batch"
-    padding: str = "symmetric"
-    eps: float = 1e-5
-    drop_path_rate: float = 0.0
-    depth_kernels: int | tuple[int, ...] | None = None
-    depth_strides: int | tuple[int, ...] | None = None
-    depth_padding: str = "zero"
-    factorised: bool = False
-    dtype: Any = jnp.float32
-    ops_mode: str = "auto"
+
+    def strides(self) -> Strides:
+        """See `EncoderModule.strides`."""
+        return strides(self.variant)
 
     def depths(self) -> tuple[Depth, ...]:
         """Depth options of the first convolution, then of each stage.
@@ -90,8 +82,7 @@ class VGG(nn.Module):
             raise ValueError(
                 f"{self.variant!r} has no grouped convolution that could be factorised"
             )
-        options = self.depth_kernels, self.depth_strides, self.depth_padding
-        return strides(self.variant).depths(*options)
+        return super().depths()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> list[jax.Array]:

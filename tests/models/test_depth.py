@@ -104,12 +104,12 @@ def test_options_that_do_not_fit_are_refused_before_any_data_is_read(wrong, mess
 
 def test_one_tap_and_no_stride_is_the_2d_network_on_every_slice(rng):
     """Of a network without squeeze-and-excitation, whose gates see the whole volume."""
-    deep = EfficientNet("lite0", depth_kernels=1, depth_strides=1, ops_mode="lax")
+    deep = EfficientNet(variant="lite0", depth_kernels=1, depth_strides=1, ops_mode="lax")
     volume = jnp.asarray(rng.normal(size=(1, 3, 40, 33, 2)), jnp.float32)
     variables = models.init(deep, 0, volume.shape)
     flat = jax.tree.map(lambda a: a[0] if a.ndim == 5 else a, variables)
     found = jax.jit(deep.apply)(variables, volume)
-    slices = jax.jit(EfficientNet("lite0", ops_mode="lax").apply)(flat, volume[0])
+    slices = jax.jit(EfficientNet(variant="lite0", ops_mode="lax").apply)(flat, volume[0])
     for feature, expected in zip(found, slices, strict=True):
         scale = float(jnp.abs(expected).max())
         np.testing.assert_allclose(feature[0], expected, rtol=1e-4, atol=1e-5 * scale)

@@ -21,7 +21,7 @@ def count(tree):
 @functools.cache
 def traced(variant, nd, norm="batch"):
     """The shapes of features and variables for a volume or image of edge 64."""
-    model = efficientnet.EfficientNet(variant, norm=norm, drop_path_rate=0.0)
+    model = efficientnet.EfficientNet(variant=variant, norm=norm, drop_path_rate=0.0)
     x = jnp.zeros((1, *(64,) * nd, 3))
     return jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), x))
 

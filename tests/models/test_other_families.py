@@ -115,7 +115,7 @@ def test_channel_norm_is_of_each_voxel_alone(rng):
 
 
 def test_branches_of_convnext_start_small_and_are_dropped_while_training_only(rng):
-    model = ConvNeXt("cut", drop_path_rate=0.5)
+    model = ConvNeXt(variant="cut", drop_path_rate=0.5)
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     program = jax.make_jaxpr(
         lambda v, x, train: model.apply(v, x, train=train, rngs={"dropout": jax.random.key(0)}),
