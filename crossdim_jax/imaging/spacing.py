@@ -131,15 +131,6 @@ def probability_slices(
         yield _plane(pair.astype(np.float32, copy=False), share[z], shape[1:], separate)
 
 
-def resample_probabilities(
-    probabilities: np.ndarray, shape: Sequence[int], separate: int | None = None
-) -> np.ndarray:
-    """Probabilities (z, y, x, k) brought to (*shape, k), see `probability_slices`."""
-    if probabilities.shape[:-1] == tuple(shape):
-        return probabilities
-    return np.stack(list(probability_slices(probabilities, shape, separate)))
-
-
 def _cubic(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     if array.shape == tuple(shape):
         return array

@@ -139,13 +139,16 @@ def read_label(
     return _whole(path, array), geometry
 
 
-def write_label(path: str | os.PathLike, label: np.ndarray, geometry: Geometry) -> Path:
-    """Writes a label map on the grid of an image, all or nothing, uint8 or, where needed, uint16.
+def write_label(
+    path: str | os.PathLike, label: np.ndarray, geometry: Geometry, dtype: np.dtype | None = None
+) -> Path:
+    """Writes a label map on the grid of an image, all or nothing.
 
     Args:
       path: ends in a format of `WRITERS`; its folder is created.
       label: (z, y, x), whole numbers from 0 to 65535, in the order of `geometry`.
       geometry: of the image that it belongs to, in whatever format that is.
+      dtype: on disk; None: uint8 or, where a value needs it, uint16.
 
     Returns:
       The path.
@@ -161,7 +164,7 @@ def write_label(path: str | os.PathLike, label: np.ndarray, geometry: Geometry) 
             f"{path}: label maps are not written as {ending or 'that'!r}; known: {known}"
         )
     label = _whole(path, label)
-    return WRITERS[ending](path, label, geometry, label.dtype)
+    return WRITERS[ending](path, label, geometry, dtype or label.dtype)
 
 
 def _meta(path: Path, label: np.ndarray, geometry: Geometry, dtype: np.dtype) -> Path:

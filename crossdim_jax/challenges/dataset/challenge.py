@@ -323,10 +323,7 @@ class Dataset(Challenge):
     def write(self, path: str | os.PathLike, label: np.ndarray, geometry: Geometry) -> Path:
         """See `Challenge.write`: uint8, or uint16 where the data set has values above 255."""
         self.check_label(Path(path), label)
-        ending = volume.suffix_of(path)
-        if ending not in volume.WRITERS:
-            raise DataError(f"{path}: is written as none of {', '.join(volume.WRITERS)}")
-        return volume.WRITERS[ending](Path(path), label, geometry, self.labels.dtype)
+        return volume.write_label(path, label, geometry, self.labels.dtype)
 
     def official_folds(self, root: str | os.PathLike) -> int:
         """See `Challenge.official_folds` and `folds.count`."""
