@@ -6,6 +6,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from crossdim_jax import challenges
+
 AFFINE = np.diag([-1.0, -1.2, 2.0, 1.0])
 SHAPE = (9, 8, 6)  # on disk (x, y, z)
 LABELS = {"background": 0, "liver": 1, "spleen": 2}
@@ -93,3 +95,7 @@ def datalist(root: Path, name="datalist.json", entries=None, **keys) -> Path:
             )
     (root / name).write_text(json.dumps({"training": entries} | keys))
     return root
+
+
+def challenge(root, **settings):
+    return challenges.get("dataset", root=str(root), **settings)

@@ -1,5 +1,4 @@
 import dataclasses
-import gzip
 import json
 
 import nibabel as nib
@@ -9,9 +8,8 @@ import pytest
 from crossdim_jax import challenges
 from crossdim_jax.challenges.brats.challenge import CONVENTIONS, BraTS
 from crossdim_jax.errors import ConfigError, DataError
-from crossdim_jax.imaging import nifti
+from tests.brats_folders import FOUR, plain, rewrite
 
-FOUR = ("flair", "t1", "t1ce", "t2")
 # The table of the releases, by hand: value -> (in WT, in TC, in ET).
 TABLE = {
     "2015": {0: (0, 0, 0), 1: (1, 1, 0), 2: (1, 0, 0), 3: (1, 1, 0), 4: (1, 1, 1)},
@@ -22,23 +20,11 @@ TABLE = {
 }
 
 
-def plain(convention="2021", modalities=FOUR, **kwargs):
-    return BraTS("plain", convention, modalities, **kwargs)
-
-
 @pytest.fixture
 def files(tmp_path, write_case):
     write_case(tmp_path, "a", FOUR)
     [case] = plain().cases(tmp_path, labelled=True)
     return case
-
-
-def rewrite(path, array=None, affine=None, dtype=None):
-    image = nib.load(path)
-    array = np.asanyarray(image.dataobj) if array is None else array
-    affine = image.affine if affine is None else affine
-    dtype = dtype or array.dtype
-    nib.save(nib.Nifti1Image(array.astype(dtype), affine, dtype=dtype), path)
 
 
 @pytest.mark.parametrize("convention", TABLE)
@@ -245,62 +231,6 @@ def test_written_labels_are_checked_against_the_convention(files, tmp_path):
         plain().write(tmp_path / "b.nii.gz", np.full_like(case.label, 3), case.geometry)
 
 
-def raw_header(path):
-    """The header's own bytes: nibabel takes intensity scaling out of the headers that it loads."""
-    opened = gzip.open(path) if path.suffix == ".gz" else open(path, "rb")
-    with opened as file:
-        return nib.Nifti1Header(file.read(348))
-
-
-@pytest.mark.parametrize("label", [None, np.uint8, np.int64, np.float64])
-@pytest.mark.parametrize("image", [np.uint8, np.int16, np.uint16, np.int64, ">i2", np.float32])
-def test_labels_are_written_in_the_smallest_type(tmp_path, write_case, image, label):
-    write_case(tmp_path, "a", ("flair",))
-    challenge = plain("2015", ("flair",))
-    [files] = challenge.cases(tmp_path, labelled=True)
-    source = nib.load(files.images[0])
-    dtype = np.dtype(image)
-    header = nib.Nifti1Header(endianness=">" if dtype.byteorder == ">" else "<")
-    header.set_data_dtype(dtype)
-    volume = np.asanyarray(source.dataobj).astype(dtype)
-    nib.save(nib.Nifti1Image(volume, source.affine, header), files.images[0])
-    if label is not None:
-        rewrite(files.label, dtype=label)
-    case = challenge.load(files if label is not None else dataclasses.replace(files, label=None))
-    result = np.arange(case.image[..., 0].size, dtype=np.uint8).reshape(case.image.shape[:3]) % 5
-    path = challenge.write(tmp_path / "out.nii.gz", result, case.geometry)
-    back = nib.load(path)
-    np.testing.assert_array_equal(back.affine, source.affine)
-    assert back.header.endianness == "<" and np.asanyarray(back.dataobj).dtype == np.uint8
-    np.testing.assert_array_equal(nifti.read_label(path)[0], result)
-    header = raw_header(path)
-    assert (float(header["scl_slope"]), float(header["scl_inter"])) == (1, 0)
-
-
-def test_the_scaling_of_the_image_is_not_that_of_the_label(tmp_path, write_case):
-    write_case(tmp_path, "a", ("flair",))
-    challenge = plain("2015", ("flair",))
-    [files] = challenge.cases(tmp_path, labelled=False)
-    scaled = nib.Nifti1Image(np.linspace(1, 2, 210).reshape(7, 6, 5), nib.load(files.label).affine)
-    scaled.set_data_dtype(np.int16)
-    nib.save(scaled, files.images[0])
-    assert raw_header(files.images[0])["scl_slope"] != 1
-    case = challenge.load(dataclasses.replace(files, label=None))
-    path = challenge.write(tmp_path / "out.nii", np.full((5, 6, 7), 4, np.uint8), case.geometry)
-    header = raw_header(path)
-    assert (float(header["scl_slope"]), float(header["scl_inter"])) == (1, 0)
-    assert header.get_data_dtype() == np.uint8
-    assert set(np.unique(np.asanyarray(nib.load(path).dataobj))) == {4}
-
-
-def test_the_decathlons_predictions_are_3d_labels(tmp_path, write_msd):
-    challenge = BraTS()
-    [files] = challenge.cases(write_msd(tmp_path, ["BRATS_001"]), labelled=True)
-    case = challenge.load(dataclasses.replace(files, label=None))
-    path = challenge.write(tmp_path / "out.nii.gz", np.ones((5, 6, 7), np.uint8), case.geometry)
-    assert nib.load(path).get_data_dtype() == np.uint8 and nib.load(path).shape == (7, 6, 5)
-
-
 def test_scores_of_a_case_and_their_summary(rng):
     challenge = plain()
     truth = np.zeros((9, 9, 9), np.uint8)
@@ -396,18 +326,6 @@ def test_a_real_case_of_2015(shared_data):
     assert set(np.unique(case.label)) == {0, 1, 2, 3, 4}
     with pytest.raises(DataError, match="holds label 3"):
         plain("2021", ("flair", "t1ce")).load(files)
-
-
-def test_a_real_label_is_written_on_its_own_grid(shared_data, tmp_path):
-    challenge = BraTS()
-    [files] = challenge.cases(shared_data / "brats2021", labelled=True)
-    label, _ = nifti.read_label(files.label)
-    case = challenge.load(dataclasses.replace(files, label=None))
-    back = nib.load(challenge.write(tmp_path / "a.nii.gz", label, case.geometry))
-    source = nib.load(files.label)
-    assert back.get_data_dtype() == np.uint8
-    np.testing.assert_array_equal(np.asanyarray(back.dataobj), np.asanyarray(source.dataobj))
-    np.testing.assert_array_equal(back.affine, nib.load(files.images[0]).affine)
 
 
 def test_layers_are_disjoint_and_fill_the_whole_tumour():
