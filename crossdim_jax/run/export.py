@@ -214,6 +214,7 @@ def _write_rest(
     from crossdim_jax.export import card
     from crossdim_jax.export import folder as layout
 
+    summary = _summary(experiment.workdir)
     challenge, dtype = experiment.challenge, jax.numpy.dtype(experiment.model.dtype).name
     own = layout.own_record(
         challenge,
@@ -229,12 +230,18 @@ def _write_rest(
             "onnx": onnx.__version__,
             "jax": jax.__version__,
         },
-        scores=_scores(experiment.workdir),
+        scores=summary.get("statistics"),
     )
     record = card.bundle(challenge, experiment.data.patch, licence, own)
     table = experiment.workdir / run_folder.EVALUATION / "table.md"
     scores = read_bytes(table).decode() if table.exists() else ""
-    notes = []
+    notes, provenance = [], summary.get("provenance")
+    scored = provenance.get("checkpoint_step") if isinstance(provenance, dict) else None
+    if scored is not None and scored not in [one["step"] for one in weights]:
+        notes.append(
+            f"The scores are of the weights of step {scored}; those here are of step "
+            f"{weights[0]['step']}: evaluate the run again before an export."
+        )
     if dtype != "float32":
         notes.append(f"Trained in {dtype}, exported in float32: results may differ in few voxels.")
     for name, content in {
@@ -248,10 +255,9 @@ def _write_rest(
             write_text(folder / name, content)
 
 
-def _scores(workdir: Path) -> Any:
-    """Statistics of the held-out cases by metric; None where nothing was evaluated."""
+def _summary(workdir: Path) -> dict[str, Any]:
+    """Record of the held-out cases' scores; empty where nothing was evaluated."""
     path = workdir / run_folder.EVALUATION / "summary.json"
     if not path.exists():
-        return None
-    summary = read_record(path, remedy="evaluate the run again", constants=True)
-    return summary.get("statistics")
+        return {}
+    return read_record(path, remedy="evaluate the run again", constants=True)

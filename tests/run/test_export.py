@@ -183,3 +183,13 @@ def test_the_runner_imports_neither_jax_nor_what_trains():
             challenges.find(name)
     """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_scores_of_other_weights_are_said_to_be_that(job, tmp_path):
+    folder = job.workdir / "evaluation"
+    folder.mkdir(exist_ok=True)
+    for step, differs in ((7, False), (5, True)):
+        record = {"statistics": {}, "provenance": {"checkpoint_step": step}}
+        (folder / "summary.json").write_text(json.dumps(record))
+        card = export.run(job, str(tmp_path / str(step))) / "docs" / "README.md"
+        assert ("scores are of the weights of step 5" in card.read_text()) == differs
