@@ -46,7 +46,7 @@ def _data() -> ConfigDict:
 
 
 def _weights() -> ConfigDict:
-    """Those of the encoder, in a file that is made by `python -m weight_port --config=...`."""
+    """Weights of the encoder, in a file that is made by `python -m weight_port --config=...`."""
     weights = ConfigDict()
     weights.file = ""  # a .safetensors file; "" starts from random parameters
     # The next four are what the file is made with, and what it is checked against.
@@ -119,7 +119,7 @@ def _train() -> ConfigDict:
 
 
 def _mesh() -> ConfigDict:
-    """How the devices share the work."""
+    """Shares of the devices in the work."""
     mesh = ConfigDict()
     mesh.data = -1  # devices that share a batch; -1: as many as share it evenly
     mesh.depth = 1  # devices that share the depth of a volume
@@ -127,7 +127,7 @@ def _mesh() -> ConfigDict:
 
 
 def _inference() -> ConfigDict:
-    """How whole images are predicted."""
+    """Prediction of whole images."""
     inference = ConfigDict()
     inference.mode = "window"  # or whole: a volume in one piece, shared over mesh.depth
     inference.overlap = 0.5  # of neighbouring windows

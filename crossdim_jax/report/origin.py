@@ -1,4 +1,4 @@
-"""Where a run's encoder came from: the line of its weights, and what their certificate measured."""
+"""Origin of a run's encoder: the line of its weights, and what their certificate measured."""
 
 from collections.abc import Mapping
 from typing import Any

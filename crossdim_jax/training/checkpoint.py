@@ -342,7 +342,7 @@ def _manager(folder: Path, keep: int | None, *, read_only: bool = False) -> ocp.
 
 
 def _together() -> ocp.options.MultiprocessingOptions:
-    """How processes wait for each other while they write.
+    """Barriers of processes while they write.
 
     Those that are named do so through the runtime's service. Otherwise it would be on their
     devices, and behind what is computed there: a stop saves while a validation is compiled.

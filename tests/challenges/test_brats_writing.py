@@ -1,4 +1,4 @@
-"""How labels of BraTS are written."""
+"""Labels of BraTS as they are written."""
 
 import dataclasses
 import gzip

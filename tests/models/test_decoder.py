@@ -15,33 +15,25 @@ from crossdim_jax.models import encoders
 from crossdim_jax.models.conv import Conv
 from crossdim_jax.models.decoder import SkipDecoder, by_level
 from crossdim_jax.models.depth import Strides
-from crossdim_jax.models.family import Encoder, Feature
+from crossdim_jax.models.family import Encoder, EncoderModule, Feature
 
 FIRST = {"toy_1": (1, 2, 2, 2, 2, 2), "toy_2": (2,) * 5, "toy_4": (4, 2, 2, 2)}
 
 
-class Toy(nn.Module):
+class Toy(EncoderModule, kw_only=True):
     """One convolution for each feature, the first with the stride that the features begin at."""
 
-    strides: Strides
-    norm: str = "batch"
-    padding: str = "same"
-    eps: float = 1e-3
-    drop_path_rate: float = 0.0
-    depth_kernels: int | tuple[int, ...] | None = None
-    depth_strides: int | tuple[int, ...] | None = None
-    depth_padding: str = "zero"
-    factorised: bool = False
-    dtype: jnp.dtype = jnp.float32
-    ops_mode: str = "auto"
+    in_plane: Strides
 
-    def depths(self):
-        return self.strides.depths(self.depth_kernels, self.depth_strides)
+    def strides(self):
+        return self.in_plane
 
     @nn.compact
     def __call__(self, x, *, train=False):
         features = []
-        for i, (stride, depth) in enumerate(zip(self.strides.in_plane, self.depths(), strict=True)):
+        for i, (stride, depth) in enumerate(
+            zip(self.in_plane.in_plane, self.depths(), strict=True)
+        ):
             x = Conv(3 + i, 3, stride, depth=depth, ops_mode="lax", name=f"stage_{i}")(x)
             features.append(x)
         return features
@@ -55,7 +47,7 @@ def toys(monkeypatch):
         features = [Feature(3 + i, r) for i, r in enumerate(strides.reductions())]
         row = Encoder(
             family="toy",
-            build=functools.partial(Toy, strides),
+            build=functools.partial(Toy, in_plane=strides),
             stem="stage_0/kernel",
             norm="batch",
             info=functools.partial(tuple, features),

@@ -117,7 +117,7 @@ def _names(metadata: Mapping[str, Any]) -> str:
 
 
 def _kernels(metadata: dict[str, Any], converted: Converted) -> str:
-    """How many kernels were inflated by which mode, and their taps by stage."""
+    """Number of kernels that each mode inflated, and their taps by stage."""
     modes = list(converted.modes.values())
     if not modes:
         return ""

@@ -106,7 +106,7 @@ def _is_state_dict(content: Any) -> bool:
 
 
 def _contents(content: Any) -> str:
-    """What was found, in few words; of a mapping its first keys and what they lead to."""
+    """Description of what was found, in few words; of a mapping its first keys and values."""
     if not isinstance(content, Mapping):
         return f"a {type(content).__name__}"
     shown = []

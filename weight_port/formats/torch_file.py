@@ -31,7 +31,7 @@ Numbers = Callable[[Storage], bytes]
 
 
 def read(path: Path) -> tuple[Any, Callable[[Mapping[str, Any]], dict[str, np.ndarray]]]:
-    """What a checkpoint holds, and the reader of its tensors.
+    """Content of a checkpoint, and the reader of its tensors.
 
     Returns:
       the file's content as plain values, in which tensors are described only; and a function that
@@ -150,7 +150,7 @@ def _bytes(tensor: Tensor) -> int:
 
 
 def _problem(tensor: Tensor | NoTensor) -> str | None:
-    """What keeps a tensor from being an array, in words."""
+    """Reason why a tensor cannot be an array, in words; None if it can."""
     if isinstance(tensor, NoTensor):
         return tensor.problem
     kind = tensor.storage.kind

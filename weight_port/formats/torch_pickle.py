@@ -257,12 +257,12 @@ _STEPS: Mapping[str, Callable[[list[Any], dict[int, Any], list[int], Any], Any]]
 
 
 def taken(tensor: Tensor) -> int:
-    """How many numbers a tensor has."""
+    """Number of a tensor's entries."""
     return math.prod(tensor.shape)
 
 
 def reach(tensor: Tensor) -> int:
-    """How many numbers of its storage lie up to a tensor's last one."""
+    """Number of its storage's entries up to a tensor's last one."""
     if not taken(tensor):
         return 0
     steps = zip(tensor.shape, tensor.strides, strict=True)
