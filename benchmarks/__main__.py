@@ -10,10 +10,13 @@ import json
 import os
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
+
+Row = dict[str, Any]
 
 
 def arguments() -> argparse.Namespace:
@@ -40,12 +43,11 @@ def prepare(device: str) -> str:
     return machine.settle_openmp()
 
 
-def network_rows(options: argparse.Namespace, dtypes: list[str], measure) -> list[dict[str, Any]]:
-    """Forward, loss and gradient, training step of whole networks."""
+def network_rows(options: argparse.Namespace, dtypes: list[str], measure) -> Iterator[Row]:
+    """Forward, loss and gradient, training step of whole networks, each as it is measured."""
     from benchmarks import flops, inputs, ours, theirs
     from benchmarks.timing import Case
 
-    rows = []
     for network, dtype, task in itertools.product(ours.NETWORKS, dtypes, ours.TASKS):
         name = f"{network} {task}"
         if not re.search(options.only, name):
@@ -78,28 +80,27 @@ def network_rows(options: argparse.Namespace, dtypes: list[str], measure) -> lis
         image = (1, *size, inputs.MODALITIES)
         net, train = ours.model("lax", network=network), task != "forward"
         row["analytic_flops"] = flops.of_program(net, image, train=train)
-        rows.append(row)
-    return rows
+        yield row
 
 
-def operation_rows(options: argparse.Namespace, dtypes: list[str], measure) -> list[dict[str, Any]]:
+def operation_rows(options: argparse.Namespace, dtypes: list[str], measure) -> Iterator[Row]:
     """Every operation at the sizes it has in the network, forward and backward."""
     from benchmarks import operations
 
-    rows = []
     for dtype in dtypes:
         for operation in operations.operations(options.size):
             if re.search(options.only, operation.name):
-                rows.append(measure(operations.case(operation, dtype)))
-    return [row for row in rows if row is not None]
+                row = measure(operations.case(operation, dtype))
+                if row is not None:
+                    yield row
 
 
-def memory_rows(options: argparse.Namespace, dtypes: list[str], rows: list[dict[str, Any]]):
+def memory_rows(options: argparse.Namespace, dtypes: list[str], rows: list[Row]) -> Iterator[Row]:
     """Peak memory: eager variants that agree, and the one that was the fastest."""
     from benchmarks import memory, theirs
 
     if not re.search(options.only, "memory"):
-        return []
+        return
     steps = [r for r in rows if r["name"] == "dxnet training step"]
     wrong = {v for r in steps for v, ms in r["variants_ms"].items() if isinstance(ms, str)}
     fastest = {r["theirs"]["variant"] for r in steps}
@@ -109,11 +110,23 @@ def memory_rows(options: argparse.Namespace, dtypes: list[str], rows: list[dict[
         if str(v) in fastest or not (v.compiled or v.graph or str(v) in wrong)
     ]
     gc.collect()
-    found = []
     for dtype in dtypes:
-        found += memory.measure(options.size, dtype, options.ops, chosen)
+        yield from memory.measure(options.size, dtype, options.ops, chosen)
         _say(f"memory, {dtype}")
-    return found
+
+
+def _write(out: Path, result: dict[str, Any]) -> str:
+    """Writes what has been measured up to now, JSON and the table, each whole; returns the table.
+
+    A run that is cut off keeps it.
+    """
+    from benchmarks import report
+    from crossdim_jax.storage import files
+
+    text = report.render(result)
+    files.write_text(out, json.dumps(result, indent=1) + "\n")
+    files.write_text(out.with_suffix(".md"), text)
+    return text
 
 
 def _say(text: str) -> None:
@@ -128,7 +141,7 @@ def main() -> None:
     import jax
     import torch
 
-    from benchmarks import ours, report, scale, timing
+    from benchmarks import ours, scale, timing
 
     gpu = jax.default_backend() == "gpu"
     if gpu != torch.cuda.is_available():
@@ -175,12 +188,19 @@ def main() -> None:
         "rows": [],
         "memory": [],
         "scale": [],
+        "failed": failed,
     }
     result["judged"] = not gpu and options.size == 64 and options.ops == "auto"
-    result["rows"] += network_rows(options, dtypes, measure)
-    result["rows"] += operation_rows(options, dtypes, measure)
-    result["memory"] += memory_rows(options, dtypes, result["rows"])
-    result["failed"] = failed
+    out = Path(options.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for group, rows in (
+        ("rows", network_rows(options, dtypes, measure)),
+        ("rows", operation_rows(options, dtypes, measure)),
+        ("memory", memory_rows(options, dtypes, result["rows"])),
+    ):
+        for row in rows:
+            result[group].append(row)
+            _write(out, result)
     if not result["rows"] + result["memory"] + failed:
         sys.exit(
             f"--only={options.only!r} is found in no row's name; names are like 'dxnet forward', "
@@ -190,12 +210,7 @@ def main() -> None:
         result["scale"] = scale.dynunet(options) if gpu else []
     except Exception as error:
         failed.append(["MONAI's DynUNet", "bfloat16", timing.reason(error)])
-    out = Path(options.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    text = report.render(result)
-    out.write_text(json.dumps(result, indent=1) + "\n")
-    out.with_suffix(".md").write_text(text)
-    print(text)
+    print(_write(out, result))
     if failed:
         sys.exit(f"{len(failed)} rows failed, see above")
 

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +91,8 @@ def _child(arguments: list[str], environment: dict[str, str], limit_s: float) ->
 
 def measure(
     size: int, dtype: str, mode: str, variants: list[Any], limit_s: float = 600.0
-) -> list[dict[str, Any]]:
-    """Rows: ours while it compiles, ours from the compilation cache, and variants of the peer.
+) -> Iterator[dict[str, Any]]:
+    """Rows, as they are measured: ours while it compiles, ours from the compilation cache, and variants of the peer.
 
     Args:
       size: of the cube.
@@ -100,12 +101,11 @@ def measure(
       variants: `theirs.Variant`s.
       limit_s: for each process.
 
-    Returns:
+    Yields:
       rows of `imports_mb` (peak after the imports), `start_mb` (peak before the steps measured:
       compiling, the state), `steps_mb` (peak within the steps), `peak_mb` (of the whole process),
       on a GPU `device_mb` (the framework's own counter), or `failed`.
     """
-    rows = []
     with tempfile.TemporaryDirectory() as cache:
         environment = {
             "BENCH_OPS": mode,
@@ -116,12 +116,11 @@ def measure(
         }
         for name in ("ours, compiling", "ours, second start (compilation cache)"):
             row = _child(["ours", str(size), dtype], environment, limit_s)
-            rows.append({"side": "ours", "name": name, "dtype": dtype} | row)
+            yield {"side": "ours", "name": name, "dtype": dtype} | row
     for variant in variants:
         described = json.dumps(dataclasses.asdict(variant))
         row = _child(["theirs", str(size), dtype, described], {}, limit_s)
-        rows.append({"side": "theirs", "name": str(variant), "dtype": dtype} | row)
-    return rows
+        yield {"side": "theirs", "name": str(variant), "dtype": dtype} | row
 
 
 def main(argv: list[str]) -> None:
