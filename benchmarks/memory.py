@@ -92,7 +92,7 @@ def _child(arguments: list[str], environment: dict[str, str], limit_s: float) ->
 def measure(
     size: int, dtype: str, mode: str, variants: list[Any], limit_s: float = 600.0
 ) -> Iterator[dict[str, Any]]:
-    """Rows, as they are measured: ours while it compiles, ours from the compilation cache, and variants of the peer.
+    """Rows as they are measured: ours while it compiles and from the cache, variants of the peer.
 
     Args:
       size: of the cube.

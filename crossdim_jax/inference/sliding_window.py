@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from crossdim_jax.inference import device_sums
 from crossdim_jax.inference.windows import Windows
 from crossdim_jax.losses import ACTIVATIONS
 from crossdim_jax.runtime.sharding import replicated
@@ -29,9 +30,9 @@ def as_slices(logits: Callable[[Variables, jax.Array], jax.Array]) -> Callable:
 class SlidingWindow:
     """Predictor of whole images with a network that takes patches.
 
-    Compiles once: every window batch has the same shape, the last one filled up with zeros; flips
-    run through the same program. Sums are kept on the host in float32, so device memory does not
-    grow with the image.
+    The network compiles once: every window batch has the same shape, the last one filled up; flips
+    run through the same program. Sums are kept in float32: on the device where they fit, see
+    `device_sums.fit`, else on the host, so that images of any size can be predicted.
 
     Attributes:
       logits: `(variables, windows (b, *patch, c)) -> logits (b, *patch, k)`.
@@ -42,6 +43,7 @@ class SlidingWindow:
       activation: a key of `losses.ACTIVATIONS`.
       sharding: of a window batch, to spread it over devices; if they are of several processes,
         each calls with the same image and gets the whole result.
+      classes: k, so that sums can be kept on the device; None keeps them on the host.
 
     Raises:
       ConfigError: `overlap`, `window_batch` or a flip axis is out of range.
@@ -54,6 +56,7 @@ class SlidingWindow:
     window_batch: int = 1
     activation: str = "sigmoid"
     sharding: jax.sharding.NamedSharding | None = None
+    classes: int | None = None
 
     def __post_init__(self):
         _ = self._windows  # which checks what it is given
@@ -78,15 +81,27 @@ class SlidingWindow:
 
         An image smaller than the patch is padded with zeros, and cropped back.
         """
-        return self._windows(functools.partial(self._on_devices, variables), image)
+        if self.classes is not None and device_sums.fit(image.shape, self.classes, self._device):
+            probabilities = functools.partial(self._probabilities, variables)
+            return device_sums.predict(
+                self._windows, probabilities, image, self.classes, self.sharding
+            )
+        return self._windows(functools.partial(self._from_host, variables), image)
 
     def compiled(self, variables: Variables, channels: int):
         """The executable for a window batch, whose memory can be asked for."""
-        shape = (self.window_batch, *self.patch, channels)
-        windows = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=self.sharding)
-        return self._probabilities.lower(variables, windows).compile()
+        return self._probabilities.lower(variables, self._batch(channels)).compile()
 
-    def _on_devices(self, variables: Variables, windows: np.ndarray) -> np.ndarray:
+    @property
+    def _device(self) -> jax.Device:
+        mesh = None if self.sharding is None else self.sharding.mesh
+        return jax.local_devices()[0] if mesh is None else mesh.local_devices[0]
+
+    def _batch(self, channels: int) -> jax.ShapeDtypeStruct:
+        shape = (self.window_batch, *self.patch, channels)
+        return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=self.sharding)
+
+    def _from_host(self, variables: Variables, windows: np.ndarray) -> np.ndarray:
         if self.sharding is not None:
             windows = jax.make_array_from_callback(
                 windows.shape, self.sharding, windows.__getitem__

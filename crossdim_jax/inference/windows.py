@@ -86,10 +86,7 @@ class Windows:
           probabilities: `(window_batch, *patch, c) -> (window_batch, *patch, k)`.
           image: prepared for the network.
         """
-        spatial = image.shape[:-1]
-        low = [max(p - n, 0) // 2 for n, p in zip(spatial, self.patch, strict=True)]
-        high = [max(p - n, 0) - lo for n, p, lo in zip(spatial, self.patch, low, strict=True)]
-        image = np.pad(image, [*zip(low, high, strict=True), (0, 0)]).astype(np.float32)
+        image, inside = self.padded(image)
         weights = gaussian_window(self.patch)[..., None]
         total, norm = None, np.zeros((*image.shape[:-1], 1), np.float32)
         for places, windows in self._batches(image):
@@ -100,23 +97,32 @@ class Windows:
                 total[place] += weights * part
                 norm[place] += weights
         total /= norm
-        return total[tuple(slice(lo, lo + n) for lo, n in zip(low, spatial, strict=True))]
+        return total[inside]
+
+    def padded(self, image: np.ndarray) -> tuple[np.ndarray, tuple[slice, ...]]:
+        """An image that windows fit in, float32, zeros around it; and where in it the image is."""
+        spatial = image.shape[:-1]
+        low = [max(p - n, 0) // 2 for n, p in zip(spatial, self.patch, strict=True)]
+        high = [max(p - n, 0) - lo for n, p, lo in zip(spatial, self.patch, low, strict=True)]
+        image = np.pad(image, [*zip(low, high, strict=True), (0, 0)]).astype(np.float32)
+        return image, tuple(slice(lo, lo + n) for lo, n in zip(low, spatial, strict=True))
+
+    def starts(self, spatial: Sequence[int]) -> Iterator[tuple[tuple[int, ...], ...]]:
+        """Yields the first voxels of the windows of a padded image, `window_batch` at a time."""
+        axes = [window_starts(n, p, self.overlap) for n, p in zip(spatial, self.patch, strict=True)]
+        return itertools.batched(itertools.product(*axes), self.window_batch)
 
     def _batches(self, image: np.ndarray) -> Iterator[tuple[list[tuple[slice, ...]], np.ndarray]]:
         """Yields `(places, windows (window_batch, *patch, c))`."""
-        axes = [
-            window_starts(n, p, self.overlap)
-            for n, p in zip(image.shape[:-1], self.patch, strict=True)
-        ]
-        places = [
-            tuple(slice(s, s + p) for s, p in zip(starts, self.patch, strict=True))
-            for starts in itertools.product(*axes)
-        ]
-        for chunk in itertools.batched(places, self.window_batch):
+        for chunk in self.starts(image.shape[:-1]):
+            places = [
+                tuple(slice(s, s + p) for s, p in zip(start, self.patch, strict=True))
+                for start in chunk
+            ]
             windows = np.zeros((self.window_batch, *self.patch, image.shape[-1]), np.float32)
-            for i, place in enumerate(chunk):
+            for i, place in enumerate(places):
                 windows[i] = image[place]
-            yield list(chunk), windows
+            yield places, windows
 
     def _flipped(self, probabilities, windows: np.ndarray) -> np.ndarray:
         combinations = flip_axes(self.flips, len(self.patch))

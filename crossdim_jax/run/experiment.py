@@ -115,6 +115,7 @@ class Experiment:
             window_batch=window_batch if divides else 1,
             activation=self.challenge.activation,
             sharding=sharding.batched(self.mesh) if divides else sharding.replicated(self.mesh),
+            classes=len(self.challenge.classes),
         )
         if self.inference.mode == "window":
             return window

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from crossdim_jax.errors import ConfigError
-from crossdim_jax.inference import sliding_window, windows
+from crossdim_jax.inference import device_sums, sliding_window, windows
 from crossdim_jax.runtime import sharding
 
 
@@ -92,6 +92,42 @@ def test_every_process_gets_the_whole_result_of_a_sharded_batch(rng):
     windows = jax.device_put(np.ones((2, 8, 8, 8, 1), np.float32), predict.sharding)
     assert not windows.is_fully_replicated
     assert predict._probabilities(1.0, windows).is_fully_replicated
+
+
+@pytest.mark.parametrize("shape", [(13, 9, 21), (5, 8, 30), (20, 17)])
+@pytest.mark.parametrize(
+    ("options", "mesh"),
+    [({"flips": True}, None), ({"window_batch": 4}, (2, 2)), ({"window_batch": 3}, (1, 1))],
+)
+def test_sums_on_the_device_are_those_of_the_host(rng, monkeypatch, shape, options, mesh):
+    if mesh is not None:
+        options |= {"sharding": sharding.batched(sharding.make_mesh(*mesh), len(shape))}
+
+    def ramp(variables, windows):  # depends on the position, and on the neighbours
+        place = jnp.linspace(-1, 1, 8).reshape(1, *(1,) * (len(shape) - 1), 8, 1)
+        return variables * (windows + jnp.roll(windows, 1, axis=1)) + place
+
+    image = rng.normal(size=(*shape, 2)).astype(np.float32)
+    predict = sliding_window.SlidingWindow(ramp, (8,) * len(shape), 0.4, classes=2, **options)
+    expected = predict(0.5, image)
+    asked = []
+    monkeypatch.setattr(device_sums, "fit", lambda *args: asked.append(args) or True)
+    monkeypatch.setattr(windows.Windows, "__call__", lambda *_: pytest.fail("summed on the host"))
+    found = predict(0.5, image)
+    assert asked[0][:2] == (image.shape, 2)
+    np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-7)
+
+
+def test_sums_that_do_not_fit_stay_on_the_host():
+    class Device:
+        platform = "gpu"
+
+        def memory_stats(self):
+            return {"bytes_limit": 4 * 4 * 1000 * (2 + 3 + 1)}
+
+    assert device_sums.fit((10, 10, 10, 2), 3, Device())
+    assert not device_sums.fit((10, 10, 11, 2), 3, Device())
+    assert not device_sums.fit((10, 10, 10, 2), 3, jax.devices("cpu")[0])
 
 
 @pytest.mark.parametrize("wrong", [{"overlap": 1.0}, {"window_batch": 0}, {"flips": (3,)}])
