@@ -115,6 +115,22 @@ class Sequence:
         return f"a sequence{many}{others}{', or True or False' * self.flag}"
 
 
+@dataclasses.dataclass(frozen=True)
+class Either:
+    """A value of one of several kinds.
+
+    Attributes:
+      items: a row for each.
+    """
+
+    items: tuple[Any, ...]
+
+    def problems(self, value: Any) -> Iterator[str]:
+        """Yields what is expected, if the value is something else."""
+        if all(any(item.problems(value)) for item in self.items):
+            yield "; or ".join(item.expected for item in self.items)
+
+
 class Text:
     """A string."""
 
@@ -191,10 +207,12 @@ RANGES: dict[str, Any] = {
     # ----- data
     "data.patch": each(whole("[1, 65536]", "voxels"), 2, 3),
     "data.foreground": real("[0, 1]", "a probability"),
+    "data.cases": Either((whole(_COUNT, "cases"), real("(0, 1]", "of the cases", none=True))),
     "data.num_threads": whole("[0, 1024]"),
     "data.num_processes": whole("[0, 1024]"),
     "data.grid_tolerance_mm": real("(0, 1000]", "mm", none=True),
     "data.split.fraction": real("[0, 1)", "of the patients"),
+    "data.split.test": real("[0, 1)", "of the patients"),
     "data.split.folds": whole(f"[2, {COUNT}]"),
     "data.split.fold": whole(f"[0, {COUNT}]"),
     "data.split.seed": whole("[-9223372036854775808, 9223372036854775807]"),  # part of a text
@@ -245,7 +263,8 @@ RANGES: dict[str, Any] = {
     "optim.freeze_epochs": real(f"(0, {COUNT}]", "epochs", none=True),
     "optim.rates": each(Rate(real("[0, 1e6]"))),
     # ----- train
-    "train.epochs": whole(_COUNT, "epochs", none=True),
+    "train.epochs": whole(_COUNT, "epochs, whose length train.steps_per_epoch may say", none=True),
+    "train.steps_per_epoch": whole(_COUNT, "steps", none=True),
     "train.batch_size": whole(_COUNT, "patches"),
     "train.accumulate": whole(_COUNT),
     "train.validate_from_dice": real("[0, 1]", "a Dice score"),

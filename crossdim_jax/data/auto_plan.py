@@ -38,6 +38,7 @@ def plan(
     budget: Budget = ANY,
     schemes: Sequence[str] | None = None,
     rates: tuple[float, float] | None = None,
+    steps_per_epoch: int | None = None,
     given: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Plan of a training.
@@ -48,6 +49,7 @@ def plan(
       budget: memory and time.
       schemes: of normalisation, of each channel; None: by its name.
       rates: the first and the last learning rate, for an exponential decay.
+      steps_per_epoch: length of an epoch; None: as many steps as show every case or slice once.
       given: {line: value} of lines set by hand; None is a value too.
 
     Raises:
@@ -62,7 +64,7 @@ def plan(
             f"a plan has no line {', '.join(sorted(unknown))}; known: {', '.join(Plan.FIELDS)}"
         )
     own = tuple(schemes or map(normalise.scheme_of, fingerprint.channels))
-    return _Planner(fingerprint, network, budget, given, own).plan(rates)
+    return _Planner(fingerprint, network, budget, given, own).plan(rates, steps_per_epoch)
 
 
 class _Planner:
@@ -81,7 +83,7 @@ class _Planner:
         self._depth = {name: o for name, o in given.items() if name.startswith("depth_")}
         self.reasons: dict[str, str] = {}
 
-    def plan(self, rates: tuple[float, float] | None) -> Plan:
+    def plan(self, rates: tuple[float, float] | None, steps_per_epoch: int | None) -> Plan:
         """See `plan`."""
         spacing = self._line("spacing_mm", self._spacing)
         self.spacing_mm = None if spacing is None else tuple(map(float, spacing))
@@ -98,7 +100,9 @@ class _Planner:
         self.network.check_size(patch, kernels, strides)
         batch = int(self._line("batch_size", lambda: self._batch(patch, kernels, strides)))
         loss = self._line("loss", self._loss)
-        planned = self._length(patch, batch, rates)
+        epoch = steps_per_epoch or math.ceil(self._shown() / batch)
+        voxels = batch * math.prod(patch)
+        planned = plan_length.length(epoch, voxels, self.budget, rates, self._line)
         ct = {str(i) for i, scheme in enumerate(schemes) if scheme == "ct"}
         return Plan(
             spacing_mm=self.spacing_mm,
@@ -306,16 +310,10 @@ class _Planner:
             return "dice_bce", "regions overlap: sigmoids"
         return "dice_ce", "labels are disjoint: a softmax"
 
-    def _length(
-        self, patch: Sequence[int], batch: int, rates: tuple[float, float] | None
-    ) -> dict[str, Any]:
-        """The lines of `plan_length.length`."""
+    def _shown(self) -> int:
+        """Number of the cases, or of their slices."""
         cases = self.fingerprint.cases.values()
-        shown = sum(c.full_shape[0] for c in cases) if self.ndim == 2 else len(cases)
-        found = plan_length.length(
-            math.ceil(shown / batch), batch * math.prod(patch), self.budget, rates, self._line
-        )
-        return dict(found)
+        return sum(c.full_shape[0] for c in cases) if self.ndim == 2 else len(cases)
 
 
 def _why_ct(found: Mapping[str, float] | None) -> str:

@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -47,6 +47,7 @@ class Split:
       train: ids to learn from.
       validation: ids to watch; may be empty.
       test: ids to evaluate in the end, in place of those that were watched; empty: those.
+      unused: ids that would train, had not fewer been asked for.
       contents: {case id: {"image": digest, "label": digest}} of the cases when they were split; not
         compared, and empty where it is not known.
       accepted: {case id: what of it was changed in the course of the training}; not compared.
@@ -55,6 +56,7 @@ class Split:
     train: list[str]
     validation: list[str]
     test: list[str] = dataclasses.field(default_factory=list)
+    unused: list[str] = dataclasses.field(default_factory=list)
     contents: dict[str, dict[str, str | None]] = _apart()
     accepted: dict[str, str] = _apart()
 
@@ -68,6 +70,12 @@ class Split:
         """Ids that are held out: to watch, and to evaluate in the end."""
         return [*self.validation, *self.test]
 
+    @property
+    def training(self) -> str:
+        """Number of the training cases in words: "20 of 208"."""
+        count, unused = len(self.train), len(self.unused)
+        return f"{count} of {count + unused}" if unused else str(count)
+
     def write(self, path: str | os.PathLike) -> Path:
         """Writes JSON, all or nothing. Raises DataError if the folder cannot be written to."""
         path = Path(path)
@@ -80,12 +88,19 @@ class Split:
     def read(cls, path: str | os.PathLike) -> "Split":
         """Reads a file of `write`. Raises DataError naming the file if it is not that."""
         sides = {"train": NAMES, "validation": NAMES}
-        later = {"test": NAMES, "contents": objects_of(_CONTENT), "accepted": objects_of(TEXT)}
+        later = {
+            "test": NAMES,
+            "unused": NAMES,
+            "contents": objects_of(_CONTENT),
+            "accepted": objects_of(TEXT),
+        }
         content = read_record(path, sides, optional=later, remedy="put it back")
         split = cls(**{name: content[name] for name in (*sides, *later) if name in content})
-        held_out = {*split.validation, *split.test}
+        held_out = {*split.watched, *split.unused}
         if both := sorted(held_out.intersection(split.train)):
-            raise DataError(f"{path}: case {both[0]!r} trains and is held out; put it back")
+            raise DataError(
+                f"{path}: case {both[0]!r} trains and is held out or unused; put it back"
+            )
         return split
 
 
@@ -127,12 +142,15 @@ def make(
     cases: Sequence[HasPatient],
     *,
     kind: str = "holdout",
+    test: float = 0.0,
     fraction: float = 0.2,
     folds: int = 5,
     fold: int = 0,
     seed: int = 0,
     validation: Sequence[str] = (),
     official: Callable[[], Mapping[str, Sequence[str]]] | None = None,
+    training_cases: int | float | None = None,
+    draw_seed: int = 0,
 ) -> Split:
     """Splits cases by patient.
 
@@ -140,9 +158,14 @@ def make(
       cases: anything with `id` and `patient`, in any order.
       kind: "holdout" (uses fraction, seed), "kfold" (folds, fold, seed), "fixed" (validation),
         "official" (official), or "all": everything trains.
+      test: fraction of the patients, rounded, but at least one, that is set aside for the test in
+        the end; the others are split as if they were all. By `seed`; 0 for none.
       validation: for "fixed", the ids that validate; all others train.
       official: for "official", gives the challenge's lists of patients, {"training": [...],
         "validation": ..., "testing": ...}.
+      training_cases: how many of the training cases train, or which fraction of them, see `drawn`;
+        None: all.
+      draw_seed: of that choice.
 
     Raises:
       ConfigError: a setting is unknown or out of range, names a case that is not there, or would
@@ -152,13 +175,83 @@ def make(
     ids = [case.id for case in cases]
     if twice := sorted(i for i, count in collections.Counter(ids).items() if count > 1):
         raise DataError(f"case ids must be unique; found more than once: {', '.join(twice)}")
+    left, tested = _without_test(cases, kind, test, seed)
+    split = _by_kind(left, kind, fraction, folds, fold, seed, validation, official, tested)
+    if tested:
+        held_out = sorted(case.id for case in cases if case.patient in tested)
+        split = dataclasses.replace(split, test=held_out)
+    if training_cases is None:
+        return split
+    train = {case.id: case.patient for case in cases if case.id in set(split.train)}
+    used = set(drawn(train, training_cases, draw_seed))
+    unused = sorted(set(train) - used)
+    return dataclasses.replace(split, train=sorted(used), unused=unused)
+
+
+def drawn(patient_of: Mapping[str, str], number: int | float, seed: int) -> list[str]:
+    """The first cases in an order by seed: what fewer hold, more hold too.
+
+    Patients are ordered by a digest of seed and name, and the scans of a patient follow each other
+    by id. So a few cases are of few patients, and scans of the last one may be left out.
+
+    Args:
+      patient_of: case id -> patient.
+      number: of cases; a float is the fraction of them, rounded, but at least one.
+
+    Raises ConfigError if there are fewer.
+    """
+    places = {
+        name: place for place, name in enumerate(_shuffled(patient_of.values(), seed, "cases"))
+    }
+    order = sorted(patient_of, key=lambda case: (places[patient_of[case]], case))
+    if isinstance(number, float):
+        number = max(1, round(number * len(order)))
+    if number > len(order):
+        raise ConfigError(
+            f"config.data.cases={number}: expected at most {len(order)}, which is how many cases "
+            "there are to train on; a number up to that, a fraction, or None for all"
+        )
+    return order[:number]
+
+
+def _without_test(
+    cases: Sequence[HasPatient], kind: str, test: float, seed: int
+) -> tuple[list[HasPatient], set[str]]:
+    """The cases to train and validate on, and the patients that are set aside for the test."""
+    if not test:
+        return list(cases), set()
+    if kind == "fixed":
+        raise ConfigError(f"split.test is {test}, but split.kind 'fixed' names what is held out")
+    order = _shuffled([case.patient for case in cases], seed, "test")
+    tested = set(order[: max(1, round(test * len(order)))])
+    left = [case for case in cases if case.patient not in tested]
+    if not left:
+        raise ConfigError(
+            f"a test set of {test} leaves none of {len(order)} patients to train on; provide more "
+            "cases, or a smaller split.test"
+        )
+    return left, tested
+
+
+def _by_kind(
+    cases: Sequence[HasPatient],
+    kind: str,
+    fraction: float,
+    folds: int,
+    fold: int,
+    seed: int,
+    validation: Sequence[str],
+    official: Callable[[], Mapping[str, Sequence[str]]] | None,
+    tested: set[str],
+) -> Split:
+    """The split of `make` of cases from which the patients `tested` are missing."""
     patients = [case.patient for case in cases]
     if kind == "fixed":
         return _fixed(cases, validation)
     if kind == "official":
         if official is None:
             raise ConfigError("split.kind is 'official', but these cases come with no such lists")
-        return _official(cases, official())
+        return _official(cases, _untested(official(), tested))
     kinds = {
         "holdout": lambda: holdout(patients, fraction, seed),
         "kfold": lambda: kfold(patients, folds, fold, seed),
@@ -170,6 +263,16 @@ def make(
         sorted(case.id for case in cases if case.patient in train),
         sorted(case.id for case in cases if case.patient in held_out),
     )
+
+
+def _untested(lists: Mapping[str, Sequence[str]], tested: set[str]) -> Mapping[str, Sequence[str]]:
+    """Official lists without the patients that were set aside."""
+    if tested and lists.get("testing"):
+        raise ConfigError(
+            "split.test sets patients aside, but the official split has a test set of its own; "
+            "expected split.test=0, or another split.kind"
+        )
+    return {name: [p for p in found if p not in tested] for name, found in lists.items()}
 
 
 def _fixed(cases: Sequence[HasPatient], validation: Sequence[str]) -> Split:
@@ -221,10 +324,11 @@ def _official(cases: Sequence[HasPatient], lists: Mapping[str, Sequence[str]]) -
     return Split(*parts)
 
 
-def _shuffled(patients: Sequence[str], seed: int) -> list[str]:
-    """Distinct patients in an order that depends on seed and names only."""
+def _shuffled(patients: Iterable[str], seed: int, purpose: str = "") -> list[str]:
+    """Distinct patients in an order that depends on seed, purpose and names only."""
+    salt = f"{purpose}:{seed}" if purpose else f"{seed}"
 
     def place(name: str) -> str:  # a folder's name may hold bytes that are not UTF-8
-        return hashlib.sha256(f"{seed}:{name}".encode(errors="surrogatepass")).hexdigest()
+        return hashlib.sha256(f"{salt}:{name}".encode(errors="surrogatepass")).hexdigest()
 
     return sorted(set(patients), key=place)

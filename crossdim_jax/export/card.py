@@ -148,4 +148,5 @@ def _weights(one: Mapping[str, Any]) -> str:
     origin = "random parameters"
     if start:
         origin = f"{start.get('id')} (licence {start.get('licence', 'unknown')})"
-    return f"{one['file']}: step {one['step']}, trained from {origin}"
+    which = f" (the {one['checkpoint']} weights)" if "checkpoint" in one else ""
+    return f"{one['file']}: step {one['step']}{which}, trained from {origin}"

@@ -33,7 +33,15 @@ from crossdim_jax.report.reading import (
 )
 from crossdim_jax.storage.files import duration, write_text, writing
 from crossdim_jax.storage.records import read_record
-from crossdim_jax.storage.run_folder import CONFIG, METRICS, PREDICTIONS, WEIGHTS, read_config
+from crossdim_jax.storage.run_folder import (
+    CONFIG,
+    METRICS,
+    PREDICTIONS,
+    RUN,
+    WEIGHTS,
+    read_config,
+    read_cost,
+)
 from crossdim_jax.text import shown, without_folders, without_paths
 
 logger = logging.getLogger(__name__)
@@ -133,6 +141,8 @@ class _Run:
 
     def _training_facts(self) -> list[tuple[str, str]]:
         facts = []
+        if cases := self._read(RUN, lambda _: read_cost(self.workdir), {}).get("training_cases"):
+            facts.append(("Training cases", cases))
         if self.train:
             last = self.train[-1]
             facts.append(("Training", f"{last['epoch']:.4g} epochs, {last['step']:,} steps"))

@@ -149,6 +149,7 @@ def of_data(
         budget=from_config.budget(full),
         schemes=challenge.normalisation,
         rates=from_config.rates(full),
+        steps_per_epoch=from_config.steps_per_epoch(full),
         given=given,
     )
     unused = from_config.unused_by_schedule(full)

@@ -18,12 +18,13 @@ from crossdim_jax.run.experiment import Experiment
 from crossdim_jax.runtime import distributed, sharding
 from crossdim_jax.runtime.distributed import wait_for_all
 from crossdim_jax.storage import run_folder
+from crossdim_jax.training import loop
 
 
 def prepare_cases(
     experiment: Experiment,
 ) -> tuple[splits.Split, list[cache.CachedCase], list[cache.CachedCase]]:
-    """The split, and the decoded cases of its two sides.
+    """The split, and the decoded cases of its two sides; those that are not used stay as they are.
 
     Raises:
       ManyErrors: some cases are faulty; all of them are named, whatever is wrong with each.
@@ -32,9 +33,11 @@ def prepare_cases(
     data = experiment.data
     failures: list[tuple[str, str]] = []
     files = experiment.cases(failures)
-    if not failures and run_folder.has_checkpoint(experiment.workdir):
-        make_split(experiment, files)  # raises before anything is decoded
-        content.check(experiment, files)
+    if not failures:  # raises before anything is decoded
+        split = make_split(experiment, files)
+        files = [case for case in files if case.id not in set(split.unused)]
+        if run_folder.has_checkpoint(experiment.workdir):
+            content.check(experiment, files)
     cached = cache.build(
         experiment.challenge,
         files,
@@ -47,7 +50,7 @@ def prepare_cases(
         progress=jax.process_index() == 0,
         failures=failures,
     )
-    split = dataclasses.replace(make_split(experiment, files), **content.check(experiment, files))
+    split = dataclasses.replace(split, **content.check(experiment, files))
     _say_notes(cached)
     if experiment.planned is None and not (experiment.workdir / run_folder.PLAN).exists():
         _say_padding(cached, data.patch)
@@ -85,7 +88,8 @@ def make_split(experiment: Experiment, files: Sequence[CaseFiles]) -> splits.Spl
         )
         return split
     recorded = splits.Split.read(path)
-    existing, expected = {case.id for case in files}, {*recorded.train, *recorded.watched}
+    existing = {case.id for case in files}
+    expected = {*recorded.train, *recorded.watched, *recorded.unused}
     if existing != expected:
         missing, new = sorted(expected - existing), sorted(existing - expected)
         raise DataError(
@@ -194,6 +198,15 @@ def train_data(
         num_threads=data.num_threads if num_threads is None else num_threads,
         positions=sharding.batch_positions(experiment.mesh, batch_size),
     )
+
+
+def steps_per_epoch(experiment: Experiment, training: Sequence[cache.CachedCase]) -> int:
+    """Steps of an epoch: as the config says, or as many as show every case or slice once."""
+    options = experiment.training
+    if options.steps_per_epoch is not None:
+        return options.steps_per_epoch
+    shown = len(pipeline.elements(training, experiment.data.patch))
+    return loop.steps_per_epoch(shown, options.batch_size)
 
 
 def held_out(experiment: Experiment) -> list[CaseFiles]:

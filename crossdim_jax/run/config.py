@@ -16,12 +16,16 @@ from crossdim_jax.errors import ConfigError
 LATER: dict[str, Any] = {
     "data.root": "",
     "data.grid_tolerance_mm": None,
+    "data.cases": None,
     "data.num_processes": 0,
     "data.changed_cases": "refuse",
+    "data.split.test": 0.0,
     "weights.inflate_at": None,
     "weights.reestimate": 0,
     "augment": {"probability": 0.0},
     "optim.freeze_epochs": None,
+    "train.steps_per_epoch": None,
+    "train.choose": "best",
     "train.early_stop_epochs": None,
     "train.skip_nonfinite": 0,
     "train.tensorboard": False,
@@ -131,6 +135,8 @@ def problem(error: Exception) -> str:
     if field:
         return f"the config has no such field: {_one_line(lines)}"
     message = _one_line(lines)
+    if re.search(r"config\.train\.epochs=\S+: invalid literal for int", message):
+        message += "; expected whole epochs. How many steps an epoch has, config.train.steps_per_epoch says"
     return message if isinstance(error, flags.Error) else f"{type(error).__name__}: {message}"
 
 

@@ -42,6 +42,7 @@ CHOICES: dict[str, Collection[str | None]] = {
     "model.ops": ops.MODES,
     "optim.name": optim.RULES,
     "optim.schedule": SCHEDULES,
+    "train.choose": ("best", "last"),
     "train.loss": losses.LOSSES,
 }
 
@@ -179,6 +180,15 @@ def _fixed(kind: str, validation: Collection[str] | None) -> str | None:
     return "config.data.split.kind='fixed': expected case ids in config.data.split.validation"
 
 
+def _test(test: float, kind: str) -> str | None:
+    if not test or kind != "fixed":
+        return None
+    return (
+        f"config.data.split.test={test}: with kind='fixed' the config says itself which cases are "
+        "held out; expected 0, or another kind"
+    )
+
+
 def _batch(batch_size: int, accumulate: int) -> str | None:
     if batch_size % accumulate == 0:
         return None
@@ -258,6 +268,7 @@ RULES: dict[tuple[str, ...], Callable[..., str | None]] = {
     ("optim.freeze_epochs", "optim.freeze"): _freezing,
     ("data.split.fold", "data.split.folds", "data.split.kind"): _fold,
     ("data.split.kind", "data.split.validation"): _fixed,
+    ("data.split.test", "data.split.kind"): _test,
     ("train.batch_size", "train.accumulate"): _batch,
     ("data.foreground", "data.patch"): _slices,
     ("augment.flip", "data.patch"): _axes,

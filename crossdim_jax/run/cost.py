@@ -1,4 +1,4 @@
-"""Cost of a run, `run.json` of its folder: parameters, device, peak memory."""
+"""Cost of a run, `run.json` of its folder: parameters, device, cases, peak memory."""
 
 import contextlib
 import logging
@@ -17,10 +17,14 @@ from crossdim_jax.training.state import TrainState
 logger = logging.getLogger(__name__)
 
 
-def record(workdir: Path, state: TrainState, devices: int) -> None:
+def record(workdir: Path, state: TrainState, devices: int, *, training_cases: str) -> None:
     """Writes what is known when training starts; a peak of an earlier start is kept.
 
-    devices: number of those that train.
+    Args:
+      workdir: the run folder.
+      state: whose parameters are counted.
+      devices: number of those that train.
+      training_cases: how many there are, see `Split.training`.
 
     Raises DataError if it cannot be written.
     """
@@ -29,6 +33,7 @@ def record(workdir: Path, state: TrainState, devices: int) -> None:
         "parameters": sum(int(np.prod(leaf.shape)) for leaf in parameters),
         "device": jax.devices()[0].device_kind,
         "devices": devices,
+        "training_cases": training_cases,
     }
     _write(workdir, cost)
 

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from crossdim_jax.errors import DataError
 from crossdim_jax.run.experiment import Experiment
 from crossdim_jax.storage import run_folder
+from crossdim_jax.training import checkpoint
 
 DONE = "done"  # an empty file in the folder of a fold that is trained and evaluated
 
@@ -69,12 +70,12 @@ def members(experiment: Experiment) -> list[Experiment]:
 
 def predictor(experiment: Experiment) -> tuple[Callable[[np.ndarray], np.ndarray], str]:
     """The mean of the probabilities of all `members`, and in words what predicts."""
-    parts, steps = [], []
+    parts, said = [], []
     for member in members(experiment):
         member.require_same_network()
         variables, record = member.trained()
         parts.append(variables)
-        steps.append(str(record["step"]))
+        said.append(checkpoint.described(record))
     window = experiment.predictor(flipped=True)
 
     def predict(image: np.ndarray) -> np.ndarray:
@@ -84,5 +85,5 @@ def predictor(experiment: Experiment) -> tuple[Callable[[np.ndarray], np.ndarray
         return total / len(parts)
 
     if len(parts) == 1:
-        return predict, f"the weights of step {steps[0]}"
-    return predict, f"the mean of {len(parts)} folds, with the weights of steps {', '.join(steps)}"
+        return predict, said[0]
+    return predict, f"the mean of {len(parts)} folds: {'; '.join(said)}"

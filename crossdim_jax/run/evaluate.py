@@ -15,6 +15,7 @@ from crossdim_jax.run.experiment import Experiment
 from crossdim_jax.runtime import stop
 from crossdim_jax.runtime.distributed import say, wait_for_all
 from crossdim_jax.storage import run_folder
+from crossdim_jax.training import checkpoint
 
 
 def run(experiment: Experiment) -> Path:
@@ -45,7 +46,7 @@ def _evaluate(experiment: Experiment) -> Path:
             "to evaluate; --mode=predict segments a folder of cases"
         )
     variables, record = experiment.trained()
-    say(f"evaluating the weights of step {record['step']} on {len(files)} held-out cases")
+    say(f"evaluating {checkpoint.described(record)}, on {len(files)} held-out cases")
     predictor, folder = experiment.predictor(flipped=True), workdir / run_folder.PREDICTIONS
     result = predict.predict_folder(
         experiment.challenge,
@@ -60,6 +61,7 @@ def _evaluate(experiment: Experiment) -> Path:
     if first:
         provenance = {
             "checkpoint_step": record["step"],
+            "checkpoint": checkpoint.which(record),
             **experiment.provenance(),
             **content.provenance(experiment, files),
         }

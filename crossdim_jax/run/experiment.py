@@ -146,7 +146,10 @@ class Experiment:
         }
 
     def trained(self) -> tuple[Any, dict[str, Any]]:
-        """The weights to evaluate, on every device of the mesh, and their checkpoint's record."""
+        """The weights to evaluate, on every device of the mesh, and their checkpoint's record.
+
+        They are the best by validation, or where there are none or the config says so the last.
+        """
         image = jnp.zeros(self.image_shape)
         abstract = jax.eval_shape(lambda: self.model.init(jax.random.key(0), image))
         everywhere = sharding.replicated(self.mesh)
@@ -154,7 +157,8 @@ class Experiment:
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
             {"params": abstract["params"], "batch_stats": abstract.get("batch_stats", {})},
         )
-        return checkpoint.load_variables(self.workdir, abstract=placed)
+        best = self.training.choose == "best"
+        return checkpoint.load_variables(self.workdir, abstract=placed, best=best)
 
     def claim(self, *, write: bool) -> None:
         """Makes the run folder, or checks that it is this run's, see `run_folder.claim`."""

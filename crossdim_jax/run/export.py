@@ -19,6 +19,7 @@ from crossdim_jax.storage import checksums, run_folder
 from crossdim_jax.storage.files import ANOTHER_FOLDER, write_text, writing
 from crossdim_jax.storage.reading import read_bytes
 from crossdim_jax.storage.records import read_record
+from crossdim_jax.training import checkpoint
 
 PATCHES = 3  # on which ONNX Runtime is compared with JAX
 LARGEST_ERROR = 1e-4  # relative, of a network that does not itself answer rounding with more
@@ -59,7 +60,7 @@ def run(experiment: Experiment, target: str, *, licence: str = "") -> Path:
         member.require_same_network()
         variables, record = member.trained()
         name = "network" if member is experiment else member.workdir.name
-        say(f"{name}: the weights of step {record['step']}")
+        say(f"{name}: {checkpoint.described(record)}")
         path = folder / "models" / f"{name}.onnx"
         _write_network(experiment, variables, path)
         compared.append(_compared(experiment, variables, path, patches))
@@ -192,6 +193,7 @@ def _provenance(member: Experiment, record: dict[str, Any]) -> dict[str, Any]:
     remedy = "restore it, or remove it: the model then does not say where its weights come from"
     return {
         "step": record["step"],
+        "checkpoint": checkpoint.which(record),
         "score": record.get("score"),
         "started_from": read_record(start, remedy=remedy) if start.exists() else None,
     }

@@ -40,6 +40,7 @@ def root(config: ConfigDict) -> str:
 def data(config: ConfigDict, patch: tuple[int, ...]) -> Data:
     """The section `data`, without what the challenge takes."""
     split = config.data.split.to_dict()
+    split |= {"training_cases": config.data.cases, "draw_seed": seed(config)}
     return Data(
         root=root(config),
         patch=patch,
@@ -69,6 +70,8 @@ def training(config: ConfigDict, epochs: int) -> Training:
     """The section `train`, without its loss; `epochs` as `optimizer` gives them."""
     return Training(
         epochs=epochs,
+        steps_per_epoch=steps_per_epoch(config),
+        choose=config.train.choose,
         batch_size=config.train.batch_size,
         accumulate=config.train.accumulate,
         validate_from_dice=config.train.validate_from_dice,
@@ -207,6 +210,11 @@ def epochs_until(config: ConfigDict) -> int | None:
     if fields["schedule"] != "exponential" or not isinstance(decay, float):
         return None
     return optim.epochs_until(*rates(config), decay)
+
+
+def steps_per_epoch(config: ConfigDict) -> int | None:
+    """Steps of an epoch, if the config says them."""
+    return config.train.steps_per_epoch
 
 
 def unused_by_schedule(config: ConfigDict) -> str:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crossdim_jax.data import cache, pipeline
+from crossdim_jax.data import cache
 from crossdim_jax.errors import ConfigError
 from crossdim_jax.inference import sliding_window
 from crossdim_jax.run import cases as run_cases
@@ -24,7 +24,6 @@ from crossdim_jax.run import initial_state
 from crossdim_jax.run.experiment import Experiment
 from crossdim_jax.runtime import sharding
 from crossdim_jax.storage.files import duration
-from crossdim_jax.training import loop
 from crossdim_jax.training.state import TrainState, variables
 from crossdim_jax.training.step import JitStep, TrainStep
 
@@ -84,8 +83,7 @@ def run(experiment: Experiment, *, budget_gib: float | None = None) -> str:
     budget = memory_of_device() if budget_gib is None else int(budget_gib * GIB)
     patch, options = experiment.data.patch, experiment.training
     cases = run_cases.prepare_cases(experiment)[1] if experiment.data.root else []
-    shown = len(pipeline.elements(cases, patch)) if cases else options.batch_size
-    steps = loop.steps_per_epoch(shown, options.batch_size)
+    steps = run_cases.steps_per_epoch(experiment, cases) if cases else 1
     optimizer = experiment.optimizer(steps)
     state, _ = initial_state.first_state(experiment, optimizer, [], None)
     step = experiment.train_step(optimizer)

@@ -15,7 +15,7 @@ from crossdim_jax.storage import run_folder
 
 
 def run(experiment: Experiment, source: str, target: str, *, overwrite: bool = False) -> Path:
-    """Segments a folder of cases, labelled or not, with the best weights of the run.
+    """Segments a folder of cases, labelled or not, with the best or last weights of the run.
 
     In the folder of a cross-validation: with those of all folds, by their mean probabilities.
 

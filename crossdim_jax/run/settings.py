@@ -57,6 +57,8 @@ class Training:
 
     Attributes:
       epochs: its length.
+      steps_per_epoch: None for as many as show every patch once, see `cases.steps_per_epoch`.
+      choose: weights that are evaluated: "best" or "last".
       batch_size: patches per update, over all devices.
       accumulate: micro-batches that make up one batch.
       validate_from_dice, validate_every_epochs: see `Validation`.
@@ -65,6 +67,8 @@ class Training:
     """
 
     epochs: int
+    steps_per_epoch: int | None
+    choose: str
     batch_size: int
     accumulate: int
     validate_from_dice: float

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from crossdim_jax.data import pipeline, splits
+from crossdim_jax.data import splits
 from crossdim_jax.run import cases, cost, evaluate, initial_state
 from crossdim_jax.run.experiment import Experiment
 from crossdim_jax.runtime import stop
@@ -34,8 +34,7 @@ def run(experiment: Experiment) -> Path:
         weights = None if resuming else initial_state.load_weights(experiment)
         split, training, held_out = cases.prepare_cases(experiment)
         data = cases.train_data(experiment, training, experiment.training.batch_size)
-        shown = len(pipeline.elements(training, experiment.data.patch))
-        steps_per_epoch = loop.steps_per_epoch(shown, experiment.training.batch_size)
+        steps_per_epoch = cases.steps_per_epoch(experiment, training)
         optimizer = experiment.optimizer(steps_per_epoch)
         say(_environment(experiment, split))
         state, record = initial_state.first_state(experiment, optimizer, training, weights)
@@ -45,7 +44,7 @@ def run(experiment: Experiment) -> Path:
             if record is not None:
                 run_folder.write_json(workdir / run_folder.WEIGHTS, record)
             _write_plan(experiment)
-            cost.record(workdir, state, experiment.mesh.size)
+            cost.record(workdir, state, experiment.mesh.size, training_cases=split.training)
         # Also of a start that is stopped: it may be the one that compiled.
         peak = functools.partial(cost.record_peak, workdir)
         with stop.at_the_end(peak) if first else contextlib.nullcontext():
@@ -57,7 +56,7 @@ def run(experiment: Experiment) -> Path:
                 mesh=experiment.mesh,
                 validation=_validation(experiment, held_out) if held_out else None,
             )
-    return evaluate.run(experiment) if held_out else evaluate.report(experiment)
+    return evaluate.run(experiment) if split.evaluated else evaluate.report(experiment)
 
 
 def _write_plan(experiment: Experiment) -> None:
@@ -80,6 +79,7 @@ def _settings(experiment: Experiment, steps_per_epoch: int) -> TrainSettings:
         log_every_steps=options.log_every_steps,
         checkpoint_every_steps=options.checkpoint_every_steps,
         keep=options.keep,
+        keep_best=options.choose == "best",
         early_stop_epochs=options.early_stop_epochs,
         skip_nonfinite=options.skip_nonfinite,
         tensorboard=options.tensorboard,
@@ -108,7 +108,7 @@ def _environment(experiment: Experiment, split: splits.Split) -> str:
         [
             f"jax {jax.__version__} on {len(devices)} {devices[0].device_kind}, mesh {mesh}, "
             f"ops {model.ops}, compute {jax.numpy.dtype(model.dtype).name}",
-            f"{experiment.challenge.name}: {len(split.train)} cases train, "
+            f"{experiment.challenge.name}: {split.training} cases train, "
             f"{len(split.validation)} are held out{tested}",
             f"run folder {experiment.workdir}",
             *_sides(experiment.challenge.sides),

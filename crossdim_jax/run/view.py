@@ -78,9 +78,11 @@ def _write(challenge: Challenge, case: CaseFiles, folder: Path, to: Path, scores
 
 
 def _scores(workdir: Path, regions: tuple[str, ...]) -> dict[str, str]:
-    """Line of each case's Dice, for the head of its page."""
+    """Line of each case's Dice, and of which weights, for the head of its page."""
+    made = reading.read_summary(workdir / reading.SUMMARY).get("provenance", {})
+    which = f" (the {made['checkpoint']} weights)" if "checkpoint" in made else ""
     return {
-        row["id"]: "Dice (%): "
+        row["id"]: f"Dice (%){which}: "
         + ", ".join(f"{name} {tables.cell(row.get(f'dice_{name}'), 'dice')}" for name in regions)
         for row in reading.read_cases(workdir / reading.CASES)
     }

@@ -21,7 +21,7 @@ from crossdim_jax.weights.record import check_record
 
 
 def load(workdir: str | os.PathLike) -> Weights:
-    """The encoder that a run folder's best checkpoint holds: its slow weights.
+    """The encoder of a run: its slow weights, the best or the last as `train.choose` of it says.
 
     Returns:
       weights whose record says what they are in the terms of `check_fit`, and where they come
@@ -34,14 +34,16 @@ def load(workdir: str | os.PathLike) -> Weights:
     workdir = Path(workdir)
     path = workdir / run_folder.CONFIG
     try:
-        attributes = dict(_read(path)["model"])
+        config = _read(path)
+        attributes = dict(config["model"])
+        best = config.get("train", {}).get("choose") != "last"
         model = models.build(attributes.pop("name"), **attributes)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(
             f"{workdir}: config.weights.file names a folder, which should be that of a run, but "
             f"its {path.name} cannot be used ({error}). Name a run folder or a .safetensors file."
         ) from error
-    variables, record = checkpoint.load_variables(workdir)
+    variables, record = checkpoint.load_variables(workdir, best=best)
     inside = encoder_path(model)
     arrays = {}
     for key, value in flatten(variables).items():
@@ -88,6 +90,7 @@ def _record(workdir: Path, model: Any, stem: tuple[int, ...], checkpointed: dict
         "id": before.get("id") or spec.name,
         "run": workdir.resolve().name,
         "step": checkpointed.get("step"),
+        "checkpoint": checkpoint.which(checkpointed),
         "started_from": before or None,
         "sha256": content_sha256(arrays),
         "licence": before.get("licence", "unknown"),

@@ -40,7 +40,7 @@ EVALUATION = "evaluation"
 # Fields, as patterns for the whole dotted name, that change neither the batches nor the updates.
 HARMLESS = (
     r"(.*\.)?log_every_steps",
-    r"train\.tensorboard",
+    r"train\.(tensorboard|choose)",
     r"(.*\.)?checkpoint_every_steps",
     r"(.*\.)?keep",
     r"(.*\.)?num_(threads|processes)",
@@ -117,6 +117,7 @@ def read_cost(workdir: str | os.PathLike) -> dict[str, Any]:
     if not os.path.lexists(path):
         return {}
     forms = {"parameters": COUNT, "device": TEXT, "devices": COUNT, "peak_memory_mb": NUMBER}
+    forms["training_cases"] = TEXT
     return read_record(path, optional=forms, remedy="the next training makes it anew")
 
 

@@ -281,6 +281,16 @@ def load_variables(
     raise DataError(f"{root}: no checkpoint found; train first, or give the folder of a run")
 
 
+def which(record: Mapping[str, Any]) -> str:
+    """Kind of a checkpoint by its record: "best" or "last"."""
+    return "best" if "score" in record else "last"
+
+
+def described(record: Mapping[str, Any]) -> str:
+    """Name of weights by their checkpoint's record: "the best weights, of step 12"."""
+    return f"the {which(record)} weights, of step {record['step']}"
+
+
 def _meta(meta: Mapping[str, Any], folder: Path) -> Any:
     """The item `meta`; a checkpoint is passed on, so that its config names no folders."""
     meta = dict(meta)

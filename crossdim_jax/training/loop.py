@@ -97,7 +97,8 @@ def _resume(
     jax.tree.map(lambda array: array.delete(), state)  # makes room
     state, meta = restored
     record = Record.from_meta(meta, settings.steps_per_epoch)
-    if record.best_step not in checkpoints.best_steps:  # removed by hand, or lost
+    lost = record.best_step not in checkpoints.best_steps  # removed by hand, or never kept
+    if settings.keep_best and lost:
         record.best_score = record.best_step = None
     batches.set_state(meta["data"])
     stop.enter(stop.repeatable("before the next step; the last checkpoint holds"))
@@ -213,11 +214,11 @@ class _Run:
             record.gate_open = True
         epoch = record.step // record.steps_per_epoch
         due = record.gate_open and epoch % validation.every_epochs == 0
-        if due or record.step == self._settings.total_steps:
+        if due or self._settings.keep_best and record.step == self._settings.total_steps:
             self._validate(state)
 
     def _validate(self, state: TrainState) -> None:
-        """Validates the slow weights and keeps them if they are the best.
+        """Validates the slow weights, and keeps them if they are the best and that is wanted.
 
         A stop saves at once: the validation is then made by the start that goes on.
         """
@@ -232,7 +233,8 @@ class _Run:
             score = mean_known(dice)
             if _better(score, record.best_score):
                 record.best_score, record.best_step = score, record.step
-                self._checkpoints.save_best(state, self._meta() | {"score": score})
+                if self._settings.keep_best:
+                    self._checkpoints.save_best(state, self._meta() | {"score": score})
             self._journal.validated(dice)
 
     def _forget_best_scored_otherwise(self) -> None:

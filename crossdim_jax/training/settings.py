@@ -20,6 +20,8 @@ class TrainSettings:
       log_every_steps: steps averaged in one line of `metrics.jsonl`.
       checkpoint_every_steps: None for every epoch.
       keep: number of the latest checkpoints that are kept.
+      keep_best: True keeps the best weights by validation besides, and validates at the end in any
+        case; False validates for the curve only.
       early_stop_epochs: training ends once so many epochs have brought no better validation; None:
         never.
       skip_nonfinite: number of steps of the run that may be left out because their loss or gradient
@@ -39,6 +41,7 @@ class TrainSettings:
     log_every_steps: int = 10
     checkpoint_every_steps: int | None = None
     keep: int = 2
+    keep_best: bool = True
     early_stop_epochs: int | None = None
     skip_nonfinite: int = 0
     tensorboard: bool = False

@@ -261,6 +261,11 @@ def test_schedule_and_validations_follow_from_the_epochs(epochs):
     assert plan(*[case()] * 500).checkpoint_every_steps is None
 
 
+def test_epochs_are_as_long_as_the_config_says():
+    made = plan(*[case()] * 50, budget=Budget(steps=300), steps_per_epoch=20)
+    assert made.epochs == 15 and "300 steps, 20 an epoch" in made.reasons["epochs"]
+
+
 def test_overlapping_classes_are_predicted_by_sigmoids():
     assert plan(case()).loss == "dice_ce"
     regions = dataclasses.replace(found(case()), regions=True)

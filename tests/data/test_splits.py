@@ -164,3 +164,53 @@ def test_names_that_are_not_utf8_are_split_and_read_back_as_they_are(tmp_path):
     split = splits.make([Scan(name, name) for name in names], kind="kfold", folds=2)
     assert splits.Split.read(split.write(tmp_path / "splits.json")) == split
     assert sorted([*split.train, *split.validation]) == sorted(names)
+
+
+@pytest.mark.parametrize("settings", [*KINDS, {"kind": "all"}])
+def test_a_test_set_is_of_whole_patients_and_the_others_are_split_without_it(settings):
+    split = splits.make(SCANS, test=0.3, **settings)
+    tested = {PATIENT[i] for i in split.test}
+    assert len(split.test) == 2 * len(tested) == 6 and split.evaluated == split.test
+    rest = [scan for scan in SCANS if scan.patient not in tested]
+    assert dataclasses.replace(split, test=[]) == splits.make(rest, **settings)
+    same = {"test": 0.3, "seed": settings.get("seed", 0)}  # whatever the kind
+    assert splits.make(SCANS, kind="all", **same).test == split.test
+
+
+def test_an_official_split_gives_a_test_set_unless_it_has_one():
+    names = sorted({scan.patient for scan in SCANS})
+    lists = {"training": names[:8], "validation": names[8:]}
+    split = splits.make(SCANS, kind="official", test=0.2, official=lambda: lists)
+    kept = {PATIENT[i] for i in split.train} | {PATIENT[i] for i in split.validation}
+    assert kept == set(names) - {PATIENT[i] for i in split.test} and len(kept) == 9
+    lists["testing"] = [names[7]]
+    lists["training"] = names[:7]
+    with pytest.raises(ConfigError, match="test set of its own"):
+        splits.make(SCANS, kind="official", test=0.2, official=lambda: lists)
+    with pytest.raises(ConfigError, match="'fixed' names what is held out"):
+        splits.make(SCANS, kind="fixed", test=0.2, validation=[SCANS[0].id])
+    with pytest.raises(ConfigError, match="none of 11 patients"):
+        splits.make(SCANS, kind="all", test=0.99)
+
+
+def test_fewer_cases_are_among_more_whole_patients_first_and_nothing_else_changes():
+    whole = splits.make(SCANS, **KINDS[0])
+    draws = [splits.make(SCANS, training_cases=n, **KINDS[0]) for n in range(1, 19)]
+    for fewer, more in zip(draws[:-1], draws[1:], strict=True):
+        assert set(fewer.train) < set(more.train) and fewer.validation == whole.validation
+        assert sorted(fewer.train + fewer.unused) == whole.train
+        patients = len({PATIENT[i] for i in fewer.train})
+        assert patients == -(-len(fewer.train) // 2)  # two scans each
+    assert draws[-1] == whole == splits.make(SCANS, training_cases=1.0, **KINDS[0])
+    assert splits.make(SCANS, training_cases=0.5, **KINDS[0]) == draws[8]
+    assert splits.make(SCANS, training_cases=0.001, **KINDS[0]) == draws[0]
+    assert draws[4].training == "5 of 18" and whole.training == "18"
+    with pytest.raises(ConfigError, match="data.cases=19: expected at most 18"):
+        splits.make(SCANS, training_cases=19, **KINDS[0])
+
+
+def test_a_seed_draws_its_own_cases_and_the_draw_is_pinned():
+    by_seed = [splits.make(SCANS, kind="all", training_cases=4, draw_seed=s) for s in range(5)]
+    assert len({tuple(split.train) for split in by_seed}) > 1
+    # Written down here: runs of a seed are compared with each other, whenever they were made.
+    assert by_seed[0].train == [f"BraTS-GLI-{p:05d}-{v:03d}" for p in (3, 6) for v in (0, 1)]

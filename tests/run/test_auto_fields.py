@@ -187,6 +187,12 @@ def test_folds_are_planned_from_all_cases(make):
     assert len(make("folds", folds=True).planned.measured["cases"]) == 5
 
 
+def test_a_plan_is_made_from_the_cases_that_are_used_and_in_epochs_of_the_config(make):
+    made = make("fewer", data__cases=2, train__steps_per_epoch=1)
+    assert len(made.planned.measured["cases"]) == 2
+    assert made.config.train.epochs == made.config.plan.steps
+
+
 def test_weights_of_other_depth_kernels_come_with_the_command_that_makes_them(make, tmp_path):
     file = str(tmp_path / "w.safetensors")
     made = make("ported", dataset_dxnet, weights__file=file, model__depth_kernels=(1,) * 6)

@@ -11,7 +11,7 @@ from crossdim_jax.challenges import patients
 from crossdim_jax.challenges.brats import phantom
 from crossdim_jax.data import digests, splits
 from crossdim_jax.errors import ConfigError, DataError
-from crossdim_jax.run import cases, content, experiment
+from crossdim_jax.run import cases, content, experiment, folds, train
 from crossdim_jax.storage import reading, run_folder
 from tests import toy
 
@@ -209,3 +209,36 @@ def test_patches_that_are_mostly_padding_and_images_that_are_not_masked_are_said
     assert "warning: 2 of 4 cases (" in capsys.readouterr().out
     cases.prepare_cases(run())
     assert "padding" not in capsys.readouterr().out
+
+
+def test_cases_left_out_are_not_read_and_are_not_new_when_a_run_goes_on(run):
+    job = run(cases=1, split={"test": 0.25, "fraction": 0.3})
+    split = begin(job)
+    assert [len(x) for x in (split.train, split.validation, split.test, split.unused)] == [1] * 4
+    assert set(split.contents) == {*split.train, *split.watched}
+    change(job, split.unused[0], "seg")
+    assert begin(job) == split and [case.id for case in cases.held_out(job)] == split.test
+    assert "1 of 2 cases train, 1 are held out, 1 are for the test" in train._environment(
+        job, split
+    )
+    root = type(job.workdir)(job.config.data.root)
+    unused = root / split.unused[0]
+    unused.rename(root.parent / "aside")
+    with pytest.raises(DataError, match=f"1 gone .'{split.unused[0]}'"):
+        begin(job)
+    shutil.rmtree(job.workdir)
+    with pytest.raises(ConfigError, match="data.cases=9: expected at most"):
+        begin(run(cases=9))
+
+
+@pytest.mark.parametrize("wrong", [0, 0.0, 1.5, True, "5", -3])
+def test_a_number_of_cases_is_one_or_more_or_a_fraction(run, wrong):
+    with pytest.raises(ConfigError, match="config.data.cases=.*1 or more.* or a finite number"):
+        run(cases=wrong)
+    with pytest.raises(ConfigError, match="config.data.split.test=0.5: with kind='fixed'"):
+        run(split={"test": 0.5, "kind": "fixed", "validation": ("Phantom_000",)})
+
+
+def test_a_cross_validation_has_no_test_set_of_its_own(run):
+    with pytest.raises(ConfigError, match="split.test=0.25: a cross-validation"):
+        folds.run(run(split={"test": 0.25}))

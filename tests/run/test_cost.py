@@ -16,7 +16,7 @@ def test_parameters_are_counted_once_and_the_largest_peak_is_kept(tmp_path, monk
     monkeypatch.setattr(cost, "peak_memory_mb", lambda: next(peaks))
     found = []
     for _ in range(3):
-        cost.record(tmp_path, state, devices=3)
+        cost.record(tmp_path, state, devices=3, training_cases="2 of 3")
         cost.record_peak(tmp_path)
         found.append(json.loads((tmp_path / "run.json").read_text()))
     assert [run["peak_memory_mb"] for run in found] == [300.0, 300.0, 400.0]
