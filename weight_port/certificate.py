@@ -24,10 +24,12 @@ import numpy as np
 from crossdim_jax.errors import CrossdimError, WeightsError
 from crossdim_jax.models import encoders
 from crossdim_jax.storage import files
+from crossdim_jax.weights import norms
 from crossdim_jax.weights.file import Weights, content_sha256, load_weights, save_weights
 from crossdim_jax.weights.paths import is_head
-from weight_port import families, forward, norms, records, rename, volume
-from weight_port.convert import Recipe, check_shapes, convert
+from crossdim_jax.weights.recipe import Recipe
+from weight_port import families, forward, records, rename, volume
+from weight_port.convert import check_shapes, convert
 from weight_port.forward import NOT_RUN, TOLERANCE
 from weight_port.source import Source
 

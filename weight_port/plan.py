@@ -15,12 +15,12 @@ from crossdim_jax.errors import ConfigError, WeightsError
 from crossdim_jax.run import auto_fields, config_gate, from_config
 from crossdim_jax.run import config as config_lib
 from crossdim_jax.run.settings import Weights as Asked
+from crossdim_jax.weights import norms
 from crossdim_jax.weights.file import Weights, load_weights
 from crossdim_jax.weights.merge import encoder_path, merge, requirements
 from crossdim_jax.weights.paths import ENCODER
+from crossdim_jax.weights.recipe import Recipe, kernel_modes, target_shapes
 from crossdim_jax.weights.record import check_fit, describe
-from weight_port import norms
-from weight_port.convert import Recipe, kernel_modes, target_shapes
 from weight_port.source import parse_name
 
 REQUIRED_FIELDS = (

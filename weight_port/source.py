@@ -14,8 +14,9 @@ import numpy as np
 
 from crossdim_jax.errors import WeightsError
 from crossdim_jax.models import encoders
+from crossdim_jax.weights import channels
 from crossdim_jax.weights.paths import ENCODER
-from weight_port import channels, families, local
+from weight_port import families, local
 from weight_port.formats import checkpoint
 from weight_port.formats.scheme import TIMM
 from weight_port.names import Name, parse_name

@@ -18,8 +18,9 @@ from crossdim_jax.storage import files
 from crossdim_jax.text import say
 from crossdim_jax.weights.file import Weights
 from crossdim_jax.weights.paths import is_head
+from crossdim_jax.weights.recipe import Recipe, target_shapes
 from weight_port import families, ours, records
-from weight_port.convert import Recipe, check_shapes, target_shapes
+from weight_port.convert import check_shapes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

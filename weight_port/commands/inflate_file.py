@@ -3,11 +3,12 @@
 import argparse
 
 from crossdim_jax.errors import WeightsError
+from crossdim_jax.weights import channels
 from crossdim_jax.weights.file import Weights
-from weight_port import channels, ours, plan, records
+from crossdim_jax.weights.recipe import Recipe
+from weight_port import ours, plan, records
 from weight_port.commands import recipe_flags
 from weight_port.commands.making import make
-from weight_port.convert import Recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
