@@ -20,6 +20,7 @@ LATER: dict[str, Any] = {
     "data.changed_cases": "refuse",
     "weights.inflate_at": None,
     "weights.reestimate": 0,
+    "weights.control": "",
     "augment": {"probability": 0.0},
     "optim.freeze_epochs": None,
     "train.early_stop_epochs": None,

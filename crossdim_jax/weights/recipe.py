@@ -86,6 +86,43 @@ class Recipe:
         return tuple(dict.fromkeys([self.inflate, *said] if self.inflate else said))
 
 
+def for_network(
+    spec: encoders.EncoderSpec,
+    needs: Mapping[str, Any],
+    claims: Mapping[str, Any],
+    *,
+    reestimate: bool,
+    seed: int = 0,
+    head: bool = False,
+) -> Recipe:
+    """Recipe that a network and a config's section `weights` ask for.
+
+    Args:
+      spec: the network's encoder.
+      needs: from `merge.requirements`.
+      claims: from `merge.claims`; what is about volumes is not looked at in 2D.
+      reestimate: whether running statistics will be measured anew.
+      seed, head: see `Recipe`.
+
+    Raises:
+      WeightsError: the parts do not go together.
+    """
+    deep = needs["ndim"] == 3
+    return Recipe(
+        ndim=needs["ndim"],
+        in_channels=needs["in_channels"],
+        norm=needs["norm"],
+        inflate=(claims["inflate"] or None) if deep else None,
+        stem=claims["stem"],
+        seed=seed,
+        depth_kernels=spec.depth_kernels if deep else None,
+        factorised=deep and spec.factorised,
+        inflate_at=tuple(claims["inflate_at"] or ()) if deep else (),
+        statistics="reestimate" if reestimate else "carry",
+        head=head,
+    )
+
+
 def split_choice(choice: str) -> tuple[str, str]:
     """ "PATTERN=MODE" -> pattern and mode, of which the pattern may hold "=" itself.
 
