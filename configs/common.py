@@ -54,8 +54,10 @@ def _data() -> ConfigDict:
 def _weights() -> ConfigDict:
     """Weights of the encoder, in a file that is made by `python -m weight_port --config=...`."""
     weights = ConfigDict()
-    weights.file = ""  # a .safetensors file; "" starts from random parameters
-    # The next four are what the file is made with, and what it is checked against.
+    # A .safetensors file; "" starts from random parameters. A 2D one serves every network: it is
+    # adapted and inflated, as the next fields say, when training starts.
+    weights.file = ""
+    # What a 3D file is made with, and what it is checked against.
     weights.source = ""  # timm's name of the 2D weights
     weights.inflate = "repeat"  # or mean, sqrt, center, gaussian, acs
     weights.inflate_at = ()  # other modes here and there: ("blocks_[56]_.*=center",)
@@ -63,6 +65,9 @@ def _weights() -> ConfigDict:
     # Training patches on which batch norms' running statistics are measured before the first step;
     # 0 takes them from the file. `repeat` with norm=batch or frozen needs it: 16 or more.
     weights.reestimate = 0
+    # "": the weights themselves. As controls, of a 2D file: "shuffled", the numbers of each filter
+    # in another order; "random", drawn anew; by `seed`. They are inflated like others.
+    weights.control = ""
     weights.skip = ()  # patterns of parameters that keep their random start
     weights.ignore = ()  # padding, eps, source, inflate, stem: may differ from the file
     return weights

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from crossdim_jax.models import convnext, densenet, encoders, mobilenetv3, regnet, resnet, vgg
-from weight_port import convert, families, forward, shapes
+from crossdim_jax.weights import recipe
+from weight_port import families, forward, shapes
 from weight_port.families import vgg as ported_vgg
 
 PLANES, REPEATS, CHANNELS = (64, 16, 16, 24), (1, 1, 1, 1), (8, 8, 12, 12, 12)
@@ -77,6 +78,6 @@ def cut() -> Iterator[None]:
 
 def _forget():
     """What was made of the tables is made anew."""
-    made = (regnet.network, convert.target_shapes, forward._network, shapes.torch_shapes)
+    made = (regnet.network, recipe.target_shapes, forward._network, shapes.torch_shapes)
     for function in made:
         function.cache_clear()

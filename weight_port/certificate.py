@@ -24,10 +24,13 @@ import numpy as np
 from crossdim_jax.errors import CrossdimError, WeightsError
 from crossdim_jax.models import encoders
 from crossdim_jax.storage import files
+from crossdim_jax.weights import norms
 from crossdim_jax.weights.file import Weights, content_sha256, load_weights, save_weights
 from crossdim_jax.weights.paths import is_head
-from weight_port import families, forward, norms, records, rename, volume
-from weight_port.convert import Recipe, check_shapes, convert
+from crossdim_jax.weights.recipe import Recipe
+from crossdim_jax.weights.record import required
+from weight_port import families, forward, records, rename, volume
+from weight_port.convert import check_shapes, convert
 from weight_port.forward import NOT_RUN, TOLERANCE
 from weight_port.source import Source
 
@@ -50,7 +53,7 @@ def measure(
     Raises:
       WeightsError: the file's record lacks what the networks are built by.
     """
-    records.required(weights.metadata, NEEDED, weights.name)
+    required(weights.metadata, NEEDED, weights.name)
     record, recipe = weights.metadata, recipe_of(weights)
     check_shapes(weights, record["architecture"], recipe)
     made, problems = _made(weights, recipe, source, absent)

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from crossdim_jax.errors import WeightsError
-from crossdim_jax.weights.file import Weights, load_weights
-from weight_port import families, records
-from weight_port.source import Source, parse_name, sha256
+from crossdim_jax.weights.file import Weights, load_weights, sha256
+from crossdim_jax.weights.record import required
+from weight_port import families
+from weight_port.source import Source, parse_name
 
 # Fields of a record that say where its weights come from: they stay what they were.
 ORIGIN = ("source", "id", "url", "file", "sha256", "licence")
@@ -71,7 +72,7 @@ def as_source(weights: Weights) -> Source:
       WeightsError: the record does not name a network of timm's, or lacks its conventions.
     """
     record, path = weights.metadata, weights.path
-    records.required(record, ("id", "padding", "eps", "in_channels"), weights.name)
+    required(record, ("id", "padding", "eps", "in_channels"), weights.name)
     name = parse_name(str(record.get("id")))
     name = dataclasses.replace(name, padding=record["padding"], eps=record["eps"])
     origin = {field: record.get(field) for field in ORIGIN}

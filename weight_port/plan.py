@@ -14,13 +14,12 @@ from ml_collections import ConfigDict
 from crossdim_jax.errors import ConfigError, WeightsError
 from crossdim_jax.run import auto_fields, config_gate, from_config
 from crossdim_jax.run import config as config_lib
-from crossdim_jax.run.settings import Weights as Asked
+from crossdim_jax.weights import norms
 from crossdim_jax.weights.file import Weights, load_weights
 from crossdim_jax.weights.merge import encoder_path, merge, requirements
 from crossdim_jax.weights.paths import ENCODER
+from crossdim_jax.weights.recipe import Recipe, for_network, kernel_modes, target_shapes
 from crossdim_jax.weights.record import check_fit, describe
-from weight_port import norms
-from weight_port.convert import Recipe, kernel_modes, target_shapes
 from weight_port.source import parse_name
 
 REQUIRED_FIELDS = (
@@ -173,7 +172,14 @@ def of_config(
         )
     model, variables = _network(config, path)
     needs = requirements(model, variables)
-    recipe = _recipe(model, needs, weights, seed=seed, head=head)
+    recipe = for_network(
+        model.encoder,
+        needs,
+        weights.claims,
+        reestimate=bool(weights.reestimate),
+        seed=seed,
+        head=head,
+    )
     target = by_hand(name, recipe, out or weights.file, random=random).out
     flags = [f"--config={path}", *overrides]
     if target != Path(weights.file or ""):
@@ -217,23 +223,3 @@ def _read(path: str, overrides: Sequence[str]) -> ConfigDict:
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     return config_lib.complete(config)
-
-
-def _recipe(
-    model: Any, needs: Mapping[str, Any], weights: Asked, *, seed: int, head: bool
-) -> Recipe:
-    """Recipe that a network and a config's weights ask for; `needs` are its `requirements`."""
-    said, deep = weights.claims, needs["ndim"] == 3
-    return Recipe(
-        ndim=needs["ndim"],
-        in_channels=needs["in_channels"],
-        norm=needs["norm"],
-        inflate=(said["inflate"] or None) if deep else None,
-        stem=said["stem"],
-        seed=seed,
-        depth_kernels=model.encoder.depth_kernels if deep else None,
-        factorised=deep and model.encoder.factorised,
-        inflate_at=tuple(said["inflate_at"] or ()) if deep else (),
-        statistics="reestimate" if weights.reestimate else "carry",
-        head=head,
-    )

@@ -1,13 +1,11 @@
-"""Records of weight files: when and with what they were written, and what an old one may lack."""
+"""Records of weight files: when and with what they were written."""
 
 import datetime
 import importlib.metadata
 import re
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import crossdim_jax
-from crossdim_jax.errors import WeightsError
 
 PACKAGES = ("jax", "flax", "numpy", "torch", "timm")
 
@@ -27,18 +25,3 @@ def stamp() -> dict[str, Any]:
 def without_folders(text: str) -> str:
     """A message without the folders of the paths in it: records are passed on to others."""
     return re.sub(r"(?<![\w.:/~])[~.]{0,2}/(?:[^\s/'\":]+/)*(?=[^\s/'\":])", "", text)
-
-
-def required(record: Mapping[str, Any], fields: Sequence[str], name: str) -> None:
-    """Raises WeightsError unless the record has all of these fields.
-
-    Args:
-      record: the metadata of a weight file.
-      fields: that what follows reads.
-      name: of the file, for the message.
-    """
-    if missing := [field for field in fields if record.get(field) is None]:
-        raise WeightsError(
-            f"{name}: its record has no {', '.join(missing)}; it is of an older version. Port it "
-            f"again: python -m weight_port {record.get('id') or 'NAME'}"
-        )

@@ -5,7 +5,6 @@ Each gives the same: numpy arrays under timm's names, and a record of their orig
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,10 @@ import numpy as np
 
 from crossdim_jax.errors import WeightsError
 from crossdim_jax.models import encoders
+from crossdim_jax.weights import channels
+from crossdim_jax.weights.file import sha256
 from crossdim_jax.weights.paths import ENCODER
-from weight_port import channels, families, local
+from weight_port import families, local
 from weight_port.formats import checkpoint
 from weight_port.formats.scheme import TIMM
 from weight_port.names import Name, parse_name
@@ -51,12 +52,6 @@ class Source:
     def own_channels(self) -> int:
         """Input channels that the stem was trained with, before any change of it."""
         return self.origin.get("source_channels") or channels.SOURCE_CHANNELS
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # --------------------------------------------------------------------------- the sources

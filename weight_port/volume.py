@@ -10,9 +10,11 @@ import numpy as np
 from crossdim_jax.errors import CrossdimError
 from crossdim_jax.models import encoders
 from crossdim_jax.models.family import FIXED
+from crossdim_jax.weights import inflate, norms
 from crossdim_jax.weights.file import Weights
-from weight_port import forward, inflate, norms
-from weight_port.convert import Recipe, convert, kernel_modes, stem_path, target_shapes
+from crossdim_jax.weights.recipe import Recipe, kernel_modes, stem_path, target_shapes
+from weight_port import forward
+from weight_port.convert import convert
 from weight_port.forward import NOT_RUN
 from weight_port.source import Source
 

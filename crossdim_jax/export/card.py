@@ -10,6 +10,7 @@ import crossdim_jax
 from crossdim_jax.challenges.base import Challenge
 from crossdim_jax.export.folder import KEY, METADATA, MODELS
 from crossdim_jax.imaging import preprocess
+from crossdim_jax.weights import control
 
 RUNTIME = (
     *("onnxruntime", "numpy", "scipy", "nibabel", "pydicom", "pillow"),
@@ -147,6 +148,7 @@ def _weights(one: Mapping[str, Any]) -> str:
     start = one.get("started_from")
     origin = "random parameters"
     if start:
-        origin = f"{start.get('id')} (licence {start.get('licence', 'unknown')})"
+        parts = (f"licence {start.get('licence', 'unknown')}", control.text(start))
+        origin = f"{start.get('id')} ({'; '.join(filter(None, parts))})"
     which = f" (the {one['checkpoint']} weights)" if "checkpoint" in one else ""
     return f"{one['file']}: step {one['step']}{which}, trained from {origin}"

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from crossdim_jax.errors import lookup
@@ -23,6 +24,7 @@ from crossdim_jax.models import (
     resnet,
     vgg,
 )
+from crossdim_jax.models.conv import Conv
 from crossdim_jax.models.family import FIXED, Encoder, Feature
 from crossdim_jax.models.layers import check_norm
 from crossdim_jax.ops import explicit_padding
@@ -84,6 +86,21 @@ def depth_reductions(encoder: str, strides: int | Sequence[int] | None = None) -
       ValueError: the name is unknown, or the strides do not fit it.
     """
     return row(encoder).strides().depth_reductions(strides)
+
+
+def grouped_kernels(encoder: str) -> frozenset[str]:
+    """Paths, within the encoder, of the kernels of its grouped convolutions, depthwise ones too."""
+    found = set()
+
+    def note(call, args, kwargs, context):
+        if isinstance(context.module, Conv) and context.module.group_size:
+            found.add("/".join((*context.module.path, "kernel")))
+        return call(*args, **kwargs)
+
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    with nn.intercept_methods(note):
+        jax.eval_shape(build(encoder, norm=norm(encoder)).init, jax.random.key(0), image)
+    return frozenset(found)
 
 
 @dataclasses.dataclass(frozen=True)

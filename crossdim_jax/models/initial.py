@@ -63,6 +63,12 @@ class Initialiser:
 zeros, ones = Initialiser(0.0), Initialiser(1.0)
 
 
+def generator(seed: int, name: str) -> np.random.Generator:
+    """Generator of the numbers of one array; they hang on the seed and the array's name alone."""
+    key = int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:16])
+    return np.random.Generator(np.random.Philox(key=key))
+
+
 def scaled_normal(scale: float, *, leading: int = 0) -> Initialiser:
     """Normal initialiser of mean 0, see `Initialiser`."""
     return Initialiser(0.0, scale, leading)
@@ -97,9 +103,6 @@ def variables(model: nn.Module, seed: int, shape: Sequence[int]) -> dict[str, An
         return model.lazy_init({"params": jax.random.key(seed)}, image)
     drawn = {}
     for path, leaf in found.items():
-        name = f"{seed}:{'/'.join(path)}".encode()
-        key = int.from_bytes(hashlib.sha256(name).digest()[:16])
-        rng = np.random.Generator(np.random.Philox(key=key))
-        initialiser = placeholders[id(leaf)][1]
+        rng, initialiser = generator(seed, "/".join(path)), placeholders[id(leaf)][1]
         drawn[path] = jnp.asarray(initialiser.draw(rng, leaf.shape, leaf.dtype))
     return traverse_util.unflatten_dict(drawn)

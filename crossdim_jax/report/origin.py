@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from crossdim_jax.weights import control
+
 
 def facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Pairs of (name, text) for a page.
@@ -17,7 +19,7 @@ def facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _weights(record: Mapping[str, Any]) -> str:
-    parts = [str(record["id"])]
+    parts = [str(record["id"]), *filter(None, [control.text(record)])]
     if record.get("source") == "random":
         parts.append("random numbers")
     if record.get("inflate"):

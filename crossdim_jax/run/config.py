@@ -22,6 +22,7 @@ LATER: dict[str, Any] = {
     "data.split.test": 0.0,
     "weights.inflate_at": None,
     "weights.reestimate": 0,
+    "weights.control": "",
     "augment": {"probability": 0.0},
     "optim.freeze_epochs": None,
     "train.steps_per_epoch": None,

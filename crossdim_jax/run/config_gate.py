@@ -18,6 +18,7 @@ from crossdim_jax.models import encoders, layers
 from crossdim_jax.models.conv import DEPTH_PADDINGS
 from crossdim_jax.ranges import problems, refuse
 from crossdim_jax.training import optim
+from crossdim_jax.weights.control import CONTROLS
 
 SECTIONS = ("challenge", "model", "data", "train")  # without which it is not an experiment's
 SCHEDULES = ("constant_cosine", "exponential")
@@ -44,6 +45,7 @@ CHOICES: dict[str, Collection[str | None]] = {
     "optim.schedule": SCHEDULES,
     "train.choose": ("best", "last"),
     "train.loss": losses.LOSSES,
+    "weights.control": ("", *CONTROLS),
 }
 
 
@@ -253,6 +255,15 @@ def _cache(folder: str) -> str | None:
     return None if folder else "config.data.cache is empty: say where decoded cases may lie"
 
 
+def _control(control: str, file: str) -> str | None:
+    if not control or file:
+        return None
+    return (
+        f"config.weights.control={control!r}: is made of a 2D weight file, but config.weights.file "
+        "is empty; name one, or leave the control out to start from random parameters"
+    )
+
+
 def _once(flips: Any) -> str | None:
     if isinstance(flips, bool | int) or len(set(flips)) == len(flips):
         return None
@@ -277,5 +288,6 @@ RULES: dict[tuple[str, ...], Callable[..., str | None]] = {
     ("plan.minutes", "plan.voxels_per_second"): _time,
     ("data.cache", "data.root"): _folders,
     ("data.cache",): _cache,
+    ("weights.control", "weights.file"): _control,
     ("inference.flips",): _once,
 }

@@ -59,6 +59,7 @@ def weights(config: ConfigDict) -> Weights:
     fields = config.weights.to_dict()
     return Weights(
         file=fields["file"],
+        control=fields["control"],
         claims=claims(fields),
         ignore=fields["ignore"],
         skip=fields["skip"],

@@ -17,6 +17,7 @@ from crossdim_jax.training import batch_stats, initialise, optim
 from crossdim_jax.training.state import TrainState
 from crossdim_jax.weights import file
 from crossdim_jax.weights.file import Weights
+from crossdim_jax.weights.from_2d import made_for
 from crossdim_jax.weights.merge import requirements
 from crossdim_jax.weights.record import check_fit, describe
 
@@ -36,19 +37,26 @@ def load_weights(experiment: Experiment) -> Weights | None:
                 "empty: random parameters have no statistics worth measuring; set it to 0"
             )
         return None
+    loaded = None
     try:
-        weights = _checked(experiment)
+        loaded = _loaded(options.file)
+        weights = _checked(experiment, loaded)
     except WeightsError as error:
-        raise WeightsError(f"{error}{_port_command(experiment)}") from error
+        flat = loaded is not None and loaded.metadata.get("ndim") == 2
+        raise WeightsError(f"{error}{'' if flat else _depth_advice(experiment)}") from error
     say(describe(weights.metadata))
     return weights
 
 
-def _checked(experiment: Experiment) -> Weights:
-    """The weights that the config names, which fit the network; see `load_weights`."""
+def _loaded(path: str) -> Weights:
+    """The content of a weight file, or the encoder of the run whose folder that is."""
+    return weights_of_run.load(path) if Path(path).is_dir() else file.load_weights(path)
+
+
+def _checked(experiment: Experiment, weights: Weights) -> Weights:
+    """Those weights for the network, if they fit it; see `load_weights`."""
     options, patches = experiment.weights, experiment.weights.reestimate
     of_run = Path(options.file).is_dir()
-    weights = weights_of_run.load(options.file) if of_run else file.load_weights(options.file)
     image = jax.ShapeDtypeStruct(experiment.image_shape, jnp.float32)
     variables = jax.eval_shape(experiment.model.init, jax.random.key(0), image)
     if patches and not variables.get("batch_stats"):
@@ -56,10 +64,21 @@ def _checked(experiment: Experiment) -> Weights:
             f"config.weights.reestimate={patches}, but with norm {experiment.model.encoder.norm!r} "
             "the network keeps no running statistics; set it to 0"
         )
+    needs = requirements(experiment.model, variables)
+    weights = made_for(
+        weights,
+        experiment.model.encoder,
+        needs,
+        options.claims,
+        ignore=options.ignore,
+        reestimate=patches,
+        controlled=options.control,
+        seed=experiment.seed,
+    )
     check_fit(
         weights.metadata,
         # The config's own words are about files: they say nothing of what a run has trained.
-        requirements(experiment.model, variables) | ({} if of_run else options.claims),
+        needs | ({} if of_run else options.claims),
         name=weights.name,
         ignore=options.ignore,
         reestimate=patches,
@@ -67,8 +86,8 @@ def _checked(experiment: Experiment) -> Weights:
     return weights
 
 
-def _port_command(experiment: Experiment) -> str:
-    """Command that makes weights for the experiment's depth kernels; "" if the plane's do."""
+def _depth_advice(experiment: Experiment) -> str:
+    """How weights for the experiment's depth kernels are had; "" if the plane's do."""
     kernels = experiment.model.encoder.depth_kernels
     path = Path(experiment.weights.file)
     if kernels is None or path.suffix != ".safetensors":
@@ -77,7 +96,8 @@ def _port_command(experiment: Experiment) -> str:
     own = path.with_stem(f"{path.stem}_d{'.'.join(map(str, taps))}")
     same = f"--config.weights.file={own}"
     return (
-        "\nThe kernels of this encoder have taps of their own along depth. Make their weights by\n"
+        "\nThe kernels of this encoder have taps of their own along depth. A 2D weight file is "
+        "inflated for them when training starts; a 3D one is made by\n"
         f'  python -m weight_port --config=CONFIG --config.model.depth_kernels="{tuple(taps)}" '
         f"{same}\nand train with {same}; --config.weights.file= starts from random weights"
     )

@@ -38,6 +38,7 @@ class Weights:
 
     Attributes:
       file: a weight file or the folder of a run; "" starts from random parameters.
+      control: a key of `weights.control.CONTROLS`, or "" for the weights themselves.
       claims: what the file is said to be, see `record.check_fit`.
       ignore: fields of it that may differ from the file.
       skip: patterns of parameters that keep their random start.
@@ -45,6 +46,7 @@ class Weights:
     """
 
     file: str
+    control: str
     claims: Mapping[str, Any]
     ignore: tuple[str, ...]
     skip: tuple[str, ...]

@@ -99,6 +99,7 @@ def _record(workdir: Path, model: Any, stem: tuple[int, ...], checkpointed: dict
         "eps": spec.eps,
         "ndim": ndim,
         "inflate": before.get("inflate"),
+        "control": before.get("control"),
         "in_channels": int(stem[-2]),
         "stem": "trained",
         "norm": spec.own_norm,

@@ -49,6 +49,12 @@ class Weights:
         return str(self.path) if self.path is not None else "the given weights"
 
 
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def content_sha256(arrays: Mapping[str, np.ndarray]) -> str:
     """Hexadecimal SHA-256 of the tensors: of each path, dtype, shape and bytes, by sorted path.
 

@@ -11,6 +11,7 @@ from typing import Any
 from crossdim_jax.errors import WeightsError
 from crossdim_jax.models import encoders
 from crossdim_jax.storage.records import is_count, is_number
+from crossdim_jax.weights import control
 
 # Fields of a config's `weights` that say how its file was made; `check` compares them too.
 CLAIMS = ("source", "inflate", "inflate_at", "stem")
@@ -25,11 +26,27 @@ def describe(metadata: Mapping[str, Any]) -> str:
         return "unknown" if value is None else f"{value:g}" if is_number(value) else str(value)
 
     inflation = f" by {get('inflate')}" if metadata.get("inflate") else ""
+    said = control.text(metadata)
     return (
         f"{get('id')} (source {get('source')}, licence {get('licence')}) as {get('architecture')}, "
         f"{get('ndim')}D{inflation}, {get('in_channels')} input channels by {get('stem')}, "
-        f"{get('norm')} norm, {get('padding')} padding, eps {get('eps')}"
+        f"{get('norm')} norm, {get('padding')} padding, eps {get('eps')}{said and f'; {said}'}"
     )
+
+
+def required(record: Mapping[str, Any], fields: Sequence[str], name: str) -> None:
+    """Raises WeightsError unless the record has all of these fields.
+
+    Args:
+      record: the metadata of a weight file.
+      fields: that what follows reads.
+      name: of the file, for the message.
+    """
+    if missing := [field for field in fields if record.get(field) is None]:
+        raise WeightsError(
+            f"{name}: its record has no {', '.join(missing)}; it is of an older version. Port it "
+            f"again: python -m weight_port {record.get('id') or 'NAME'}"
+        )
 
 
 def check_fit(
@@ -124,7 +141,8 @@ def inflations(metadata: Mapping[str, Any]) -> set[str]:
 
 _ADVICE = {
     "architecture": "Choose the encoder that the weights were made for, or port its weights.",
-    "ndim": "2D and 3D weights are separate files: port again with --ndim.",
+    "ndim": "A 2D file serves every network; 3D weights, and those of a run, only one of their own "
+    "rank: port with --ndim=2.",
     "in_channels": "Port again with --in-channels and a --stem policy. A run's stem cannot be "
     "adapted: train it on images of so many channels without full-resolution block "
     "(model.stem_width=0), or leave its stem out: weights.skip=('.*/{stem}',) "
@@ -247,7 +265,7 @@ def _counts(value: Any) -> bool:
 _RECORDED: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(
         ("source", "id", "url", "file", "sha256", "licence", "architecture", "padding", "inflate")
-        + ("scheme", "prefix", "stem", "norm", "statistics", "date"),
+        + ("scheme", "prefix", "stem", "norm", "statistics", "date", "control"),
         (_is_text, "a text"),
     ),
     **dict.fromkeys(

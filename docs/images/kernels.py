@@ -15,7 +15,7 @@ from matplotlib.colors import Normalize
 from matplotlib.patches import FancyArrowPatch, Polygon
 from weights_modes import KERNEL, TAPS
 
-from weight_port.inflate import inflate
+from crossdim_jax.weights.inflate import inflate
 
 COLUMNS = {
     "repeat": "the same at every tap\n(the paper's)",

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from crossdim_jax import ops
-from weight_port.inflate import PROFILES, inflate
+from crossdim_jax.weights.inflate import PROFILES, inflate
 
 TAPS, SLICES = 3, 12
 # An edge with a slope: neither symmetric nor separable, so that turned copies can be told apart.

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 from crossdim_jax.models import efficientnet_table
+from crossdim_jax.weights import recipe
 from tests.weight_port import conftest
-from weight_port import convert, forward
+from weight_port import forward
 
 _scaled = efficientnet_table.scaled
 _random_timm = functools.cache(conftest.random_timm.__wrapped__)  # apart from the whole networks
@@ -50,5 +51,5 @@ def cut() -> Iterator[None]:
 
 def _forget() -> None:
     """What was made of the tables is made anew."""
-    for function in (efficientnet_table.network, convert.target_shapes, forward._network):
+    for function in (efficientnet_table.network, recipe.target_shapes, forward._network):
         function.cache_clear()

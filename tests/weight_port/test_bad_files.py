@@ -12,11 +12,12 @@ from safetensors.numpy import save, save_file
 
 from crossdim_jax.errors import WeightsError
 from crossdim_jax.weights.file import save_weights
+from crossdim_jax.weights.recipe import Recipe
 from tests.weight_port import tiny
 from weight_port import certificate, forward, records
 from weight_port.__main__ import main
 from weight_port.commands.making import record
-from weight_port.convert import Recipe, convert
+from weight_port.convert import convert
 
 ROOT = Path(__file__).resolve().parents[2]
 ORDER = "\x1b]0;x\x07"  # a new title for the window

@@ -11,8 +11,9 @@ from crossdim_jax.errors import WeightsError
 from crossdim_jax.models import encoders
 from crossdim_jax.weights.merge import requirements
 from crossdim_jax.weights.paths import unflatten
+from crossdim_jax.weights.recipe import Recipe, stem_path, target_shapes
 from tests.weight_port import short
-from weight_port.convert import Recipe, convert, stem_path, target_shapes
+from weight_port.convert import convert
 from weight_port.families.efficientnet import flax_path
 from weight_port.names import parse_name
 from weight_port.rename import UNUSED

@@ -16,8 +16,9 @@ from crossdim_jax.models.depth import Strides
 from crossdim_jax.models.family import Encoder, Feature
 from crossdim_jax.weights.file import Weights
 from crossdim_jax.weights.merge import depth_form, merge
+from crossdim_jax.weights.recipe import Recipe
 from weight_port import families, names, rename
-from weight_port.convert import Recipe, convert
+from weight_port.convert import convert
 from weight_port.source import Source
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from crossdim_jax import ops
+from crossdim_jax.weights import inflate
+from crossdim_jax.weights.recipe import Recipe, stem_path
 from tests.weight_port import tiny
-from weight_port import forward, inflate
-from weight_port.convert import Recipe, convert, stem_path
+from weight_port import forward
+from weight_port.convert import convert
 from weight_port.volume import sum_over_depth, unchanged_slices
 
 DEPTH, PLANE = 18, (64, 96)

@@ -12,6 +12,7 @@ from crossdim_jax.run import config as config_lib
 from crossdim_jax.run import experiment, initial_state
 from crossdim_jax.weights.file import save_weights
 from crossdim_jax.weights.merge import merge, requirements
+from crossdim_jax.weights.recipe import for_network
 from tests.weight_port import tiny
 from weight_port import plan
 from weight_port.commands import making
@@ -50,7 +51,8 @@ def test_what_is_ported_for_the_config_is_what_it_loads(tmp_path):
         config = config_lib.read(CONFIG, options)
         job = experiment.build(config, tmp_path / "run")
         needs = requirements(job.model, _variables(job))
-        recipe = plan._recipe(job.model, needs, job.weights, seed=0, head=True)
+        claims = job.weights.claims
+        recipe = for_network(job.model.encoder, needs, claims, reestimate=False, head=True)
         converted = convert(source, recipe)
         save_weights(file, converted.arrays, making.record(source, recipe, converted))
         weights = initial_state.load_weights(job)
@@ -63,7 +65,7 @@ def test_what_is_ported_for_the_config_is_what_it_loads(tmp_path):
         assert not report.fresh and not any("encoder" in path for path in report.outside)
 
         other = config_lib.read(CONFIG, [*options, "--config.model.stem_width=0"])
-        with pytest.raises(WeightsError, match="in_channels"):
+        with pytest.raises(WeightsError, match="16 input channels by 'tile', asked for 1 by"):
             initial_state.load_weights(experiment.build(other, tmp_path / "run"))
 
 

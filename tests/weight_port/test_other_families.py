@@ -8,12 +8,14 @@ import pytest
 from crossdim_jax.errors import WeightsError
 from crossdim_jax.models import encoders
 from crossdim_jax.models.family import FIXED
+from crossdim_jax.weights import inflate
 from crossdim_jax.weights.file import Weights
+from crossdim_jax.weights.recipe import Recipe, target_shapes
 from tests import cut_families
 from tests.weight_port import twins
-from weight_port import certificate, families, forward, inflate, names, rename
+from weight_port import certificate, families, forward, names, rename
 from weight_port.commands import making
-from weight_port.convert import Recipe, convert, target_shapes
+from weight_port.convert import convert
 from weight_port.plan import by_hand
 from weight_port.volume import sum_over_depth
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from crossdim_jax.errors import WeightsError
+from crossdim_jax.weights.recipe import Recipe
 from weight_port import forward, local, source
 from weight_port.__main__ import main
-from weight_port.convert import Recipe, convert
+from weight_port.convert import convert
 from weight_port.families import efficientnet as family
 
 NAME = "tf_efficientnet_lite0.in1k"

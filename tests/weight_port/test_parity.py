@@ -11,9 +11,10 @@ from crossdim_jax.models import encoders
 from crossdim_jax.weights.file import Weights
 from crossdim_jax.weights.merge import merge
 from crossdim_jax.weights.paths import unflatten
+from crossdim_jax.weights.recipe import Recipe, target_shapes
 from tests.weight_port import conftest, short
 from weight_port import families, names, rename
-from weight_port.convert import Recipe, convert, target_shapes
+from weight_port.convert import convert
 from weight_port.families import efficientnet
 
 torch = pytest.importorskip("torch")

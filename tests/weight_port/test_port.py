@@ -14,11 +14,11 @@ from crossdim_jax.run import config as config_lib
 from crossdim_jax.run import experiment, initial_state
 from crossdim_jax.weights.file import load_weights
 from crossdim_jax.weights.merge import merge, requirements
+from crossdim_jax.weights.recipe import Recipe
 from crossdim_jax.weights.record import check_fit
 from weight_port import certificate, plan
 from weight_port.__main__ import main
 from weight_port.commands import making
-from weight_port.convert import Recipe
 
 pytest.importorskip("torch")
 pytest.importorskip("timm")

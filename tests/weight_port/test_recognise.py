@@ -8,9 +8,10 @@ from safetensors.numpy import save_file
 
 from crossdim_jax.errors import WeightsError
 from crossdim_jax.models import encoders
+from crossdim_jax.weights.recipe import Recipe
 from tests.weight_port import tiny
 from weight_port import families, forward, recognise, resemblance, source
-from weight_port.convert import Recipe, convert
+from weight_port.convert import convert
 from weight_port.families import efficientnet as family
 from weight_port.names import Name
 

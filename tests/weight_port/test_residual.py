@@ -8,10 +8,11 @@ import pytest
 
 from crossdim_jax.errors import WeightsError
 from crossdim_jax.models import encoders
+from crossdim_jax.weights.recipe import Recipe
 from tests import cut_families
 from tests.weight_port.conftest import random_timm
 from weight_port import families, forward, names, rename
-from weight_port.convert import Recipe, convert
+from weight_port.convert import convert
 from weight_port.recognise import recognise
 from weight_port.source import Source, parse_name
 
@@ -258,7 +259,7 @@ def test_what_a_network_has_not_is_refused_by_name():
         Recipe(3, 3, "none", "repeat", "tile")
     with pytest.raises(WeightsError, match="'resnet18' has no grouped convolution"):
         outputs("resnet18", Recipe(3, 3, "batch", "mean", "tile", factorised=True), None)
-    from weight_port import norms
+    from crossdim_jax.weights import norms
 
     with pytest.raises(WeightsError, match="vgg11 has no norms: found norm 'batch'"):
         norms.check_source("batch", "vgg11", "carry")

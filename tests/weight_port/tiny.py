@@ -12,7 +12,7 @@ import pytest
 from crossdim_jax.models import efficientnet, efficientnet_table, encoders
 from crossdim_jax.models.efficientnet_table import Row, Stage
 from crossdim_jax.weights.paths import flatten
-from weight_port.families import efficientnet as family
+from weight_port import families
 from weight_port.source import Name, Source
 
 STAGES = (
@@ -44,10 +44,11 @@ def registered() -> Iterator[None]:
 
 @functools.cache
 def source(architecture: str = "efficientnet_tiny", *, padding: str = "same") -> Source:
-    """Random weights and statistics under timm's names, as from a checkpoint."""
+    """Random weights and statistics of an encoder under timm's names, as from a checkpoint."""
     rng = np.random.default_rng(1)
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    tree = jax.eval_shape(encoders.build(architecture).init, jax.random.key(0), image)
+    encoder = encoders.build(architecture, norm=encoders.norm(architecture))
+    tree, family = jax.eval_shape(encoder.init, jax.random.key(0), image), families.of(architecture)
     arrays = {}
     for path, leaf in flatten({c: {"encoder": t} for c, t in tree.items()}).items():
         kind = path.rpartition("/")[2]

@@ -18,8 +18,10 @@ from crossdim_jax.storage import files
 from crossdim_jax.text import say
 from crossdim_jax.weights.file import Weights
 from crossdim_jax.weights.paths import is_head
-from weight_port import families, ours, records
-from weight_port.convert import Recipe, check_shapes, target_shapes
+from crossdim_jax.weights.recipe import Recipe, target_shapes
+from crossdim_jax.weights.record import required
+from weight_port import families, ours
+from weight_port.convert import check_shapes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +42,7 @@ def main(args: argparse.Namespace) -> int:
         raise WeightsError(f"{out} exists; replace it with --overwrite, or choose --out=PATH.")
     weights = ours.read_2d(path, "export")
     record = weights.metadata
-    records.required(record, ("id", "architecture", "in_channels"), weights.name)
+    required(record, ("id", "architecture", "in_channels"), weights.name)
     tensors = state_dict(weights)
     write(out, tensors, str(record["id"]), str(record.get("licence")))
     model = str(record["id"]).partition(".")[0]

@@ -2,12 +2,11 @@
 
 import argparse
 
-from crossdim_jax.errors import WeightsError
-from crossdim_jax.weights.file import Weights
-from weight_port import channels, ours, plan, records
+from crossdim_jax.weights.from_2d import check_stem
+from crossdim_jax.weights.record import required
+from weight_port import ours, plan
 from weight_port.commands import recipe_flags
 from weight_port.commands.making import make
-from weight_port.convert import Recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +23,7 @@ def main(args: argparse.Namespace) -> int:
     recipe_flags.refuse_with_config(args)
     weights = ours.read_2d(args.file, "inflation")
     origin, record = ours.as_source(weights), weights.metadata
-    records.required(record, ("source", "stem", "norm", "seed"), weights.name)
+    required(record, ("source", "stem", "norm", "seed"), weights.name)
     if args.config:
         todo = plan.of_config(
             args.config, args.overrides, out=args.out, seed=args.seed or record.get("seed") or 0
@@ -37,24 +36,9 @@ def main(args: argparse.Namespace) -> int:
         todo = plan.by_hand(
             record["id"], recipe, args.out or "weights", random=record["source"] == "random"
         )
-    _check_stem(weights, todo.recipe)
+    check_stem(weights, todo.recipe)
     if not args.overwrite:
         todo.refuse_existing()
     todo.check_recipe()
     make(todo, origin, certificate=args.certificate)
     return 0
-
-
-def _check_stem(weights: Weights, recipe: Recipe) -> None:
-    """Raises WeightsError if another stem is asked for and the file no longer has the source's."""
-    record = weights.metadata
-    found = (record["in_channels"], record["stem"])
-    wanted = (recipe.in_channels, recipe.stem)
-    own = record.get("source_channels") or channels.SOURCE_CHANNELS
-    adapted = found[0] != own or record["stem"] == "reinit"
-    if adapted and found != wanted and not channels.draws(recipe.stem, recipe.in_channels):
-        raise WeightsError(
-            f"{weights.name}: its stem has {found[0]} input channels by {found[1]!r}, asked for "
-            f"{wanted[0]} by {wanted[1]!r}. Start from a file with {own} "
-            "input channels, whose stem is the source's own, or keep the stem as it is."
-        )

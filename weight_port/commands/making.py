@@ -10,12 +10,14 @@ from crossdim_jax.models.dxnet import DXNet
 from crossdim_jax.models.encoders import PLANE_FIELDS
 from crossdim_jax.models.family import FIXED
 from crossdim_jax.text import say
+from crossdim_jax.weights import norms
 from crossdim_jax.weights.file import Weights, save_weights
-from crossdim_jax.weights.merge import depth_form
+from crossdim_jax.weights.fit import account
 from crossdim_jax.weights.paths import HEAD
+from crossdim_jax.weights.recipe import Recipe
 from crossdim_jax.weights.record import describe
-from weight_port import families, norms, plan, records, source
-from weight_port.convert import Converted, Recipe, convert
+from weight_port import families, plan, records, source
+from weight_port.convert import Converted, convert
 from weight_port.formats.scheme import TIMM
 
 
@@ -34,26 +36,14 @@ def make(todo: plan.Plan, origin: source.Source, *, certificate: bool) -> None:
 
 def record(origin: source.Source, recipe: Recipe, converted: Converted) -> dict[str, Any]:
     """The metadata of a weight file: all it takes to judge it, or to make it again."""
-    shapes = {path: array.shape for path, array in converted.arrays.items()}
+    architecture = origin.name.architecture
     return {
         **origin.origin,
-        "architecture": origin.name.architecture,
+        "architecture": architecture,
         "padding": origin.name.padding,
         "eps": origin.name.eps,
-        "ndim": recipe.ndim,
-        "inflate": recipe.inflate,
-        "inflate_at": list(recipe.inflate_at),
-        "depth_kernels": recipe.depth_kernels,
-        **depth_form(origin.name.architecture, shapes, recipe.ndim),
-        "in_channels": recipe.in_channels,
-        "stem": recipe.stem,
-        "norm": recipe.norm,
-        "statistics": norms.recorded(recipe.norm, recipe.statistics),
-        "seed": recipe.seed,
-        "tensors": len(converted.arrays),
-        "values": sum(array.size for array in converted.arrays.values()),
+        **account(converted.fitted, architecture, recipe),
         "unused": list(converted.unused),
-        "fresh": list(converted.fresh),
         **records.stamp(),
     }
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from crossdim_jax import ranges
 from crossdim_jax.errors import WeightsError
 from crossdim_jax.models.layers import NORMS
-from weight_port import channels, inflate, norms
-from weight_port.convert import Recipe
+from crossdim_jax.weights import channels, inflate, norms
+from crossdim_jax.weights.recipe import Recipe
 
 # What a config says itself, so that by hand it would be said twice.
 BY_HAND = (

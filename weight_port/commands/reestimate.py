@@ -19,9 +19,11 @@ from crossdim_jax.run.config_gate import MOST_VOXELS
 from crossdim_jax.runtime import sharding
 from crossdim_jax.text import say
 from crossdim_jax.training import batch_stats
+from crossdim_jax.weights import norms
 from crossdim_jax.weights.file import Weights, load_weights, save_weights
 from crossdim_jax.weights.paths import ENCODER, flatten, unflatten
-from weight_port import forward, norms, records
+from crossdim_jax.weights.record import required
+from weight_port import forward, records
 from weight_port.certificate import recipe_of
 from weight_port.commands import recipe_flags
 from weight_port.convert import check_shapes
@@ -63,7 +65,7 @@ def main(args: argparse.Namespace) -> int:
             f"is nothing to measure. Only {' and '.join(norms.KEEPING)} keep them."
         )
     needed = ("architecture", "padding", "eps", "ndim", "in_channels")
-    records.required(record, needed, weights.name)
+    required(record, needed, weights.name)
     check_shapes(weights, record["architecture"], recipe_of(weights))
     patch = _patch(args.patch, record["ndim"])
     cases = find_cases(args.volumes, record["in_channels"])

@@ -6,12 +6,13 @@ import pytest
 from crossdim_jax.errors import WeightsError
 from crossdim_jax.models import encoders
 from crossdim_jax.weights.file import load_weights, save_weights
+from crossdim_jax.weights.recipe import Recipe
 from tests.weight_port import short
 from weight_port import ours, source
 from weight_port.__main__ import main
 from weight_port.commands import export
 from weight_port.commands.making import record
-from weight_port.convert import Recipe, convert
+from weight_port.convert import convert
 
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")

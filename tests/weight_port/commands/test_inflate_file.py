@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from crossdim_jax.weights.file import load_weights, save_weights
+from crossdim_jax.weights.recipe import Recipe
 from tests.weight_port import tiny
 from weight_port.__main__ import main
 from weight_port.commands.making import record
-from weight_port.convert import Recipe, convert
+from weight_port.convert import convert
 
 ROOT = Path(__file__).resolve().parents[3]
 NAME = "efficientnet_tiny"

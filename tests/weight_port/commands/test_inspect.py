@@ -6,12 +6,13 @@ import pytest
 from safetensors.numpy import save_file
 
 from crossdim_jax.weights.file import FORMAT, load_weights, save_weights
+from crossdim_jax.weights.recipe import Recipe
 from tests.weight_port import tiny
 from weight_port import certificate, forward
 from weight_port.__main__ import main
 from weight_port.commands import inspect
 from weight_port.commands.making import record
-from weight_port.convert import Recipe, convert
+from weight_port.convert import convert
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,14 @@ import pytest
 
 from crossdim_jax.errors import DataError, WeightsError
 from crossdim_jax.weights.file import load_weights, save_weights
+from crossdim_jax.weights.recipe import Recipe
 from crossdim_jax.weights.record import check_fit
 from tests.weight_port import tiny
 from weight_port import forward
 from weight_port.__main__ import main
 from weight_port.commands import reestimate
 from weight_port.commands.making import record
-from weight_port.convert import Recipe, convert
+from weight_port.convert import convert
 
 BOTH = ("flair", "t1")
 DEEP = {"ndim": 3, "in_channels": 2, "norm": "batch", "inflate": "mean", "stem": "gray"}

@@ -9,12 +9,13 @@ import pytest
 
 from crossdim_jax.errors import WeightsError
 from crossdim_jax.weights.file import Weights, content_sha256, load_weights, save_weights
+from crossdim_jax.weights.recipe import Recipe
 from tests.weight_port import conftest, short, tiny
 from weight_port import certificate, departures, forward, ours, records, volume
 from weight_port.__main__ import main
 from weight_port.commands import verify
 from weight_port.commands.making import record
-from weight_port.convert import Recipe, convert
+from weight_port.convert import convert
 from weight_port.volume import sum_over_depth
 
 FLAT = Recipe(2, 3, "batch", None, "tile")

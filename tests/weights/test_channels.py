@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from crossdim_jax.errors import WeightsError
-from weight_port.channels import adapt, draw, draws
+from crossdim_jax.weights.channels import adapt, draw, draws
 
 
 @pytest.fixture

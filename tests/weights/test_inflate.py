@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from crossdim_jax.errors import WeightsError
-from weight_port.inflate import INFLATE, PROFILES, factorise, inflate
+from crossdim_jax.weights.inflate import INFLATE, PROFILES, factorise, inflate
 
 MODES = sorted(INFLATE)
 SUM_ONE = ["mean", "center", "gaussian"]  # the modes whose taps add up to the 2D kernel
