@@ -14,12 +14,12 @@ from ml_collections import ConfigDict
 def get_config(arg: str = "") -> ConfigDict:
     """A study without question and arms; `arg` is not used."""
     del arg
-    study = ConfigDict()
+    study = ConfigDict(sort_keys=False)
     study.question = ""  # in a sentence
-    study.arms = ConfigDict()  # name -> changes
+    study.arms = ConfigDict(sort_keys=False)  # name -> changes
     # {axis: {name: changes}}: arms "first-second" of each name on one axis with each on the others;
     # beside those of `arms`. Of a field that several axes set, the last one counts.
-    study.axes = ConfigDict()
+    study.axes = ConfigDict(sort_keys=False)
     study.reference = ""  # the arm that all others are compared with
     study.compare = ()  # pairs of arms that are compared besides: (("center", "shuffled"),)
     # Numbers such as 20, or fractions such as 0.25, of the training cases, the fewer among the
@@ -44,4 +44,6 @@ def changes(fields: Mapping[str, Any]) -> ConfigDict:
 
 def arms(named: Mapping[str, Mapping[str, Any]]) -> ConfigDict:
     """Arms of a study: name -> {dotted field: value}."""
-    return ConfigDict({name: changes(fields) for name, fields in named.items()})
+    result = ConfigDict(sort_keys=False)  # in tables and figures they stand in this order
+    result.update({name: changes(fields) for name, fields in named.items()})
+    return result

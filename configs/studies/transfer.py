@@ -41,6 +41,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "model.encoder": "efficientnet_lite0",
             "weights.file": "weights/lite0_2d.safetensors",
             "weights.source": "tf_efficientnet_lite0.in1k",
+            "data.split.kind": "all",  # but for the test set
             "data.split.test": 0.2,
             "train.validate_from_dice": 1.0,  # at the end only
         }

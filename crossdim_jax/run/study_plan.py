@@ -8,7 +8,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from crossdim_jax.errors import ConfigError, CrossdimError
+from crossdim_jax import metrics
+from crossdim_jax.errors import ConfigError, CrossdimError, check_name
 from crossdim_jax.imaging.case import CaseFiles
 from crossdim_jax.run import auto_fields, cases, experiment, initial_state
 from crossdim_jax.run import config as config_lib
@@ -94,6 +95,8 @@ def make(config: ConfigDict, workdir: Path, study: Study, *, defaults: Mapping[s
         if made is not None and not _begun(workdir / arm):
             problems.part(arm, initial_state.load_weights, made)
     problems.refuse()
+    profile = metrics.PROFILES[built[study.reference].challenge.profile]
+    check_name("study.metric", study.metric, [metric.name for metric in profile.metrics])
     draws, held_out = _draws(study, filled[study.reference], workdir, defaults)
     numbers = _numbers(study, draws)
     return Plan(
@@ -192,8 +195,8 @@ def _same_length(
     Raises ManyErrors if cases are faulty: all are decoded here.
     """
     made = experiment.build(arms[reference], workdir, defaults=defaults)
-    _, training, held_out = cases.prepare_cases(made)
-    if not held_out:
+    split, training, _ = cases.prepare_cases(made)
+    if not split.evaluated:
         raise ConfigError(
             "no case is held out, and nothing could be compared; set config.data.split.test, the "
             "fraction of patients that are scored in the end, or another config.data.split.kind"
