@@ -106,7 +106,7 @@ def of_run(fields: Sequence[str], workdir: str | os.PathLike) -> dict[str, Any] 
     if folder is None:
         return None
     recorded = _flat(run_folder.recorded_config(folder)[0])
-    found = {field: _plain(recorded.get(field)) for field in fields}
+    found = {field: plain(recorded.get(field)) for field in fields}
     name = plan_record.Plan.INTENSITIES
     if name in found:  # a section of its own
         inner = {k: v for k, v in recorded.items() if k.startswith(f"{name}.")}
@@ -234,6 +234,6 @@ def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
     return unflatten_dict(dict(values), sep=".")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A value as a config has it: JSON has lists only."""
     return tuple(value) if isinstance(value, list) else value

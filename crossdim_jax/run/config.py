@@ -49,11 +49,11 @@ def complete(config: ConfigDict) -> ConfigDict:
 
 
 def located(arguments: Sequence[str]) -> list[str]:
-    """The arguments of a command, with the file of `--config` as `find` finds it."""
+    """The arguments of a command, with the files of `--config` and `--study` as `find` does it."""
     result = list(arguments)
     for index, argument in enumerate(result):
         name, equals, path = argument.partition("=")
-        if name.removeprefix("-") in ("config", "-config"):
+        if name.removeprefix("-") in ("config", "-config", "study", "-study"):
             if equals:
                 result[index] = f"{name}={find(path)}"
             elif index + 1 < len(result):
@@ -71,13 +71,14 @@ def find(path: str) -> str:
       path: FILE or FILE:argument.
     """
     file = re.sub(r"(\.py):.*", r"\1", path)
-    if Path(file).exists() or Path(file).parent != Path("configs"):
+    parts = Path(file).parts
+    if Path(file).exists() or Path(file).parent not in (Path("configs"), Path("configs/studies")):
         return path
     for installed in _installed_files():
-        if installed.parts[-2:] == Path(file).parts:
+        if installed.parts[-len(parts) :] == parts:
             where = Path(installed.locate()).resolve()
             if where.is_file():
-                folder = str(where.parents[1])
+                folder = str(where.parents[len(parts) - 1])
                 if folder not in sys.path:
                     sys.path.append(folder)
                 return f"{where}{path.removeprefix(file)}"

@@ -8,11 +8,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from crossdim_jax.errors import DataError
+from crossdim_jax.run.done import DONE
 from crossdim_jax.run.experiment import Experiment
 from crossdim_jax.storage import run_folder
 from crossdim_jax.training import checkpoint
-
-DONE = "done"  # an empty file in the folder of a fold that is trained and evaluated
 
 
 def all_folds(experiment: Experiment) -> list[Experiment]:

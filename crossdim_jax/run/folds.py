@@ -16,14 +16,13 @@ from crossdim_jax.errors import ConfigError
 from crossdim_jax.evaluation import predict as predict_lib
 from crossdim_jax.evaluation import score
 from crossdim_jax.report import page
-from crossdim_jax.run import cases, content, evaluate, train
-from crossdim_jax.run.ensemble import DONE, all_folds
+from crossdim_jax.run import cases, content, done, evaluate, train
+from crossdim_jax.run.ensemble import all_folds
 from crossdim_jax.run.experiment import Experiment
 from crossdim_jax.runtime import stop
 from crossdim_jax.runtime.distributed import say, wait_for_all
 from crossdim_jax.storage import run_folder
-from crossdim_jax.storage.files import write_text, writing
-from crossdim_jax.storage.reading import read_bytes
+from crossdim_jax.storage.files import writing
 
 
 def run(experiment: Experiment) -> Path:
@@ -52,7 +51,7 @@ def run(experiment: Experiment) -> Path:
     folds = all_folds(experiment)
     cases.check_folds(folds)
     for number, fold in enumerate(folds):
-        if _is_done(fold):
+        if done.is_done(fold):
             say(f"fold {number} is done: {fold.workdir}")
             continue
         if number:  # what is done is kept
@@ -60,25 +59,8 @@ def run(experiment: Experiment) -> Path:
         say(f"fold {number} of {len(folds)}: {fold.workdir}")
         train.run(fold)
         if jax.process_index() == 0:
-            _mark_done(fold.workdir / DONE)
+            done.mark(fold.workdir)
     return _combine(experiment, folds)
-
-
-def _is_done(fold: Experiment) -> bool:
-    """True if a fold has been trained and evaluated with this very config.
-
-    Raises DataError if something else has the name of the file that says so.
-    """
-    if not os.path.lexists(fold.workdir / DONE):
-        return False
-    read_bytes(fold.workdir / DONE, limit=4096)
-    fold.claim(write=False)
-    return run_folder.has_checkpoint(fold.workdir)
-
-
-def _mark_done(path: Path) -> None:
-    with writing(path):
-        write_text(path, "")
 
 
 def _combine(experiment: Experiment, folds: list[Experiment]) -> Path:

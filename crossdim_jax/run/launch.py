@@ -1,6 +1,8 @@
 """The command line: its flags, and which mode they ask for."""
 
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -16,6 +18,7 @@ from crossdim_jax.run import (
     folds,
     plan,
     predict,
+    study,
     train,
     view,
 )
@@ -28,11 +31,17 @@ WORKDIR = flags.DEFINE_string("workdir", "", "The run folder; report: several, w
 MODE = flags.DEFINE_enum(
     "mode",
     "train",
-    ["train", "folds", "evaluate", "predict", "report", "plan", "view", "export"],
+    ["train", "folds", "evaluate", "predict", "report", "plan", "view", "export", "study"],
     "train ends with evaluation and the report; folds trains all folds and scores them together; "
     "plan shows the plan of a data set, or says what training would take; view writes a page for "
     "each case, to scroll through it; export writes the trained networks as ONNX, with all that "
-    "using them needs.",
+    "using them needs; study trains the runs of --study and compares them.",
+)
+STUDY = config_flags.DEFINE_config_file(
+    "study", None, "study, plan: the study, FILE[:argument], such as configs/studies/transfer.py."
+)
+PART = flags.DEFINE_string(
+    "study_part", "", "study: I/N, the I-th of N parts of the runs, from 0/N; they may run at once."
 )
 INPUT = flags.DEFINE_string("input", "", "predict, view: a folder of cases, labelled or not.")
 OUTPUT = flags.DEFINE_string(
@@ -57,6 +66,8 @@ def main(argv: list[str]) -> None:
     if MODE.value == "report" and "," in WORKDIR.value:  # which says all that is needed
         path = compare.write(WORKDIR.value.split(","), OUTPUT.value)
         return print(for_stream(str(path), sys.stdout))
+    if MODE.value == "report" and study.is_study(WORKDIR.value):  # its protocol does
+        return print(for_stream(str(study.report(WORKDIR.value)), sys.stdout))
     if CONFIG.value is None:
         raise app.UsageError("--config=FILE is needed, such as --config=configs/brats_dxnet.py")
     logging.set_verbosity(logging.WARNING)  # all libraries': absl's handler serves the root logger
@@ -65,10 +76,13 @@ def main(argv: list[str]) -> None:
     memory.give_back_after_compiling()
     distributed.start(COORDINATOR.value, PROCESSES.value, PROCESS.value)
     file = config_flags.get_config_filename(flags.FLAGS["config"])
+    defaults = config.read(file).to_dict()
+    if MODE.value == "study" or (MODE.value == "plan" and STUDY.value is not None):
+        return distributed.say(_study(defaults))
     job = experiment.build(
         CONFIG.value,
         WORKDIR.value,
-        defaults=config.read(file).to_dict(),
+        defaults=defaults,
         trains=MODE.value in ("train", "folds", "plan"),
         folds=MODE.value == "folds",
     )
@@ -91,6 +105,22 @@ def main(argv: list[str]) -> None:
     distributed.say(str(told))
 
 
+def _study(defaults: Mapping[str, Any]) -> str:
+    """Makes the runs of a study and its page, or says what they take."""
+    if STUDY.value is None:
+        raise app.UsageError("--study=FILE is needed, such as --study=configs/studies/transfer.py")
+    call = study.plan if MODE.value == "plan" else study.run
+    return str(
+        call(
+            CONFIG.value,
+            WORKDIR.value,
+            STUDY.value.to_dict(),
+            defaults=defaults,
+            part=PART.value,
+        )
+    )
+
+
 def _plan(job: experiment.Experiment) -> str:
     """The plan that the data set was given, else what a training takes on this device."""
     recorded = "" if job.planned else auto_fields.recorded_plan(job.workdir)
@@ -106,6 +136,8 @@ def parse(argv: list[str]) -> list[str]:
         rest = flags.FLAGS(config.located(argv))
         if CONFIG.value is not None:
             CONFIG.value.to_dict()  # a file that is not there is only noticed when it is used
+        if STUDY.value is not None:
+            STUDY.value.to_dict()
         return rest
     except Exception as error:  # a config is a program: it may raise anything
         raise ConfigError(f"{config.problem(error)} (--helpfull lists the flags)") from error

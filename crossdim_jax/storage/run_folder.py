@@ -54,6 +54,10 @@ HARMLESS = (
 )
 
 
+class InUseError(DataError):
+    """Another process does the same in this run folder."""
+
+
 def claim(
     workdir: str | os.PathLike,
     config: Mapping[str, Any],
@@ -223,7 +227,7 @@ def only_process(workdir: str | os.PathLike, doing: str) -> Iterator[None]:
       workdir: made if it does not exist.
       doing: what is done, such as "training"; each has a lock of its own.
 
-    Raises DataError, naming the process that holds it, if there is one.
+    Raises InUseError, naming the process that holds it, if there is one.
     """
     path = Path(workdir) / f".{doing}.lock"
     with _writing(path.parent):
@@ -234,7 +238,7 @@ def only_process(workdir: str | os.PathLike, doing: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
-            raise DataError(
+            raise InUseError(
                 f"{path.parent}: another process is {doing} in this run folder: "
                 f"{file.read().strip() or 'it has not said which'}. Wait for it or stop it, or "
                 "give another --workdir"
