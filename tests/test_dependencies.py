@@ -22,7 +22,7 @@ LAYERS = (
     ("challenges",),
     ("data", "report"),
     ("evaluation", "training"),
-    ("export",),
+    ("export", "study"),
     ("run",),
     ("__main__",),
 )

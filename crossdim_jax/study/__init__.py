@@ -1,0 +1,1 @@
+"""Studies: a grid of trainings, and the paired analysis of what came out."""
