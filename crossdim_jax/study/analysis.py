@@ -115,7 +115,9 @@ class Analysis:
         start = f"With {cases_text(found.cases)} "
         if not d.pairs:
             return f"{start}{found.arm} and {found.against} cannot be compared: no seed has both."
-        counted = f"{d.cases} cases x {d.seeds} seed{'s' * (d.seeds != 1)}"
+        seeds = f"{d.seeds} seed{'s' * (d.seeds != 1)}"
+        crossed = d.pairs == d.cases * d.seeds
+        counted = f"{d.cases} cases x {seeds}" if crossed else f"{d.pairs} cases of {seeds}"
         if math.isnan(d.low):
             return f"{start}{found.arm} is {self._size(d.mean)} from {found.against} ({counted})."
         span = f"95 % interval {number(d.low)} to {number(d.high)}; {counted}"

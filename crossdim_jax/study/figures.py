@@ -91,9 +91,8 @@ def scores(analysis: Analysis, looks: Looks) -> Figure:
         figure, [[axes]] = _figure(3.2)
         for i, name in enumerate(names):
             found = sorted((a for a in analysis.arms if a.name == name), key=lambda a: a.cases)
-            aside = min(0.07, 0.3 / len(names)) * (
-                i - (len(names) - 1) / 2
-            )  # points side by side can be told apart
+            # Points side by side can be told apart.
+            aside = min(0.07, 0.3 / len(names)) * (i - (len(names) - 1) / 2)
             x = np.array([place[a.cases] + aside for a in found])
             mean, sd = (np.array([getattr(a, k) for a in found]) for k in ("mean", "sd"))
             look = looks[name]

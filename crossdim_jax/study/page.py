@@ -128,6 +128,14 @@ class _Page:
                 notes.append(f"{_name(found.run)}: {found.steps} of {planned} steps are logged")
             for text, _ in tables.problems(found.summary):
                 notes.append(f"{_name(found.run)}: {text}")
+        for over in ("seeds", "cases"):
+            pairs = [c for c in self.analysis.comparisons if c.difference.over == over]
+            if pairs:
+                chance = {"seeds": "each seed counts once", "cases": "one seed"}[over]
+                notes.append(
+                    f"{len(pairs)} of the intervals are over {over} alone ({chance}), such as of "
+                    f"{_pair(pairs[0])} with {cases_text(pairs[0].cases)}"
+                )
         left_out = max((c.difference.left_out for c in self.analysis.comparisons), default=0)
         if left_out:
             notes.append(f"up to {left_out} held-out cases have no score in every run of a pair")
@@ -147,10 +155,11 @@ class _Page:
         head = ["Difference", "Trained on", "Mean", "95 % interval", "p", "p (Holm)"]
         head += ["p (permutation)", "Pairs", "Steps", "Bootstrap"]
         body = [_comparison_row(comparison) for comparison in self.analysis.comparisons]
-        caption = f"In {self.analysis.unit or 'the unit of the metric'}; paired by case and seed. "
+        caption = f"In {self.analysis.unit or 'the unit of the metric'}, paired by case and seed. "
         caption += "Pairs: held-out cases x seeds. Steps to a training Dice of "
         caption += f"{self.study.reach:g}: difference (ratio), of the seeds where both are."
-        return out + scrolled(tables.to_html([head, *body], caption=caption))
+        table = scrolled(tables.to_html([head, *body]))
+        return f'{out}<p class="sub">{escape(caption)}</p>\n{table}'
 
     def scores(self) -> str:
         if not self.analysis.arms:
