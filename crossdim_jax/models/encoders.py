@@ -18,6 +18,7 @@ from crossdim_jax.models import (
     convnext,
     densenet,
     efficientnet,
+    mobilenetv2,
     mobilenetv3,
     regnet,
     resnet,
@@ -34,6 +35,7 @@ FAMILIES = (
     vgg,
     convnext,
     densenet,
+    mobilenetv2,
     mobilenetv3,
 )
 ENCODERS: dict[str, Encoder] = {
