@@ -1,7 +1,7 @@
 """A small network of every family beside EfficientNet, by the families' tables.
 
 ResNet, RegNet and VGG have one narrow block a stage, ours and timm's alike; ConvNeXt, DenseNet and
-MobileNetV3 are encoders of their own, `ROWS`.
+the MobileNets are encoders of their own, `ROWS`.
 """
 
 import contextlib
@@ -10,7 +10,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from crossdim_jax.models import convnext, densenet, encoders, mobilenetv3, regnet, resnet, vgg
+from crossdim_jax.models import (
+    convnext,
+    densenet,
+    encoders,
+    mobilenetv2,
+    mobilenetv3,
+    regnet,
+    resnet,
+    vgg,
+)
 from crossdim_jax.weights import recipe
 from weight_port import families, forward, shapes
 from weight_port.families import vgg as ported_vgg
@@ -35,10 +44,20 @@ MOBILE = (  # one block of every kind, gated or not
     [(5, 2, 144, 48, True, HARD)],
     [(1, 1, 288, 288, False, HARD)],  # six times the channels, as torchvision has it
 )
+# MobileNetV2's stages; the second block of one of them is residual.
+MOBILE_2 = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 1, 2),
+    (6, 40, 1, 2),
+    (6, 48, 1, 1),
+    (6, 64, 1, 2),
+)
 # Encoders that there are not otherwise.
 ROWS = {
     "convnext_cut": (convnext, "cut", convnext.Row((1, 2, 1, 1), (8, 16, 24, 32))),
     "densenetcut": (densenet, "cut", densenet.Row(16, 8, (2, 1, 2, 2))),
+    "mobilenetv2_cut": (mobilenetv2, "cut", MOBILE_2),
     "mobilenetv3_cut": (mobilenetv3, "cut", MOBILE),
 }
 HEAD = 64

@@ -19,6 +19,7 @@ from crossdim_jax.models import (
     convnext,
     densenet,
     efficientnet,
+    mobilenetv2,
     mobilenetv3,
     regnet,
     resnet,
@@ -36,6 +37,7 @@ FAMILIES = (
     vgg,
     convnext,
     densenet,
+    mobilenetv2,
     mobilenetv3,
 )
 ENCODERS: dict[str, Encoder] = {

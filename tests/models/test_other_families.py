@@ -1,4 +1,4 @@
-"""ConvNeXt, DenseNet and MobileNetV3 as encoders: sizes, features, depth options."""
+"""ConvNeXt, DenseNet and MobileNets as encoders: sizes, features, depth options."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from crossdim_jax import ops
-from crossdim_jax.models import convnext, densenet, efficientnet_table, encoders, mobilenetv3
+from crossdim_jax.models import (
+    convnext,
+    densenet,
+    efficientnet_table,
+    encoders,
+    mobilenetv2,
+    mobilenetv3,
+)
 from crossdim_jax.models.convnext import ChannelNorm, ConvNeXt
 from crossdim_jax.weights.paths import flatten
 from tests import cut_families
@@ -14,7 +21,7 @@ from tests import cut_families
 LISTED = [
     name
     for name, row in encoders.ENCODERS.items()
-    if row.family in ("convnext", "densenet", "mobilenetv3")
+    if row.family in ("convnext", "densenet", "mobilenetv2", "mobilenetv3")
 ]
 
 
@@ -36,9 +43,10 @@ def abstract(name, shape, **options):
 
 
 def counted(name):
-    variant = name.removeprefix("convnext_").removeprefix("densenet").removeprefix("mobilenetv3_")
-    if name.startswith("mobilenetv3"):
-        return efficientnet_table.count(mobilenetv3.network(variant))
+    for prefix, family in {"mobilenetv2_": mobilenetv2, "mobilenetv3_": mobilenetv3}.items():
+        if name.startswith(prefix):
+            return efficientnet_table.count(family.network(name.removeprefix(prefix)))
+    variant = name.removeprefix("convnext_").removeprefix("densenet")
     return (convnext if name.startswith("convnext") else densenet).parameters(variant)
 
 
@@ -52,6 +60,7 @@ def counted(name):
         ("densenet161", 28_681_000, 2209 * 1000),
         ("densenet169", 14_149_480, 1665 * 1000),
         ("densenet201", 20_013_928, 1921 * 1000),
+        ("mobilenetv2_100", 3_504_872, (320 + 2) * 1280 + 1281 * 1000),
         ("mobilenetv3_large_100", 5_483_032, 961 * 1280 + 1281 * 1000),
         ("mobilenetv3_small_100", 2_542_856, 577 * 1024 + 1025 * 1000),
     ],

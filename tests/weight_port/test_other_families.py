@@ -1,4 +1,4 @@
-"""ConvNeXt, DenseNet and MobileNetV3: parity with timm and torchvision, names, laws."""
+"""ConvNeXt, DenseNet and MobileNets: parity with timm and torchvision, names, laws."""
 
 import functools
 
@@ -23,7 +23,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
 
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
-CUT = ("convnext_cut", "densenetcut", "mobilenetv3_cut")
+CUT = ("convnext_cut", "densenetcut", "mobilenetv2_cut", "mobilenetv3_cut")
 ODD = (70, 75)  # odd and even on the way down
 
 
@@ -96,6 +96,8 @@ def test_conventions_are_the_librarys():
     found = {key: (name.padding, name.eps) for key, name in conventions.items()}
     assert found["convnext_cut", "torchvision"] == ("symmetric", 1e-6)
     assert found["densenetcut", "timm"] == ("symmetric", 1e-5)
+    for library in ("timm", "torchvision"):
+        assert found["mobilenetv2_cut", library] == ("symmetric", 1e-5)
     assert found["mobilenetv3_cut", "timm"] == ("symmetric", 1e-5)
     assert found["tf_mobilenetv3_cut", "timm"] == ("same", 1e-3)
     assert found["mobilenetv3_cut", "torchvision"] == ("symmetric", 1e-3)
@@ -157,12 +159,14 @@ def test_names_of_convnexts_authors_are_read_as_timm_reads_them():
         np.testing.assert_array_equal(array, expected[name].numpy().reshape(array.shape))
 
 
-@pytest.mark.parametrize("module", ["convnext", "densenet", "mobilenetv3"])
-def test_every_network_of_timms_is_listed_or_left_out_with_a_reason(module):
+@pytest.mark.parametrize("family", ["convnext", "densenet", "mobilenetv2", "mobilenetv3"])
+def test_every_network_of_timms_is_listed_or_left_out_with_a_reason(family):
     import timm
 
     listed = {model for row in names.supported() for model in row.models}
-    of_timm = {model for model in timm.list_models(module=module) if module in model}
+    module = {"mobilenetv2": "efficientnet"}.get(family, family)
+    of_timm = {model for model in timm.list_models(module=module) if family in model}
+    assert of_timm
     assert {model for model in of_timm if names.left_out(model) is None} <= listed
     assert not {model for model in of_timm & listed if names.left_out(model)}
 
@@ -190,8 +194,8 @@ def errors(deep, flat):
     return [forward.relative_error(d, np.broadcast_to(f[:, None], d.shape)) for d, f in pairs]
 
 
-# MobileNetV3's blocks are EfficientNet's, which have their own tests of these laws.
-@pytest.mark.parametrize("architecture", [slow(CUT[0]), CUT[1], slow(CUT[2])])
+# MobileNets' blocks are EfficientNet's, which have their own tests of these laws.
+@pytest.mark.parametrize("architecture", [slow(CUT[0]), CUT[1], *map(slow, CUT[2:])])
 def test_depth_constant_volumes_equal_2d_in_every_mode_that_promises_it(architecture, rng):
     image = rng.normal(size=(1, *PLANE, 3)).astype(np.float32)
     volume = np.repeat(image[:, None], DEPTH, axis=1)

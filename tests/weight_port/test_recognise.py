@@ -117,6 +117,7 @@ ONE_A_FAMILY = {  # ours -> torchvision's name, and whose names its tensors have
     "vgg11_bn": ("vgg11_bn", "torchvision"),
     "convnext_tiny": ("convnext_tiny", "torchvision"),
     "densenet121": ("densenet121", "timm"),
+    "mobilenetv2_100": ("mobilenet_v2", "torchvision"),
     "mobilenetv3_large_100": ("mobilenet_v3_large", "torchvision"),
 }
 

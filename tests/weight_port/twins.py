@@ -1,4 +1,4 @@
-"""The small ConvNeXt, DenseNet and MobileNetV3 of `cut_families` in timm and torchvision."""
+"""The small ConvNeXt, DenseNet and MobileNets of `cut_families` in timm and torchvision."""
 
 import dataclasses
 import functools
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from crossdim_jax.models import mobilenetv3
-from tests.cut_families import HARD, HEAD, MOBILE, RELU, ROWS
+from tests.cut_families import HARD, HEAD, MOBILE, MOBILE_2, RELU, ROWS
 from weight_port.names import parse_name
 from weight_port.recognise import recognise
 from weight_port.source import Source
@@ -37,6 +37,23 @@ def _densenet(library, **stem):
     row = ROWS["densenetcut"][2]  # timm has no other stem than twice the growth
     module = importlib.import_module(f"{library}.models.densenet")
     return module.DenseNet(row.growth, row.layers, num_classes=CLASSES, **stem)
+
+
+def _timm_mobilenetv2():
+    from timm.layers import get_act_layer
+    from timm.models._efficientnet_builder import decode_arch_def
+    from timm.models.efficientnet import EfficientNet
+
+    kinds = {1: "ds", 6: "ir"}
+    definition = [[f"{kinds[e]}_r{r}_k3_s{s}_e{e}_c{c}"] for e, c, r, s in MOBILE_2]
+    blocks, relu6 = decode_arch_def(definition), get_act_layer("relu6")
+    return EfficientNet(blocks, num_classes=CLASSES, act_layer=relu6)
+
+
+def _torchvision_mobilenetv2():
+    from torchvision.models import MobileNetV2
+
+    return MobileNetV2(CLASSES, inverted_residual_setting=[list(stage) for stage in MOBILE_2])
 
 
 def _timm_mobilenet(padding, eps):
@@ -85,6 +102,8 @@ TWINS = {
     ("densenetcut", "torchvision"): functools.partial(
         _densenet, "torchvision", num_init_features=16
     ),
+    ("mobilenetv2_cut", "timm"): _timm_mobilenetv2,
+    ("mobilenetv2_cut", "torchvision"): _torchvision_mobilenetv2,
     ("mobilenetv3_cut", "timm"): functools.partial(_timm_mobilenet, "", 1e-5),
     ("tf_mobilenetv3_cut", "timm"): functools.partial(_timm_mobilenet, "same", 1e-3),
     ("mobilenetv3_cut", "torchvision"): _torchvision_mobilenet,

@@ -25,12 +25,22 @@ Which family an encoder is of stands in its row of `encoders.ENCODERS`.
 from types import ModuleType
 
 from crossdim_jax.models import encoders
-from weight_port.families import convnext, densenet, efficientnet, mobilenetv3, regnet, resnet, vgg
+from weight_port.families import (
+    convnext,
+    densenet,
+    efficientnet,
+    mobilenetv2,
+    mobilenetv3,
+    regnet,
+    resnet,
+    vgg,
+)
 
 FAMILIES: dict[str, ModuleType] = {
     "efficientnet": efficientnet,
     "convnext": convnext,
     "densenet": densenet,
+    "mobilenetv2": mobilenetv2,
     "mobilenetv3": mobilenetv3,
     "resnet": resnet,
     "regnet": regnet,

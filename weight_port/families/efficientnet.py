@@ -70,13 +70,11 @@ def _layers(architecture: str) -> dict[str, tuple[str, ...]]:
     return found
 
 
+# timm's top-level modules in order.
+CHILDREN = ("conv_stem", "bn1", "blocks", "conv_head", "bn2", "global_pool", "classifier")
 # The libraries' names of these networks, timm's first.
 SCHEMES = (
-    timm(
-        _layers,
-        convention,
-        children=("conv_stem", "bn1", "blocks", "conv_head", "bn2", "global_pool", "classifier"),
-    ),
+    timm(_layers, convention, children=CHILDREN),
     *efficientnet_schemes.LIBRARIES,
 )
 
@@ -218,6 +216,17 @@ def logits(
       WeightsError: naming what is missing of the head.
     """
     net = efficientnet_table.network(efficientnet_table.VARIANTS[architecture])
+    return logits_of(net, arrays, feature, eps=eps)
+
+
+def logits_of(
+    net: efficientnet_table.Network,
+    arrays: Mapping[str, np.ndarray],
+    feature: np.ndarray | jax.Array,
+    *,
+    eps: float,
+) -> jax.Array:
+    """`logits` of a network that is none of the table's."""
     group_size = net.norm_group
     needed = ("conv_head/kernel", "bn2/scale", "bn2/bias", "classifier/kernel", "classifier/bias")
     head = heads.tensors(arrays, *needed)

@@ -33,8 +33,8 @@ class Part(NamedTuple):
       role: what it is, as tables below call it.
       timm: timm's name.
       place: what a table's names may speak of: stage, stage1 (from 1), i (in the stage), letter (of
-        i), flat and flat1 (in the network), n (number of the part in the block), last (the head's
-        number).
+        i), flat and flat1 (in the network), n and n1 (number of the part in the block), last (the
+        head's number).
     """
 
     role: str
@@ -60,8 +60,13 @@ def parts(architecture: str) -> Iterator[Part]:
     """Yields every layer in order, the stem first and the classifier last."""
     stages = efficientnet_table.network(efficientnet_table.VARIANTS[architecture]).stages
     yield from body(stages)
+    yield from head(len(stages) + 1)
+
+
+def head(last: int) -> Iterator[Part]:
+    """Yields the layers of the classification head in order; last: its number."""
     for role, name in (("head", "conv_head"), ("head_norm", "bn2"), ("classifier", "classifier")):
-        yield Part(role, name, {"last": len(stages) + 1})
+        yield Part(role, name, {"last": last})
 
 
 def body(stages: Sequence[Sequence[Block]]) -> Iterator[Part]:
@@ -82,7 +87,7 @@ def _of_block(block: Block, place: Mapping[str, int | str]) -> Iterator[Part]:
     for n, (role, *names) in enumerate(present):
         roles = ("reduce", "widen") if role == "gate" else (role, f"{role}_norm")
         for each, name in zip(roles, names or ("se.conv_reduce", "se.conv_expand"), strict=True):
-            yield Part(each, f"{beginning}.{name}", {**place, "n": n})
+            yield Part(each, f"{beginning}.{name}", {**place, "n": n, "n1": n + 1})
 
 
 def _leaves(role: str) -> tuple[str, ...]:
