@@ -74,11 +74,13 @@
   const show = async (index) => {
     channel = index;
     const image = await loadChannel(index);
-    nv.volumes = [];
-    for (const volume of [image, ...overlays]) nv.addVolume(volume);
+    // All at once, not by addVolume: each call of that makes the textures of all volumes again.
+    nv.volumes = [image, ...overlays];
+    [nv.back, ...nv.overlays] = nv.volumes;
     low.value = image.cal_min;
     high.value = image.cal_max;
     paint();
+    nv.createOnLocationChange();  // the value under the cross hair is another channel's now
   };
 
   const tell = ({ mm, values }) => {
