@@ -136,7 +136,7 @@ def problem(error: Exception) -> str:
         return f"the config has no such field: {_one_line(lines)}"
     message = _one_line(lines)
     if re.search(r"config\.train\.epochs=\S+: invalid literal for int", message):
-        message += "; expected whole epochs. How many steps an epoch has, config.train.steps_per_epoch says"
+        message += "; expected whole epochs, whose length config.train.steps_per_epoch may say"
     return message if isinstance(error, flags.Error) else f"{type(error).__name__}: {message}"
 
 

@@ -1,7 +1,9 @@
 """Which weights of a run count, and how long its epochs are."""
 
 import json
+import re
 
+import jax
 import numpy as np
 import pytest
 
@@ -104,3 +106,21 @@ def test_the_choice_may_change_and_a_start_of_another_run_takes_it(runs, make, m
 def test_a_fraction_of_an_epoch_is_refused_by_naming_the_field_that_gives_it():
     with pytest.raises(config_lib.ConfigError, match=r"train.epochs=3.75.*train.steps_per_epoch"):
         config_lib.read("configs/brats_dxnet.py:debug", ["--config.train.epochs=3.75"])
+
+
+def test_runs_that_differ_in_seed_length_or_rate_compile_once(runs, make, caplog):
+    """Training, validation, evaluation; the last has a schedule of its own, of a few numbers."""
+
+    def compiled(name, **fields):
+        caplog.clear()
+        with jax.log_compiles():
+            train.run(make(name, **fields))
+        found = (re.match(r"Compiling (?:jit\()?(\w+)", r.getMessage()) for r in caplog.records)
+        return {match[1] for match in found if match}
+
+    assert compiled("seed", seed=7) == set()
+    assert compiled("rate", epochs=2, **{"optim.learning_rate": 2e-2}) == {"numbers"}
+    first, other = (
+        toy.read_metrics(runs["best"].workdir.parent / name)[0] for name in ("best", "seed")
+    )
+    assert first["step"] == other["step"] and first["loss"] != other["loss"]
