@@ -124,9 +124,12 @@ def _train() -> ConfigDict:
     train.early_stop_epochs = config_dict.placeholder(int)  # without a better validation
     train.skip_nonfinite = 0  # steps whose loss is not a number that may be left out
     train.log_every_steps = 50
-    train.checkpoint_every_steps = config_dict.placeholder(int)  # None: every epoch
+    # None: every epoch; 0: only at the end, and where a stop is answered.
+    train.checkpoint_every_steps = config_dict.placeholder(int)
     train.tensorboard = False  # True: the numbers of metrics.jsonl for TensorBoard, too
     train.keep = 2  # latest checkpoints; the best is kept besides
+    # False: once all is evaluated one set of weights is kept, and nothing to go on training with.
+    train.keep_state = True
     return train
 
 

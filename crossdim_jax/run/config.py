@@ -26,6 +26,7 @@ LATER: dict[str, Any] = {
     "optim.freeze_epochs": None,
     "train.steps_per_epoch": None,
     "train.choose": "best",
+    "train.keep_state": True,
     "train.early_stop_epochs": None,
     "train.skip_nonfinite": 0,
     "train.tensorboard": False,

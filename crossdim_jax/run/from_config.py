@@ -80,6 +80,7 @@ def training(config: ConfigDict, epochs: int) -> Training:
         log_every_steps=config.train.log_every_steps,
         checkpoint_every_steps=config.train.checkpoint_every_steps,
         keep=config.train.keep,
+        keep_state=config.train.keep_state,
         early_stop_epochs=config.train.early_stop_epochs,
         skip_nonfinite=config.train.skip_nonfinite,
         tensorboard=config.train.tensorboard,
