@@ -32,8 +32,8 @@ def _data() -> ConfigDict:
     data.grid_tolerance_mm = config_dict.placeholder(float)
     # Probability that a 3D patch holds a voxel of a region, each region equally often.
     data.foreground = 0.0
-    # Training cases to use: a number or a fraction of them, the first in an order by the run's seed,
-    # so that fewer are among more; None: all.
+    # Training cases to use: a number or a fraction of them, the first in an order by the run's
+    # seed, so that fewer are among more; None: all.
     data.cases = config_dict.FieldReference(None, field_type=object)
     data.num_threads = 2  # that read patches
     data.num_processes = 2  # that prepare cases, a whole one each; 0: threads do it
@@ -116,22 +116,25 @@ def _train() -> ConfigDict:
     train = ConfigDict()
     train.loss = "dice_bce"
     train.epochs = 90  # None: until an exponential schedule has come to its end
-    # Length of an epoch, in which all that is counted in epochs is measured; None: as many steps as
-    # show every training case, or slice, once. A number makes runs on other cases equally long.
+    # Steps of an epoch, for all that is counted in epochs; None: as many as show every training
+    # case, or slice, once. A number makes runs on more or fewer cases equally long.
     train.steps_per_epoch = config_dict.placeholder(int)
     train.batch_size = 1  # patches per update, over all devices
     train.accumulate = 1  # micro-batches that make up one batch
-    # Weights that are evaluated, predict and are exported: the best by validation, or the last. With
-    # "last" validation is for the curve only, made where the next two fields ask for it.
+    # Weights that are evaluated, predict and are exported: the best by validation, or the last.
+    # With "last" validation is for the curve only, made where the next two fields ask for it.
     train.choose = "best"
     train.validate_from_dice = 0.85  # starts above this training Dice; 1: only at the end
     train.validate_every_epochs = 1
     train.early_stop_epochs = config_dict.placeholder(int)  # without a better validation
     train.skip_nonfinite = 0  # steps whose loss is not a number that may be left out
     train.log_every_steps = 50
-    train.checkpoint_every_steps = config_dict.placeholder(int)  # None: every epoch
+    # None: every epoch; 0: only at the end, and where a stop is answered.
+    train.checkpoint_every_steps = config_dict.placeholder(int)
     train.tensorboard = False  # True: the numbers of metrics.jsonl for TensorBoard, too
     train.keep = 2  # latest checkpoints; the best is kept besides
+    # False: once all is evaluated one set of weights is kept, and nothing to go on training with.
+    train.keep_state = True
     return train
 
 

@@ -272,7 +272,9 @@ RANGES: dict[str, Any] = {
     "train.early_stop_epochs": whole(_COUNT, "epochs", none=True),
     "train.skip_nonfinite": whole(f"[0, {COUNT}]", "steps"),
     "train.log_every_steps": whole("[1, 2147483647]", "steps"),
-    "train.checkpoint_every_steps": whole("[1, 2147483647]", "steps", none=True),
+    "train.checkpoint_every_steps": whole(
+        "[0, 2147483647]", "steps, 0 for the end alone", none=True
+    ),
     "train.keep": whole(_COUNT, "checkpoints"),
     # ----- plan
     "plan.memory_gib": real("(0, 1e6]", "GiB"),

@@ -7,6 +7,7 @@ Everything that moves a voxel is one matrix, so an image is interpolated once. O
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -211,8 +212,16 @@ def make(settings: Settings) -> Augment:
     """Pure function `(key, image (b, *spatial, c), target (b, *spatial, k)) -> (image, target)`.
 
     To be called under jit. What lies outside the patch is taken to be as its border, for the image
-    as for the target, so a one-hot target stays one.
+    as for the target, so a one-hot target stays one. Equal settings give the same function.
     """
+    return _made(settings.probability, settings.flip, tuple(settings.limits.items()))
+
+
+@functools.lru_cache
+def _made(
+    probability: float, flip: tuple[int, ...], limits: tuple[tuple[str, float], ...]
+) -> Augment:
+    settings = Settings(probability, flip, dict(limits))
 
     def augment(key, image, target):
         drawing, noise = jax.random.split(key)

@@ -17,6 +17,7 @@ from crossdim_jax.runtime.sharding import replicated
 Variables = Any  # a Flax variable tree
 
 
+@functools.lru_cache
 def as_slices(logits: Callable[[Variables, jax.Array], jax.Array]) -> Callable:
     """Apply a 2D network to windows of one slice: `(b, 1, y, x, c) -> (b, 1, y, x, k)`."""
 
@@ -65,16 +66,10 @@ class SlidingWindow:
     def _windows(self) -> Windows:
         return Windows(self.patch, self.overlap, self.flips, self.window_batch)
 
-    @functools.cached_property
-    def _probabilities(self):
-        def probabilities(variables, windows):
-            logits = self.logits(variables, windows).astype(jnp.float32)
-            return ACTIVATIONS[self.activation](logits)
-
-        if self.sharding is None:
-            return jax.jit(probabilities)
-        # A copy on every device: the host reads the result, and only its own devices.
-        return jax.jit(probabilities, out_shardings=replicated(self.sharding.mesh))
+    @property
+    def _probabilities(self) -> Callable:
+        mesh = None if self.sharding is None else self.sharding.mesh
+        return _program(self.logits, self.activation, mesh)
 
     def __call__(self, variables: Variables, image: np.ndarray) -> np.ndarray:
         """Probabilities `(*spatial, k)` float32 of an image `(*spatial, c)`.
@@ -107,3 +102,14 @@ class SlidingWindow:
                 windows.shape, self.sharding, windows.__getitem__
             )
         return np.asarray(self._probabilities(variables, windows))
+
+
+@functools.lru_cache(maxsize=8)
+def _program(logits: Callable, activation: str, mesh: jax.sharding.Mesh | None) -> Callable:
+    """Compiled `(variables, windows) -> probabilities`; predictors of the same network share it."""
+
+    def probabilities(variables, windows):
+        return ACTIVATIONS[activation](logits(variables, windows).astype(jnp.float32))
+
+    # A copy on every device: the host reads the result, and only its own devices.
+    return jax.jit(probabilities, **({} if mesh is None else {"out_shardings": replicated(mesh)}))

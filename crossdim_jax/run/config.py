@@ -27,6 +27,7 @@ LATER: dict[str, Any] = {
     "optim.freeze_epochs": None,
     "train.steps_per_epoch": None,
     "train.choose": "best",
+    "train.keep_state": True,
     "train.early_stop_epochs": None,
     "train.skip_nonfinite": 0,
     "train.tensorboard": False,
@@ -138,7 +139,7 @@ def problem(error: Exception) -> str:
         return f"the config has no such field: {_one_line(lines)}"
     message = _one_line(lines)
     if re.search(r"config\.train\.epochs=\S+: invalid literal for int", message):
-        message += "; expected whole epochs. How many steps an epoch has, config.train.steps_per_epoch says"
+        message += "; expected whole epochs, whose length config.train.steps_per_epoch may say"
     return message if isinstance(error, flags.Error) else f"{type(error).__name__}: {message}"
 
 

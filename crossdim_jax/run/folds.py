@@ -45,8 +45,8 @@ def run(experiment: Experiment) -> Path:
         )
     if test := experiment.data.split.get("test"):
         raise ConfigError(
-            f"config.data.split.test={test}: a cross-validation scores every case once, by the fold "
-            "that held it out; expected 0, or a single run with --mode=train"
+            f"config.data.split.test={test}: a cross-validation scores every case once, by the "
+            "fold that held it out; expected 0, or a single run with --mode=train"
         )
     folds = all_folds(experiment)
     cases.check_folds(folds)

@@ -4,6 +4,7 @@ The only module that reads them, each in one place. Configs come from `config.co
 is there.
 """
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,7 @@ def training(config: ConfigDict, epochs: int) -> Training:
         log_every_steps=config.train.log_every_steps,
         checkpoint_every_steps=config.train.checkpoint_every_steps,
         keep=config.train.keep,
+        keep_state=config.train.keep_state,
         early_stop_epochs=config.train.early_stop_epochs,
         skip_nonfinite=config.train.skip_nonfinite,
         tensorboard=config.train.tensorboard,
@@ -137,7 +139,13 @@ def model(config: ConfigDict, out_channels: int, depth_shards: int) -> Any:
     Raises ConfigError: an attribute is unknown or has a wrong value.
     """
     given = attributes(config, depth_shards)
-    return models.build(given.pop("name"), out_channels=out_channels, **given)
+    return _same(models.build(given.pop("name"), out_channels=out_channels, **given))
+
+
+@functools.cache
+def _same(model: Any) -> Any:
+    """One and the same object for equal networks, so that they share their compiled programs."""
+    return model
 
 
 def attributes(config: ConfigDict, depth_shards: int) -> dict[str, Any]:

@@ -64,6 +64,7 @@ class Training:
       batch_size: patches per update, over all devices.
       accumulate: micro-batches that make up one batch.
       validate_from_dice, validate_every_epochs: see `Validation`.
+      keep_state: False drops what only a further training needs, see `training.finish`.
       log_every_steps, checkpoint_every_steps, keep, early_stop_epochs, skip_nonfinite,
         tensorboard: see `TrainSettings`.
     """
@@ -78,6 +79,7 @@ class Training:
     log_every_steps: int
     checkpoint_every_steps: int | None
     keep: int
+    keep_state: bool
     early_stop_epochs: int | None
     skip_nonfinite: int
     tensorboard: bool

@@ -11,9 +11,9 @@ from crossdim_jax.data import splits
 from crossdim_jax.run import cases, cost, evaluate, initial_state
 from crossdim_jax.run.experiment import Experiment
 from crossdim_jax.runtime import stop
-from crossdim_jax.runtime.distributed import say
+from crossdim_jax.runtime.distributed import say, wait_for_all
 from crossdim_jax.storage import run_folder
-from crossdim_jax.training import loop
+from crossdim_jax.training import finish, loop
 from crossdim_jax.training.settings import TrainSettings
 from crossdim_jax.training.validation import Validation
 
@@ -29,6 +29,9 @@ def run(experiment: Experiment) -> Path:
     first, workdir = jax.process_index() == 0, experiment.workdir
     with experiment.alone("training"):
         experiment.claim(write=False)
+        if kept := run_folder.finished(workdir):
+            say(f"{workdir}: has ended, its {kept['weights']} weights are evaluated")
+            return _finish(experiment, splits.Split.read(workdir / run_folder.SPLITS))
         if resuming := run_folder.has_checkpoint(workdir):
             stop.enter(stop.repeatable("before the next step; the last checkpoint holds"))
         weights = None if resuming else initial_state.load_weights(experiment)
@@ -40,6 +43,7 @@ def run(experiment: Experiment) -> Path:
         state, record = initial_state.first_state(experiment, optimizer, training, weights)
         experiment.claim(write=first)
         if first:
+            (workdir / run_folder.FINISHED).unlink(missing_ok=True)  # of checkpoints that are gone
             split.write(workdir / run_folder.SPLITS)
             if record is not None:
                 run_folder.write_json(workdir / run_folder.WEIGHTS, record)
@@ -56,7 +60,16 @@ def run(experiment: Experiment) -> Path:
                 mesh=experiment.mesh,
                 validation=_validation(experiment, held_out) if held_out else None,
             )
-    return evaluate.run(experiment) if split.evaluated else evaluate.report(experiment)
+    return _finish(experiment, split)
+
+
+def _finish(experiment: Experiment, split: splits.Split) -> Path:
+    """Evaluates a run that has ended, and if that is wanted drops what it needs no more."""
+    path = evaluate.run(experiment) if split.evaluated else evaluate.report(experiment)
+    if not experiment.training.keep_state and jax.process_index() == 0:
+        finish.drop_state(experiment.workdir, best=experiment.training.choose == "best")
+    wait_for_all("finished")
+    return path
 
 
 def _write_plan(experiment: Experiment) -> None:

@@ -34,13 +34,14 @@ RUN = "run.json"
 PLAN = "plan.json"
 DATASET = "dataset.json"  # what the data set said of its channels and labels
 POSTPROCESSING = "postprocessing.json"
+FINISHED = "finished.json"  # of a training that has ended: which weights were kept
 PREDICTIONS = "predictions"
 EVALUATION = "evaluation"
 
 # Fields, as patterns for the whole dotted name, that change neither the batches nor the updates.
 HARMLESS = (
     r"(.*\.)?log_every_steps",
-    r"train\.(tensorboard|choose)",
+    r"train\.(tensorboard|choose|keep_state)",
     r"(.*\.)?checkpoint_every_steps",
     r"(.*\.)?keep",
     r"(.*\.)?num_(threads|processes)",
@@ -192,6 +193,18 @@ def has_checkpoint(workdir: str | os.PathLike) -> bool:
     return any(path.name.isdigit() for path in found)
 
 
+def finished(workdir: str | os.PathLike) -> dict[str, Any]:
+    """Kept weights, "weights" ("best" or "last") and "step", of a run that cannot be trained on.
+
+    Empty for any other. Raises DataError, naming the file, if the record of it is damaged.
+    """
+    path = Path(workdir) / FINISHED
+    if not has_checkpoint(workdir) or not os.path.lexists(path):
+        return {}
+    remedy = 'it holds {"weights": "best" or "last", "step": NUMBER}, of the weights that are there'
+    return read_record(path, {"weights": TEXT, "step": COUNT}, remedy=remedy)
+
+
 def require_same_network(
     workdir: str | os.PathLike,
     config: Mapping[str, Any],
@@ -288,10 +301,13 @@ def _refuse_other(
         and was != without_paths(now, [workdir / "any"])  # as checkpoints record it
     }
     if found:
+        ended = (
+            " Its training has ended, and only its weights were kept." if finished(workdir) else ""
+        )
         lines = "\n".join(f"  {name}: {was!r} -> {now!r}" for name, (was, now) in found.items())
         raise ConfigError(
             f"{workdir}: this folder holds a run with another config (there -> now):\n{lines}\n"
-            "To go on with that run use its config; for a new run give another --workdir."
+            f"To go on with that run use its config; for a new run give another --workdir.{ended}"
         )
 
 

@@ -30,7 +30,7 @@ from crossdim_jax.errors import DataError
 from crossdim_jax.runtime import sharding
 from crossdim_jax.storage import checksums
 from crossdim_jax.storage.files import write_text
-from crossdim_jax.storage.run_folder import CHECKPOINTS
+from crossdim_jax.storage.run_folder import CHECKPOINTS, finished
 from crossdim_jax.text import without_paths
 from crossdim_jax.training.checkpoint_faults import (
     check_record,
@@ -246,6 +246,11 @@ def load_variables(
     Raises DataError if there is no checkpoint, every one is damaged, or it does not fit the model.
     """
     root = Path(workdir).absolute() / CHECKPOINTS
+    if not best and finished(workdir).get("weights") == BEST:
+        raise DataError(
+            f"{root}: of this run only the best weights were kept, as its train.keep_state says; "
+            "give --config.train.choose=best"
+        )
     damaged = []
     for folder in (root / BEST, root) if best else (root,):
         if not folder.is_dir():

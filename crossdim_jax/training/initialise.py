@@ -1,5 +1,6 @@
 """First state of a training: parameters drawn or ported, and the start of the optimiser."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -54,16 +55,23 @@ def init_state(
         variables, report = merge(variables, weights, skip=skip, encoder=encoder_path(model))
         say(f"{weights.name}: {report}")
 
+    return _start(optimizer.rule, mesh)(dict(variables))
+
+
+@functools.lru_cache(maxsize=8)
+def _start(rule: optim.Optimizer, mesh: jax.sharding.Mesh) -> Callable[..., TrainState]:
+    """Compiled `variables -> state`, the same for optimisers that differ in numbers alone."""
+
     def start(variables):
-        params = optimizer.wrap(variables["params"])
+        params = rule.wrap(variables["params"])
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
             batch_stats=variables.get("batch_stats", {}),
-            opt_state=optimizer.init(params),
+            opt_state=rule.init(params),
         )
 
-    return jax.jit(start, out_shardings=everywhere)(dict(variables))
+    return jax.jit(start, out_shardings=sharding.replicated(mesh))
 
 
 def overview(variables: Mapping[str, Any]) -> str:

@@ -6,8 +6,9 @@ regular expressions for the whole path, the same that loading weights takes (`pa
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,23 +19,41 @@ from crossdim_jax import ranges
 from crossdim_jax.errors import ConfigError, WeightsError, check_name
 from crossdim_jax.weights.paths import select
 
+Numbers = Mapping[str, jax.Array]
+
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
     """An optimiser and what a training step has to know of it.
 
+    The learning rate and the length of freezing are arguments of an update, `numbers`: trainings
+    that differ in them alone share their compiled programs. `make` gives equal settings the same
+    `tx`, and equal schedules are the same function, so that equal trainings are found to be equal.
+
     Attributes:
       tx: the gradient transformation of the fast parameters.
-      learning_rate: step -> learning rate, for the log.
+      learning_rate: update -> learning rate.
+      freeze_steps: see `make`.
       sync_period: fast updates per slow one; 0 for no lookahead. With it, parameters are kept as
         `optax.LookaheadParams(fast, slow)` and the state is an `optax.LookaheadState`.
       slow_step_size: of the way from slow to fast, taken at each synchronisation.
     """
 
     tx: optax.GradientTransformation
-    learning_rate: optax.Schedule
+    learning_rate: optax.Schedule | None
+    freeze_steps: int | None = None
     sync_period: int = 0
     slow_step_size: float = 0.5
+
+    @property
+    def rule(self) -> "Optimizer":
+        """The optimiser without its numbers: what its programs depend on."""
+        return dataclasses.replace(self, learning_rate=None, freeze_steps=None)
+
+    @property
+    def numbers(self) -> Callable[[jax.Array, jax.Array], Numbers]:
+        """`(step, updates made) -> arguments of update`, and `logged_rate`, that of the step."""
+        return _numbers(self.learning_rate, self.freeze_steps or 0)
 
     def wrap(self, params: Any) -> Any:
         """The parameters as the training state keeps them; fast and slow share no buffer."""
@@ -49,26 +68,32 @@ class Optimizer:
             return state
         return optax.LookaheadState(state, jnp.zeros((), jnp.int32))
 
-    def update(self, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+    def update(
+        self, grads: Any, state: Any, params: Any, numbers: Numbers | None = None
+    ) -> tuple[Any, Any]:
         """The parameters and the state after a step.
 
         Args:
           grads: the gradient at the fast parameters.
           state: from `init` or the step before.
           params: as `wrap` gives them.
+          numbers: of this update; None for the optimiser's own.
         """
+        if numbers is None:
+            count = updates_made(state)
+            numbers = self.numbers(count, count)
         if self.sync_period:
-            return self._lookahead(grads, state, params)
-        updates, state = self.tx.update(grads, state, params)
+            return self._lookahead(grads, state, params, numbers)
+        updates, state = self.tx.update(grads, state, params, numbers=numbers)
         return optax.apply_updates(params, updates), state
 
-    def _lookahead(self, grads, state, params):
+    def _lookahead(self, grads, state, params, numbers):
         """As `optax.lookahead`, but that the fast parameters are set to the new slow ones.
 
         A difference of fast and slow would be added to both otherwise, so neither could be
         overwritten in place and both would be copied first. Zhang et al. 2019.
         """
-        updates, inner = self.tx.update(grads, state.fast_state, params.fast)
+        updates, inner = self.tx.update(grads, state.fast_state, params.fast, numbers=numbers)
         ahead = optax.apply_updates(params.fast, updates)
         sync = state.steps_since_sync == self.sync_period - 1
         step = jnp.where(sync, self.slow_step_size, 0.0)
@@ -78,6 +103,28 @@ class Optimizer:
         new = jax.tree.map(lambda s, f: jnp.where(sync, s, f), slow, ahead)
         steps = (state.steps_since_sync + 1) % self.sync_period
         return optax.LookaheadParams(new, slow), optax.LookaheadState(inner, steps)
+
+
+@functools.lru_cache
+def _numbers(schedule: optax.Schedule, freeze_steps: int):
+    def numbers(step: jax.Array, count: jax.Array) -> Numbers:
+        return {
+            "logged_rate": jnp.asarray(schedule(step), jnp.float32),
+            "learning_rate": jnp.asarray(schedule(count), jnp.float32),
+            "freeze_steps": jnp.asarray(freeze_steps, jnp.int32),
+        }
+
+    return numbers
+
+
+def updates_made(opt_state: Any) -> jax.Array:
+    """Number of updates that a state has seen: steps that were left out do not count."""
+
+    def counts(node):
+        return isinstance(node, optax.ScaleByScheduleState)
+
+    (found,) = filter(counts, jax.tree.leaves(opt_state, is_leaf=counts))
+    return found.count
 
 
 def norm(tree: Any) -> jax.Array:
@@ -104,6 +151,7 @@ def since_sync(opt_state: Any) -> jax.Array | int:
     return opt_state.steps_since_sync if isinstance(opt_state, optax.LookaheadState) else 0
 
 
+@functools.lru_cache
 def constant_then_cosine(
     lr: float, lr_end: float, *, constant_epochs: float, epochs: float, steps_per_epoch: int
 ) -> optax.Schedule:
@@ -131,6 +179,7 @@ def constant_then_cosine(
     return optax.join_schedules([optax.constant_schedule(lr), cosine], [flat])
 
 
+@functools.lru_cache
 def exponential(
     lr: float, lr_end: float, *, decay_per_epoch: float, steps_per_epoch: int
 ) -> optax.Schedule:
@@ -306,30 +355,58 @@ def make(
     if not callable(learning_rate) and learning_rate != 0:
         numbers["learning_rate"] = learning_rate
     ranges.check("optim", **numbers)
-    schedule = learning_rate if callable(learning_rate) else optax.constant_schedule(learning_rate)
-    parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
-    parts.append(RULES[name](b1, b2, eps, schedule_decay))
-    if weight_decay:
-        decay = tuple(decay)
-        parts.append(optax.add_decayed_weights(weight_decay, lambda p: matches(p, decay)))
-    parts.append(optax.scale_by_learning_rate(schedule))
-    tx = _with_freezing(optax.chain(*parts), tuple(freeze), freeze_steps)
-    if rates:
-        tx = optax.chain(tx, _scaled(rates))
-    return Optimizer(tx, schedule, sync_period or 0, slow_step_size)
-
-
-def _with_freezing(
-    tx: optax.GradientTransformation, patterns: tuple[str, ...], steps: int | None
-) -> optax.GradientTransformation:
-    if steps is not None and not (patterns and steps > 0):
+    schedule = learning_rate if callable(learning_rate) else _constant(learning_rate)
+    freeze = tuple(freeze)
+    if freeze_steps is not None and not (freeze and freeze_steps > 0):
         raise ConfigError(
-            f"freezing for {steps} steps, of the patterns {patterns}: expected a pattern or more, "
-            "and a length above 0; None freezes for ever"
+            f"freezing for {freeze_steps} steps, of the patterns {freeze}: expected a pattern or "
+            "more, and a length above 0; None freezes for ever"
         )
-    if not patterns:
-        return tx
-    return _frozen_for(tx, patterns, steps) if steps else _frozen(tx, patterns)
+    tx = _transformation(
+        RULES[name],
+        (b1, b2, eps, schedule_decay),
+        clip_norm or 0.0,
+        (weight_decay, tuple(decay)),
+        (freeze, freeze_steps is not None),
+        tuple((pattern, factor) for pattern, factor in rates),
+    )
+    return Optimizer(tx, schedule, freeze_steps, sync_period or 0, slow_step_size)
+
+
+@functools.lru_cache
+def _constant(learning_rate: float) -> optax.Schedule:
+    return optax.constant_schedule(learning_rate)
+
+
+@functools.lru_cache
+def _transformation(rule, moments, clip_norm, decay, freeze, rates):
+    """The gradient transformation of `make`, one and the same for equal settings."""
+    weight_decay, decay = decay
+    parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+    parts.append(rule(*moments))
+    if weight_decay:
+        parts.append(optax.add_decayed_weights(weight_decay, lambda p: matches(p, decay)))
+    tx = optax.chain(*parts, _scale_by_learning_rate())
+    patterns, for_some_steps = freeze
+    if patterns:
+        tx = (_frozen_for if for_some_steps else _frozen)(tx, patterns)
+    return optax.chain(tx, _scaled(rates)) if rates else tx
+
+
+def _scale_by_learning_rate() -> optax.GradientTransformationExtraArgs:
+    """As `optax.scale_by_learning_rate`, with the rate as an argument."""
+
+    def init(params):
+        del params
+        return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))
+
+    def update(updates, state, params=None, *, numbers, **more):
+        del params, more
+        factor = -1 * numbers["learning_rate"]
+        updates = jax.tree.map(lambda u: jnp.array(factor, u.dtype) * u, updates)
+        return updates, optax.ScaleByScheduleState(optax.safe_increment(state.count))
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def matches(params: Any, patterns: Sequence[str]) -> Any:
@@ -362,23 +439,23 @@ class FrozenForState(NamedTuple):
     inner: Any
 
 
-def _frozen_for(tx: optax.GradientTransformation, patterns: tuple[str, ...], steps: int):
+def _frozen_for(tx: optax.GradientTransformationExtraArgs, patterns: tuple[str, ...]):
     """`tx`, to which the parameters that match have no gradient and no update for some steps."""
 
     def init(params):
         matches(params, patterns)  # a pattern that matches nothing is said before training
         return FrozenForState(jnp.zeros((), jnp.int32), tx.init(params))
 
-    def update(updates, state, params=None):
-        hits, frozen = matches(updates, patterns), state.count < steps
+    def update(updates, state, params=None, *, numbers, **more):
+        hits, frozen = matches(updates, patterns), state.count < numbers["freeze_steps"]
 
         def held(tree):
             return jax.tree.map(lambda u, hit: jnp.where(frozen & hit, 0, u), tree, hits)
 
-        updates, inner = tx.update(held(updates), state.inner, params)
+        updates, inner = tx.update(held(updates), state.inner, params, numbers=numbers, **more)
         return held(updates), FrozenForState(optax.safe_increment(state.count), inner)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _scaled(rates: Sequence[tuple[str, float]]) -> optax.GradientTransformation:

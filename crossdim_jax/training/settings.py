@@ -18,7 +18,7 @@ class TrainSettings:
       total_steps: length of the training.
       steps_per_epoch: see `loop.steps_per_epoch`.
       log_every_steps: steps averaged in one line of `metrics.jsonl`.
-      checkpoint_every_steps: None for every epoch.
+      checkpoint_every_steps: None for every epoch; 0 for the end alone, and for stops.
       keep: number of the latest checkpoints that are kept.
       keep_best: True keeps the best weights by validation besides, and validates at the end in any
         case; False validates for the curve only.
@@ -61,6 +61,6 @@ class TrainSettings:
 
     @property
     def checkpoint_interval(self) -> int:
-        """Steps from one checkpoint to the next."""
+        """Steps from one checkpoint to the next: the whole training for 0."""
         every = self.checkpoint_every_steps
-        return self.steps_per_epoch if every is None else every
+        return self.steps_per_epoch if every is None else every or self.total_steps

@@ -26,7 +26,7 @@ class TrainState(NamedTuple):
     opt_state: Any
 
 
-def step_key(seed: int, step: jax.Array | int) -> jax.Array:
+def step_key(seed: jax.Array | int, step: jax.Array | int) -> jax.Array:
     """Random key of one step: the same on every device, after every resume."""
     return jax.random.fold_in(jax.random.key(seed), step)
 

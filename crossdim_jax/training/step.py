@@ -4,11 +4,13 @@ The first state is made in `initialise.py`, the loop around the steps is in `loo
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from crossdim_jax import losses
 from crossdim_jax.data import augment
@@ -28,17 +30,27 @@ Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 class TrainStep:
     """Training step: a pure function `(state, batch) -> (state, metrics)`.
 
+    Its parts are one and the same function for steps that differ in seed, learning rate or length
+    of freezing alone, which are arguments of theirs: such steps share their compiled programs.
+
     Attributes:
-      gradient: `(state, batch) -> sums`: of gradients, of metrics, and the moments that batch norms
-        saw.
-      update: `(state, sums) -> (state, metrics)`.
+      gradient: `(state, batch, seed) -> sums`: of gradients, of metrics, and the moments that batch
+        norms saw.
+      numbers: `(step, updates made) -> numbers` of an update, see `Optimizer.numbers`.
+      update: `(state, sums, numbers) -> (state, metrics)`.
+      seed: `()` uint32.
     """
 
-    gradient: Callable[[TrainState, Batch], Any]
-    update: Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+    gradient: Callable[[TrainState, Batch, Any], Any]
+    numbers: Callable[[Any, Any], optim.Numbers]
+    update: Callable[[TrainState, Any, optim.Numbers], tuple[TrainState, Metrics]]
+    seed: Any
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        return self.update(state, self.gradient(state, batch))
+        sums = self.gradient(state, batch, self.seed)
+        return self.update(
+            state, sums, self.numbers(state.step, optim.updates_made(state.opt_state))
+        )
 
 
 def make_train_step(
@@ -80,10 +92,23 @@ def make_train_step(
       where `"weights": (b, k)` may be added (see `losses.sample_weights`); its metrics are
       name -> `(sum, count)`: the loss and its terms, `dice` by class, `grad_norm`, `learning_rate`.
     """
+    settings = (model, loss, activation, accumulate, augmentation)
+    update = _update_of(optimizer.rule, skip_nonfinite)
+    return TrainStep(_gradient_of(*settings), optimizer.numbers, update, np.uint32(seed))
 
+
+# As many programs as a comparison of trainings has at once.
+@functools.lru_cache(maxsize=8)
+def _gradient_of(
+    model: Any,
+    loss: Callable[..., Metrics],
+    activation: str,
+    accumulate: int,
+    augmentation: augment.Augment | None,
+) -> Callable[[TrainState, Batch, jax.Array], Any]:
     grad = jax.grad(_sum_loss(model, loss, activation), has_aux=True)
 
-    def gradient(state: TrainState, batch: Batch) -> Any:
+    def gradient(state: TrainState, batch: Batch, seed: jax.Array) -> Any:
         key = step_key(seed, state.step)
         if augmentation is not None:
             batch = _augmented(augmentation, batch, jax.random.fold_in(key, augment.STREAM))
@@ -93,10 +118,15 @@ def make_train_step(
         grads, (metrics, moments) = grad(*at, batch, jax.random.fold_in(key, 0))
         return grads, metrics, moments
 
-    def update(state: TrainState, sums: Any) -> tuple[TrainState, Metrics]:
-        return _update(optimizer, state, *sums, skip_nonfinite=skip_nonfinite)
+    return gradient
 
-    return TrainStep(gradient, update)
+
+@functools.lru_cache(maxsize=8)
+def _update_of(rule: optim.Optimizer, skip_nonfinite: bool) -> Callable[..., Any]:
+    def update(state: TrainState, sums: Any, numbers: optim.Numbers) -> tuple[TrainState, Metrics]:
+        return _update(rule, state, *sums, numbers, skip_nonfinite=skip_nonfinite)
+
+    return update
 
 
 def _sum_loss(model: Any, loss: Callable[..., Metrics], activation: str) -> Callable:
@@ -153,6 +183,7 @@ def _update(
     grads: Any,
     metrics: Metrics,
     moments: Any,
+    numbers: optim.Numbers,
     *,
     skip_nonfinite: bool,
 ) -> tuple[TrainState, Metrics]:
@@ -168,10 +199,10 @@ def _update(
     one = jnp.ones(())
     metrics = metrics | {
         "grad_norm": (optim.norm(grads) / count, one),
-        "learning_rate": (jnp.asarray(optimizer.learning_rate(state.step), jnp.float32), one),
+        "learning_rate": (numbers["logged_rate"], one),
     }
     grads = jax.tree.map(lambda g: g / count, grads)
-    params, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params, opt_state = optimizer.update(grads, state.opt_state, state.params, numbers)
     after = TrainState(state.step + 1, params, batch_stats, opt_state)
     if skip_nonfinite:
         after = _if_finite(after, state, metrics)
@@ -201,31 +232,65 @@ class JitStep:
     program at once, and needs more memory for the loops over every parameter of an update than the
     update itself. Both are compiled before the first is run, and what the compiler has freed is
     given back in between: held beside the step's own arrays it would make up a good part of the
-    process's peak.
+    process's peak. The learning rate is a third program, of a few numbers: a schedule that is
+    computed in another way than by itself would be another in its last bit.
+
+    Steps of the same parts share their programs as long as the process lives.
     """
 
     def __init__(self, step: TrainStep, mesh: jax.sharding.Mesh):
         everywhere = sharding.replicated(mesh)
-        self._gradient = jax.jit(
-            step.gradient,
-            in_shardings=(everywhere, None),
-            out_shardings=everywhere,
-            keep_unused=True,  # its account of memory is then that of all that is there
+        self._parts = _Programs.of(step.gradient, step.update, mesh)
+        self._step = dataclasses.replace(
+            step,
+            numbers=_numbers_program(step.numbers, mesh),
+            seed=jax.make_array_from_callback((), everywhere, lambda _: np.asarray(step.seed)),
         )
-        self._update = jax.jit(
-            step.update, in_shardings=everywhere, out_shardings=everywhere, donate_argnums=0
-        )
-        self._compiled: dict[Any, TrainStep] = {}  # by the shapes of a batch
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         shapes = tuple((name, array.shape) for name, array in batch.items())
-        if shapes not in self._compiled:
-            self._compiled[shapes] = self.compile(state, batch)
+        if shapes not in self._parts.compiled:
+            whole = self.compile(state, batch)
+            self._parts.compiled[shapes] = whole.gradient, whole.update
             memory.give_back()
-        return self._compiled[shapes](state, batch)
+        gradient, update = self._parts.compiled[shapes]
+        return dataclasses.replace(self._step, gradient=gradient, update=update)(state, batch)
 
     def compile(self, state: Any, batch: Any) -> TrainStep:
-        """The executables for arrays or shapes like these."""
-        gradient = self._gradient.lower(state, batch)
-        update = self._update.lower(state, gradient.out_info)
-        return TrainStep(gradient.compile(), update.compile())
+        """The step with its executables for arrays or shapes like these."""
+        parts, count = self._parts, jax.ShapeDtypeStruct((), jnp.int32)
+        gradient = parts.gradient.lower(state, batch, self._step.seed)
+        numbers = jax.eval_shape(self._step.numbers, count, count)
+        update = parts.update.lower(state, gradient.out_info, numbers)
+        return dataclasses.replace(self._step, gradient=gradient.compile(), update=update.compile())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Programs:
+    """Programs of a step's parts on a mesh, and their executables by the shapes of a batch."""
+
+    gradient: Any
+    update: Any
+    compiled: dict[Any, tuple[Any, Any]]
+
+    @classmethod
+    @functools.lru_cache(maxsize=8)
+    def of(cls, gradient: Callable, update: Callable, mesh: jax.sharding.Mesh) -> "_Programs":
+        """Those of equal parts are the same."""
+        everywhere = sharding.replicated(mesh)
+        return cls(
+            jax.jit(
+                gradient,
+                in_shardings=(everywhere, None, everywhere),
+                out_shardings=everywhere,
+                keep_unused=True,  # its account of memory is then that of all that is there
+            ),
+            jax.jit(update, in_shardings=everywhere, out_shardings=everywhere, donate_argnums=0),
+            {},
+        )
+
+
+@functools.lru_cache(maxsize=64)
+def _numbers_program(numbers: Callable, mesh: jax.sharding.Mesh) -> Callable:
+    everywhere = sharding.replicated(mesh)
+    return jax.jit(numbers, in_shardings=everywhere, out_shardings=everywhere)

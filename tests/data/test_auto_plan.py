@@ -33,10 +33,11 @@ def found(*cases, channels=("T1",), classes=3):
     return Fingerprint(channels, classes, {f"case{i}": c for i, c in enumerate(cases)})
 
 
-def plan(*cases, channels=("T1",), network="dxnet", given=None, rates=None, **budget):
+def plan(*cases, channels=("T1",), network="dxnet", given=None, rates=None, epoch=None, **budget):
     of = found(*cases, channels=channels)
     network = Network(network, len(channels), of.classes)
-    return auto_plan.plan(of, network, budget=Budget(**budget), rates=rates, given=given)
+    options = {"rates": rates, "given": given, "steps_per_epoch": epoch}
+    return auto_plan.plan(of, network, budget=Budget(**budget), **options)
 
 
 # ------------------------------------------------------------------- spacing and normalisation
@@ -262,7 +263,7 @@ def test_schedule_and_validations_follow_from_the_epochs(epochs):
 
 
 def test_epochs_are_as_long_as_the_config_says():
-    made = plan(*[case()] * 50, budget=Budget(steps=300), steps_per_epoch=20)
+    made = plan(*[case()] * 50, steps=300, epoch=20)
     assert made.epochs == 15 and "300 steps, 20 an epoch" in made.reasons["epochs"]
 
 
