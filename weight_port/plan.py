@@ -86,6 +86,8 @@ class Plan:
                 f"--overwrite, or choose another name.\n  {error}"
             ) from error
         lines = [f"{self.out} exists and holds", f"  {describe(held.metadata)}"]
+        if held.metadata.get("ndim") == 2 and self.recipe.ndim == 3:
+            lines.append("Training inflates such a file when it starts: there is nothing to port.")
         if self.expected is None:
             lines.append("Replace it with --overwrite, or choose --out=PATH.")
             raise WeightsError("\n".join(lines))

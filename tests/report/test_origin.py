@@ -43,9 +43,21 @@ def test_what_was_not_promised_or_not_run_is_not_said():
     assert "random numbers" in origin.facts({"id": "x", "source": "random"})[0][1]
 
 
+def test_nobody_takes_a_control_for_the_weights():
+    [(_, said)] = origin.facts({"id": "x", "control": "shuffled", "inflate": "mean"})
+    assert said == "x; control: shuffled kernels; inflated by mean"
+    assert "control: random numbers" in origin.facts({"id": "x", "control": "random"})[0][1]
+
+
 @pytest.mark.parametrize(
     "record",
-    [{}, {"id": ""}, {"certificate": 3}, {"certificate": {"timm": [], "volume": {"promises": {}}}}],
+    [
+        {},
+        {"id": ""},
+        {"control": []},
+        {"certificate": 3},
+        {"certificate": {"timm": [], "volume": {"promises": {}}}},
+    ],
 )
 def test_a_run_without_weights_says_nothing(record):
     assert origin.facts(record) == []

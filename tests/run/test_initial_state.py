@@ -11,11 +11,17 @@ from crossdim_jax.errors import ConfigError, WeightsError
 from crossdim_jax.models.encoders import EncoderSpec
 from crossdim_jax.models.layers import Norm
 from crossdim_jax.run import cases, experiment, initial_state
+from crossdim_jax.run import config as config_lib
 from crossdim_jax.training import optim
 from crossdim_jax.training.state import TrainState
-from crossdim_jax.weights.file import save_weights
+from crossdim_jax.weights.file import Weights, save_weights
+from crossdim_jax.weights.recipe import Recipe
 from tests import toy
+from tests.weight_port import tiny
 from tests.weight_record import RECORD
+from weight_port import plan
+from weight_port.commands import making
+from weight_port.convert import convert
 
 
 def config(**fields):
@@ -37,6 +43,41 @@ def test_a_weight_file_must_be_what_the_config_says(tmp_path):
             initial_state.load_weights(wrong)
         waived = config(**fields, **{f"weights__{name}": value}, weights__ignore=(name,))
         assert initial_state.load_weights(experiment.build(waived, tmp_path)) is not None
+
+
+@pytest.mark.filterwarnings(r"ignore:the load_module\(\) method is deprecated:DeprecationWarning")
+def test_a_2d_file_starts_a_3d_network_as_the_ported_file_does(tmp_path):
+    """The recipe that porting makes of the same config gives the same first parameters."""
+    flat = Recipe(ndim=2, in_channels=3, norm="batch", inflate=None, stem="tile")
+    with tiny.registered():
+        source = tiny.source()
+        converted = convert(source, flat)
+        path = tmp_path / "flat.safetensors"
+        save_weights(path, converted.arrays, making.record(source, flat, converted))
+        fields = {"model.encoder": "efficientnet_tiny", "weights.source": "efficientnet_tiny"}
+        fields |= {"weights.inflate": "gaussian", "model.depth_kernels": "(1,3,3,3,3,3)"}
+        overrides = [f"--config.{k}={v}" for k, v in (fields | {"weights.file": path}).items()]
+        todo = plan.of_config("configs/brats_dxnet.py", overrides)
+        job = experiment.build(config_lib.read("configs/brats_dxnet.py", overrides), tmp_path / "r")
+        ported = convert(source, todo.recipe)
+        state = job.optimizer(1), []
+        found, record = initial_state.first_state(job, *state, initial_state.load_weights(job))
+        expected, _ = initial_state.first_state(job, *state, Weights(ported.arrays, {}))
+        jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+        assert (record["ndim"], record["inflate"], record["depth_taps"][0]) == (3, "gaussian", 1)
+        assert record["by_way_of"]["file"] == "flat.safetensors"
+
+        seeded = [*overrides, "--config.weights.control=random", "--config.seed=7"]
+        job = experiment.build(config_lib.read("configs/brats_dxnet.py", seeded), tmp_path / "r")
+        record = initial_state.load_weights(job).metadata
+        assert (record["control"], record["control_seed"]) == ("random", 7)
+
+
+def test_a_control_without_weights_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="weights.control='shuffled'.*weights.file is empty"):
+        experiment.build(config(weights__control="shuffled", weights__file=""), tmp_path)
+    with pytest.raises(ConfigError, match="weights.control.*'shuffle'.*shuffled, random"):
+        experiment.build(config(weights__control="shuffle"), tmp_path)
 
 
 class Measured(nn.Module):
@@ -104,5 +145,6 @@ def test_statistics_that_cannot_be_measured_are_refused_early(fields, match, tmp
 def test_older_configs_do_not_speak_of_statistics(tmp_path):
     older = config(weights__file="", mesh__data=1)
     with older.unlocked():
-        del older.weights["reestimate"], older.weights["inflate_at"]
+        for field in ("reestimate", "inflate_at", "control"):
+            del older.weights[field]
     assert initial_state.load_weights(experiment.build(older, tmp_path)) is None

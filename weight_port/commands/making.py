@@ -131,10 +131,8 @@ def _norms(recipe: Recipe) -> str:
 
 
 def next_command(todo: plan.Plan, metadata: Mapping[str, Any]) -> str:
-    """The command that trains with the file; that inflates it, where no network takes 2D files."""
+    """The command that trains with the file."""
     recipe = todo.recipe
-    if recipe.ndim == 2 and todo.config is None:
-        return shlex.join(["python", "-m", "weight_port", "inflate", str(todo.out)])
     # Where they are those of a config that says nothing of them, there is nothing to say.
     network = {"encoder": "architecture", "padding": "padding", "encoder_eps": "eps"}
     usual = DXNet().encoder
@@ -150,7 +148,8 @@ def next_command(todo: plan.Plan, metadata: Mapping[str, Any]) -> str:
         "weights.inflate_at": recipe.inflate_at,
         "weights.stem": recipe.stem,
         **{f"model.{name}": value for name, value in named.items()},
-        "model.norm": None if recipe.norm in FIXED else recipe.norm,
+        # A 2D file is inflated for a network of any norm.
+        "model.norm": None if recipe.norm in FIXED or recipe.ndim == 2 else recipe.norm,
         "model.depth_kernels": recipe.depth_kernels,
         "model.factorised": recipe.factorised,
         "weights.reestimate": 16 if recipe.statistics == "reestimate" else None,
