@@ -145,14 +145,16 @@ class Analysis:
     def _multiplicity(self) -> str:
         tested = [c for c in self.comparisons if not math.isnan(c.p_holm)]
         kept = [f"{c.arm} against {c.against}, {c.cases} cases" for c in tested if c.starred]
-        counted = f"{len(tested)} comparison{'s were' if len(tested) != 1 else ' was'} made"
+        if len(tested) < 2:
+            return "Nothing else was compared: no correction for several comparisons is needed."
         if not kept:
             said = f"none is below {ALPHA:.2g}"
         else:
             said = f"{len(kept)} stay{'s' * (len(kept) == 1)} below {ALPHA:.2g}: {'; '.join(kept)}"
         return (
-            f"{counted}, and each interval is for one of them alone: of 20 without any true "
-            f"difference one misses 0 by chance. After Holm's correction for all, {said}."
+            f"{len(tested)} comparisons were made, and each interval is for one of them alone: of "
+            "20 without any true difference one misses 0 by chance. After Holm's correction for "
+            f"all, {said}."
         )
 
 
@@ -264,7 +266,7 @@ def cases_text(cases: int) -> str:
 def number(value: float, *, sign: bool = True) -> str:
     """Difference as printed: one decimal, more where it would show nothing; a proper minus."""
     digits = _digits(value)
-    return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "\u2212")
+    return f"{value:{'+' if sign and value else ''}.{digits}f}".replace("-", "\u2212")
 
 
 def _digits(value: float) -> int:

@@ -1,6 +1,7 @@
 """Figures of a study. Arms are told apart by colour, marker and line, not by colour alone."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -31,9 +32,9 @@ class Looks:
         i = self.names.index(arm) - 1
         if i < 0:
             return {"color": "black", "marker": "o", "ls": "-"}
-        n = len(COLOURS)
-        line = LINES[(i + 1 + i // n) % len(LINES)]
-        return {"color": COLOURS[i % n], "marker": MARKERS[i % n], "ls": line}
+        again, n = divmod(i, len(COLOURS))  # the same colours, with other markers and lines
+        marker = MARKERS[(n + again) % len(MARKERS)]
+        return {"color": COLOURS[n], "marker": marker, "ls": LINES[(n + 1 + again) % len(LINES)]}
 
 
 def forest(analysis: Analysis, looks: Looks) -> Figure:
@@ -165,7 +166,7 @@ def cases(analysis: Analysis, results: Results, looks: Looks, count: int, factor
     columns = min(len(names), 4)
     rows = math.ceil(len(names) / columns)
     with styled():
-        figure, grid = _figure(0.4 + 1.9 * rows, rows, columns)
+        figure, grid = _figure(0.4 + 1.9 * rows, rows, columns, width=_WIDTH * columns / 4)
         for axes in np.ravel(grid)[len(names) :]:
             axes.remove()
         for name, axes in zip(names, np.ravel(grid), strict=False):
@@ -175,7 +176,7 @@ def cases(analysis: Analysis, results: Results, looks: Looks, count: int, factor
             axes.plot(ends, ends, color="#888888", lw=0.8)
             look = looks[name]
             axes.plot(x * factor, y * factor, look["marker"], color=look["color"], ms=3, alpha=0.7)
-            axes.set_title(shown(name), parse_math=False)
+            axes.set_title(textwrap.fill(shown(name), 20), parse_math=False)
             axes.set_aspect("equal", adjustable="datalim")
             axes.set_xlabel(shown(reference), parse_math=False)
         for row in np.reshape(grid, (rows, columns)):
@@ -197,15 +198,23 @@ def _case_means(
     return x, y
 
 
-def _figure(height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, np.ndarray]:
-    figure = Figure(figsize=(_WIDTH, height), facecolor="white", layout="constrained")
+def _figure(
+    height: float, rows: int = 1, columns: int = 1, *, width: float = _WIDTH
+) -> tuple[Figure, np.ndarray]:
+    figure = Figure(figsize=(width, height), facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
+    """Legend above the figure, in as many columns as there is room for."""
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 5) or 1)
+    for columns in range(max(1, min(len(labels), 6)), 0, -1):
+        place = {"loc": "outside upper center", "ncols": columns}
+        legend = figure.legend(handles, labels, **place)
+        if columns == 1 or legend.get_window_extent().width < 0.98 * figure.bbox.width:
+            break
+        legend.remove()
 
 
 def _scale(analysis: Analysis) -> str:

@@ -233,8 +233,10 @@ class _Page:
         facts += [("Training cases", ", ".join(map(str, protocol.get("numbers", study.cases))))]
         facts += [("Seeds", ", ".join(map(str, study.seeds)))]
         compared = [f"{a} against {b}" for a, b in study.compare]
-        facts += [("Compared besides", "; ".join(compared))] if compared else []
-        facts += [("Held-out cases", str(len(protocol["held_out"])))] * ("held_out" in protocol)
+        if compared:
+            facts.append(("Compared besides", "; ".join(compared)))
+        if "held_out" in protocol:
+            facts.append(("Held-out cases", str(len(protocol["held_out"]))))
         out = elements.facts(facts)
         if amendments := protocol.get("amendments"):
             out += warning("Changed after the first run:", [_amendment(a) for a in amendments])

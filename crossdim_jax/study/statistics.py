@@ -16,6 +16,7 @@ Everything is a pure function; what draws random numbers always draws the same o
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -176,10 +177,7 @@ def bootstrap(d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     d: (..., seeds, cases).
     """
-    rng = np.random.default_rng(0)
-    seeds, cases = (
-        rng.multinomial(n, np.full(n, 1 / n), RESAMPLES).astype(float) / n for n in d.shape[-2:]
-    )
+    seeds, cases = (_resampled(n, axis) for axis, n in enumerate(d.shape[-2:]))
     means = np.einsum("bs,...sc,bc->...b", seeds, d, cases, optimize=True)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=-1)
     return low, high
@@ -195,15 +193,27 @@ def sign_flip(values: np.ndarray) -> np.ndarray:
 
     values: (..., n).
     """
-    n = values.shape[-1]
-    if n <= EXACT:
-        signs = np.array(list(itertools.product((1.0, -1.0), repeat=n)))
-    else:
-        signs = np.random.default_rng(0).choice((1.0, -1.0), (RESAMPLES, n))
-        signs[0] = 1.0  # the signs as they are are one of the flips
+    signs = _signs(values.shape[-1])
     flipped = np.abs(values @ signs.T)
     bound = np.abs(values.sum(-1, keepdims=True))
     return (flipped >= bound * (1 - 1e-9)).mean(-1)
+
+
+@functools.cache
+def _resampled(n: int, axis: int) -> np.ndarray:
+    """Weights (resample, item) of the bootstrap: how often an item is drawn, of n draws."""
+    rng = np.random.default_rng([n, axis])
+    return rng.multinomial(n, np.full(n, 1 / n), RESAMPLES) / n
+
+
+@functools.cache
+def _signs(n: int) -> np.ndarray:
+    """Signs (flip, item), the signs as they are among them."""
+    if n <= EXACT:
+        return np.array(list(itertools.product((1.0, -1.0), repeat=n)))
+    signs = np.random.default_rng(n).choice((1.0, -1.0), (RESAMPLES, n))
+    signs[0] = 1.0
+    return signs
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -93,6 +93,14 @@ def test_the_interval_is_that_of_the_two_way_table():
     assert p == pytest.approx(2 * stats.t.sf(mean / math.sqrt(total / 6), degrees))
 
 
+def test_the_bootstrap_draws_seeds_and_cases_each_by_themselves(rng):
+    """Its variance is that of Owen 2007 for means of rows and columns without a residual."""
+    rows, columns = rng.normal(size=(2, 12))
+    low, high = statistics.bootstrap(rows[:, None] + columns)
+    sd = math.sqrt((rows.var() + columns.var()) / 12)
+    assert high - low == pytest.approx(2 * 1.96 * sd, rel=0.04)
+
+
 def test_of_one_seed_it_is_student_s_over_the_cases(rng):
     d = rng.normal(1, 2, (1, 9))
     low, high, p, degrees = statistics.interval(d)
