@@ -96,7 +96,7 @@ def transposed(layer: flops.Layer) -> Operation:
             bias=(layer.c_out,),
         ),
         1,
-        lambda mode: lambda x, k, b: ops.upsample_conv(x, k) + b.reshape(1, 1, 1, 1, -1),
+        lambda mode: lambda x, k, b: ops.add_bias(ops.upsample_conv(x, k), b),
         {"": lambda x, k, b: F.conv_transpose3d(x, k, b, 2)},
         {"kernel": UP},
     )
@@ -110,7 +110,7 @@ def up_concat_conv(up: flops.Layer, conv: flops.Layer) -> Operation:
 
     def unfolded(mode):
         def apply(x, skip, up_kernel, up_bias, conv_kernel):
-            y = ops.upsample_conv(x, up_kernel) + up_bias.reshape(1, 1, 1, 1, -1)
+            y = ops.add_bias(ops.upsample_conv(x, up_kernel), up_bias)
             y = jnp.concatenate([y, skip], -1)
             return ops.conv(y, conv_kernel, strides=(1, 1, 1), padding=padding, mode=mode)
 
@@ -194,7 +194,8 @@ def _cotangent(shape: Sequence[int]) -> np.ndarray:
     return np.random.default_rng(1).normal(size=shape).astype(np.float32)
 
 
-def _ours(operation: Operation, mode: str, dtype: str) -> Contestant:
+def ours_of(operation: Operation, mode: str, dtype: str) -> Contestant:
+    """Our side of an operation: forward and backward, compiled."""
     function = operation.ours(mode)
     arrays = [
         jnp.asarray(a, dtype if i < operation.tensors or "kernel" in name else jnp.float32)
@@ -297,7 +298,7 @@ def case(operation: Operation, dtype: str) -> Case:
         "operation",
         operation.name,
         dtype,
-        lambda mode: _ours(operation, mode, dtype),
+        lambda mode: ours_of(operation, mode, dtype),
         variants,
         operation.detail,
         compiling=compiling,

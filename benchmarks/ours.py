@@ -154,7 +154,8 @@ def _first_moment(state: TrainState) -> Any:
     return found.mu
 
 
-def _training_step(net, variables, image, target, dtype, name):
+def training(net, variables, image, target):
+    """The jitted training step of a network, its first state and a batch, as training has them."""
     mesh = sharding.make_mesh(1, 1)
     optimizer = optim.make(**OPTIMIZER)
     start = optimizer.wrap(variables)
@@ -163,6 +164,11 @@ def _training_step(net, variables, image, target, dtype, name):
     state = jax.device_put(state, sharding.replicated(mesh))
     batch = sharding.shard_batch({"image": np.asarray(image), "target": np.asarray(target)}, mesh)
     jitted = train.jit_step(train.make_train_step(net, optimizer, losses.dice_bce, seed=0), mesh)
+    return jitted, state, batch
+
+
+def _training_step(net, variables, image, target, dtype, name):
+    jitted, state, batch = training(net, variables, image, target)
     started = time.perf_counter()
     with precision(dtype):
         program = jitted.compile(state, batch)
@@ -186,13 +192,18 @@ def _training_step(net, variables, image, target, dtype, name):
     return Contestant(name, step, jax.block_until_ready, arrays, notes)
 
 
+def ingredients(size: int, mode: str, dtype: str, network: str) -> tuple[Any, Any, Any, Any]:
+    """A network, its parameters, an image and its target."""
+    variables = jax.tree.map(jnp.asarray, unflatten(weights(network=network)))
+    image, target = (jnp.asarray(a) for a in inputs.sample(shape(network, size)))
+    return model(mode, dtype, network), variables, image, target
+
+
 def contestant(
     task: str, size: int, mode: str, dtype: str = "float32", network: str = "dxnet"
 ) -> Contestant:
     """One of `TASKS` with our network, compiled, on a volume of its `shape`."""
-    net = model(mode, dtype, network)
-    variables = jax.tree.map(jnp.asarray, unflatten(weights(network=network)))
-    image, target = (jnp.asarray(a) for a in inputs.sample(shape(network, size)))
+    net, variables, image, target = ingredients(size, mode, dtype, network)
     if task == "forward":
         return _forward(net, variables, image, dtype, mode)
     make = {"loss and gradient": _loss_and_gradient, "training step": _training_step}[task]

@@ -172,8 +172,7 @@ class Conv(nn.Module):
         else:
             x = self._convolve(x, kernel, strides, routing)
         if self.use_bias:
-            bias = self.param("bias", zeros, (features,))
-            x = x + bias.astype(self.dtype).reshape((1,) * (nd + 1) + (-1,))
+            x = ops.add_bias(x, self.param("bias", zeros, (features,)))
         return x
 
     def _kernel(self, shape: tuple[int, ...]) -> jax.Array:
@@ -239,7 +238,7 @@ class UpConv(nn.Module):
         # Windows do not overlap: each output voxel sums c inputs, not as many as flax counts.
         kernel = self.param("kernel", scaled_normal(math.prod(window)), (*window, c, c))
         bias = self.param("bias", zeros, (c,))
-        return Upsampled(*(a.astype(self.dtype) for a in (x, kernel, bias)))
+        return Upsampled(x.astype(self.dtype), kernel.astype(self.dtype), bias)
 
 
 class DepthUpConv(nn.Module):
@@ -264,14 +263,14 @@ class DepthUpConv(nn.Module):
         # Each output slice sums so many windows on average.
         kernel = self.param("kernel", scaled_normal(float(self.stride)), (self.window, 1, 1, c, c))
         bias = self.param("bias", zeros, (c,))
-        x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
-        y = bias.reshape(1, 1, 1, 1, -1)
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        y = bias.reshape(1, 1, 1, 1, -1)  # and the sum in float32, as `ops.add_bias` has it
         for tap in range(self.window):
             width = [(0, 0, 0)] * x.ndim
             low, high = tap - self.padding, self.window - 1 - tap - self.padding
             width[1] = (low, high, self.stride - 1)
             y = y + jax.lax.pad(x @ kernel[tap, 0, 0], jnp.zeros((), x.dtype), width)
-        return y
+        return y.astype(x.dtype)
 
 
 class Blur(nn.Module):

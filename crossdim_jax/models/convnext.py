@@ -10,13 +10,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from crossdim_jax import ops
 from crossdim_jax.errors import lookup
 from crossdim_jax.models.conv import Conv, Depth
 from crossdim_jax.models.depth import Strides
 from crossdim_jax.models.family import LAYER, Encoder, EncoderModule, Feature
 from crossdim_jax.models.initial import Initialiser, ones, zeros
 from crossdim_jax.models.layers import DropPath
-from crossdim_jax.ops import ACTIVATIONS
 
 WINDOW, PATCH, EXPANSION = 7, 4, 4  # of depthwise kernels, of the stem, within a block
 IN_PLANE = (PATCH, 1, 2, 2, 2)  # strides of the stem and of each stage
@@ -103,10 +103,9 @@ class ConvNeXtBlock(nn.Module):
         depthwise = {"group_size": 1, "depth": self.depth.unstrided(), "padding": "symmetric"}
         y = Conv(0, WINDOW, **depthwise, **shared, name="conv_dw")(x)
         y = ChannelNorm(self.eps, self.dtype, name="norm")(y)
-        y = ACTIVATIONS["gelu"](Conv(EXPANSION * c, 1, **shared, name="mlp_fc1")(y))
+        y = ops.ACTIVATIONS["gelu"](Conv(EXPANSION * c, 1, **shared, name="mlp_fc1")(y))
         y = Conv(c, 1, **shared, name="mlp_fc2")(y)
-        gamma = self.param("gamma", Initialiser(LAYER_SCALE), (c,)).astype(self.dtype)
-        y = y * gamma.reshape((1,) * (x.ndim - 1) + (c,))
+        y = ops.scale_channels(y, self.param("gamma", Initialiser(LAYER_SCALE), (c,)))
         return x + DropPath(self.drop_path_rate, name="drop_path")(y, train=train)
 
 

@@ -182,7 +182,7 @@ class SqueezeExcite(nn.Module):
         gate = Conv(self.reduced, 1, name="conv_reduce", **shared)(gate)
         gate = ops.ACTIVATIONS[self.activation](gate)
         gate = Conv(x.shape[-1], 1, name="conv_expand", **shared)(gate)
-        return x * GATES[self.gate](gate)
+        return ops.scale_channels(x, GATES[self.gate](gate))
 
 
 class DropPath(nn.Module):

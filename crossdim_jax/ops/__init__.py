@@ -5,6 +5,7 @@ it is computed. Every fast form has the plain `lax` form beside it and agrees wi
 gradient.
 """
 
+from crossdim_jax.ops.channelwise import add_bias, scale_channels
 from crossdim_jax.ops.conv import (
     MODES,
     PADDINGS,
@@ -38,6 +39,7 @@ __all__ = [
     "ACTIVATIONS",
     "MODES",
     "PADDINGS",
+    "add_bias",
     "avg_pool",
     "batch_norm",
     "batch_norm_reference",
@@ -56,6 +58,7 @@ __all__ = [
     "nearest",
     "nearest_concat_conv",
     "nearest_concat_conv_reference",
+    "scale_channels",
     "up_concat_conv",
     "up_concat_conv_reference",
     "upsample_conv",

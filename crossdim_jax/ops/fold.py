@@ -16,6 +16,7 @@ from jax import Array, lax
 from jax import numpy as jnp
 
 from crossdim_jax.ops.blocks import depth_to_space, space_to_depth
+from crossdim_jax.ops.channelwise import add_bias, widened
 from crossdim_jax.ops.conv import choose, conv, upsample_conv
 
 # [parity of the fine voxel, coarse tap, fine tap, parity of what it sees]: along one axis the fine
@@ -35,7 +36,7 @@ def up_concat_conv_reference(
 ) -> Array:
     """The plain form of `up_concat_conv`, step by step."""
     nd = x.ndim - 2
-    up = upsample_conv(x, up_kernel) + up_bias.reshape((1,) * (nd + 1) + (-1,))
+    up = add_bias(upsample_conv(x, up_kernel), up_bias)
     joined = jnp.concatenate([up, skip.astype(up.dtype)], axis=-1)
     return conv(joined, kernel, strides=(1,) * nd, padding=((1, 1),) * nd, mode=mode)
 
@@ -83,7 +84,7 @@ def _folded(x, skip, up_kernel, up_bias, kernel, mode):
     y = conv(skip.astype(x.dtype), of_skip, strides=ones, padding=((1, 1),) * nd, mode=mode)
     parts = conv(x, _compose(up_kernel, of_up), strides=ones, padding=((1, 1),) * nd, mode=mode)
     up = depth_to_space(_own_windows(parts, nd), (2,) * nd)
-    return y + up + _bias_field(up_bias, of_up, skip.shape[1:-1])
+    return (y + up + _bias_field(up_bias, of_up, skip.shape[1:-1])).astype(x.dtype)
 
 
 def _folded_fwd(x, skip, up_kernel, up_bias, kernel, mode):
@@ -101,7 +102,7 @@ def _folded_bwd(mode, arguments, g):
     _, of_skips = jax.vjp(convolve, skip.astype(x.dtype), of_skip)
     d_skip, d_of_skip = of_skips(g)
     _, of_fields = jax.vjp(lambda b, k: _bias_field(b, k, skip.shape[1:-1]), up_bias, of_up)
-    d_bias, d_of_up = of_fields(jnp.sum(g, 0, keepdims=True))
+    d_bias, d_of_up = of_fields(jnp.sum(g.astype(widened(g)), 0, keepdims=True))
     composed, of_kernels = jax.vjp(_compose, up_kernel, of_up)
     _, of_parts = jax.vjp(convolve, x, composed)
     d_x, d_composed = of_parts(_own_places(space_to_depth(g, (2,) * nd), nd))
@@ -158,9 +159,11 @@ def _compose(up_kernel: Array, kernel: Array) -> Array:
 def _bias_field(bias: Array, kernel: Array, spatial: tuple[int, ...]) -> Array:
     """Field that a constant `bias` becomes under the zero-padded convolution: less at the borders.
 
-    `(1, *spatial, c_out)`. Along each axis only the first and the last voxel differ.
+    `(1, *spatial, c_out)`, float32 at least. Along each axis only the first and the last voxel
+    differ.
     """
-    taps = jnp.tensordot(kernel, bias, ([-2], [0]))  # (3, ..., 3, c_out)
+    wide = widened(kernel)
+    taps = jnp.tensordot(kernel.astype(wide), bias.astype(wide), ([-2], [0]))  # (3, ..., 3, c_out)
     for axis, n in enumerate(spatial):
         first, middle, last = (
             lax.slice_in_dim(taps, start, stop, axis=axis).sum(axis, keepdims=True)
