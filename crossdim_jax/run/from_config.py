@@ -19,7 +19,7 @@ from crossdim_jax.data.plan_length import Budget
 from crossdim_jax.errors import ConfigError
 from crossdim_jax.run.settings import Data, Inference, Training, Weights
 from crossdim_jax.runtime import distributed, sharding
-from crossdim_jax.training import optim
+from crossdim_jax.training import optim, schedules
 from crossdim_jax.weights.merge import claims
 
 
@@ -184,13 +184,15 @@ def optimizer(config: ConfigDict) -> tuple[int, Callable[[int], optim.Optimizer]
     constant_epochs, decay = settings.pop("constant_epochs"), settings.pop("decay_per_epoch")
     freeze_epochs = settings.pop("freeze_epochs")
     if epochs is None:
-        epochs = optim.epochs_until(*ends, decay)
+        epochs = schedules.epochs_until(*ends, decay)
 
     def make(steps_per_epoch: int) -> optim.Optimizer:
         if schedule == "exponential":
-            rate = optim.exponential(*ends, decay_per_epoch=decay, steps_per_epoch=steps_per_epoch)
+            rate = schedules.exponential(
+                *ends, decay_per_epoch=decay, steps_per_epoch=steps_per_epoch
+            )
         else:
-            rate = optim.constant_then_cosine(
+            rate = schedules.constant_then_cosine(
                 *ends,
                 constant_epochs=constant_epochs,
                 epochs=epochs,
@@ -218,7 +220,7 @@ def epochs_until(config: ConfigDict) -> int | None:
     decay = fields["decay_per_epoch"]
     if fields["schedule"] != "exponential" or not isinstance(decay, float):
         return None
-    return optim.epochs_until(*rates(config), decay)
+    return schedules.epochs_until(*rates(config), decay)
 
 
 def steps_per_epoch(config: ConfigDict) -> int | None:

@@ -34,9 +34,9 @@ def load(workdir: str | os.PathLike) -> Weights:
     workdir = Path(workdir)
     path = workdir / run_folder.CONFIG
     try:
-        config = _read(path)
-        attributes = dict(config["model"])
-        best = config.get("train", {}).get("choose") != "last"
+        recorded = _read(path)
+        attributes = dict(recorded["model"])
+        best = recorded.get("train", {}).get("choose") != "last"
         model = models.build(attributes.pop("name"), **attributes)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(

@@ -42,6 +42,8 @@ from crossdim_jax.training.checkpoint_faults import (
 from crossdim_jax.training.state import TrainState, from_checkpoint, training_arrays, variables
 
 BEST = "best"
+# In which Orbax notes the completion, after the checksums; nothing is restored from them.
+NOTES = ("_CHECKPOINT_METADATA", ocp.path.atomicity.COMMIT_SUCCESS_FILE)
 
 _MANAGERS = itertools.count()
 
@@ -325,9 +327,7 @@ class _Summed(ocp.path.atomicity.AtomicRenameTemporaryPath):
     """The folder in which a checkpoint is written; gets its checksums before it gets its name."""
 
     async def finalize(self, *args, **kwargs) -> None:
-        # Orbax notes the completion in two files after this; nothing is restored from them.
-        later = ["_CHECKPOINT_METADATA", ocp.path.atomicity.COMMIT_SUCCESS_FILE]
-        await asyncio.to_thread(checksums.write, self.get(), without=later)
+        await asyncio.to_thread(checksums.write, self.get(), without=NOTES)
         await super().finalize(*args, **kwargs)
         # The checkpoint is complete. That file holds the path, and checkpoints are passed on.
         note = Path(self.get_final()) / ocp.path.atomicity.COMMIT_SUCCESS_FILE

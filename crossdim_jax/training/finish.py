@@ -4,8 +4,6 @@ import os
 import shutil
 from pathlib import Path
 
-import orbax.checkpoint as ocp
-
 from crossdim_jax.storage import checksums, run_folder
 from crossdim_jax.storage.files import writing
 from crossdim_jax.training import checkpoint
@@ -43,8 +41,9 @@ def drop_state(workdir: str | os.PathLike, *, best: bool) -> dict[str, object]:
 def _reduce(folder: Path, items: list[str]) -> None:
     """Removes items of a checkpoint, which is undamaged at any moment."""
     gone = [path for item in items for path in (folder / item).rglob("*")]
-    without = ["_CHECKPOINT_METADATA", ocp.path.atomicity.COMMIT_SUCCESS_FILE]
-    checksums.write(folder, without=[*without, *(str(p.relative_to(folder)) for p in gone)])
+    checksums.write(
+        folder, without=[*checkpoint.NOTES, *(str(p.relative_to(folder)) for p in gone)]
+    )
     for item in items:
         shutil.rmtree(folder / item, ignore_errors=True)
 

@@ -1,4 +1,4 @@
-"""Optimisers, learning-rate schedules, lookahead, and which parameters they touch.
+"""Optimisers, lookahead, and which parameters they touch.
 
 Parameters are named by their Flax path, `params/encoder/blocks_1_0/conv_dw/kernel`, and chosen by
 regular expressions for the whole path, the same that loading weights takes (`paths.select`):
@@ -7,7 +7,6 @@ regular expressions for the whole path, the same that loading weights takes (`pa
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ import optax
 
 from crossdim_jax import ranges
 from crossdim_jax.errors import ConfigError, WeightsError, check_name
+from crossdim_jax.training import schedules
 from crossdim_jax.weights.paths import select
 
 Numbers = Mapping[str, jax.Array]
@@ -149,70 +149,6 @@ def slow(params: Any) -> Any:
 def since_sync(opt_state: Any) -> jax.Array | int:
     """Number of updates made since fast and slow parameters were equal; 0 without lookahead."""
     return opt_state.steps_since_sync if isinstance(opt_state, optax.LookaheadState) else 0
-
-
-@functools.lru_cache
-def constant_then_cosine(
-    lr: float, lr_end: float, *, constant_epochs: float, epochs: float, steps_per_epoch: int
-) -> optax.Schedule:
-    """`lr` for `constant_epochs`, then a half cosine down to `lr_end` at `epochs`.
-
-    Messaoudi et al. 2023, Sect. 3.1.3: 1e-3 for 40 epochs, then cosine annealing to 1e-5.
-
-    Args:
-      lr: the constant learning rate.
-      lr_end: reached at `epochs`, and kept from there on.
-      constant_epochs: length of the constant part; `epochs` or more for no cosine.
-      epochs: length of the training.
-      steps_per_epoch: epochs are turned into steps with it.
-
-    Returns:
-      step -> learning rate.
-    """
-    if not (0 <= lr_end <= lr < math.inf and lr > 0):
-        raise ConfigError(f"learning rate {lr} to {lr_end}: expected 0 <= end <= start, start > 0")
-    flat = round(constant_epochs * steps_per_epoch)
-    decay = round(epochs * steps_per_epoch) - flat
-    if decay <= 0:
-        return optax.constant_schedule(lr)
-    cosine = optax.cosine_decay_schedule(lr, decay, alpha=lr_end / lr)
-    return optax.join_schedules([optax.constant_schedule(lr), cosine], [flat])
-
-
-@functools.lru_cache
-def exponential(
-    lr: float, lr_end: float, *, decay_per_epoch: float, steps_per_epoch: int
-) -> optax.Schedule:
-    """`lr` in the first epoch, times `decay_per_epoch` in each that follows, never below `lr_end`.
-
-    Messaoudi et al. 2023, Sect. 3.1.1: "reduced at each epoch by 5% until it reaches" 1e-5.
-
-    Args:
-      lr: the learning rate of the first epoch.
-      lr_end: the lowest.
-      decay_per_epoch: between 0 and 1.
-      steps_per_epoch: epochs are turned into steps with it.
-
-    Returns:
-      step -> learning rate.
-    """
-    epochs_until(lr, lr_end, decay_per_epoch)
-    return optax.exponential_decay(
-        lr, steps_per_epoch, decay_per_epoch, staircase=True, end_value=lr_end
-    )
-
-
-def epochs_until(lr: float, lr_end: float, decay_per_epoch: float) -> int:
-    """Epochs after which `exponential` has come down to `lr_end`.
-
-    Raises ConfigError if it never does.
-    """
-    if not (0 < decay_per_epoch < 1 and 0 < lr_end <= lr < math.inf):
-        raise ConfigError(
-            f"learning rate {lr} to {lr_end}, times {decay_per_epoch} an epoch: expected "
-            "0 < end <= start and a factor between 0 and 1"
-        )
-    return max(1, math.ceil(round(math.log(lr_end / lr) / math.log(decay_per_epoch), 9)))
 
 
 class ScheduledNadamState(NamedTuple):
@@ -355,7 +291,7 @@ def make(
     if not callable(learning_rate) and learning_rate != 0:
         numbers["learning_rate"] = learning_rate
     ranges.check("optim", **numbers)
-    schedule = learning_rate if callable(learning_rate) else _constant(learning_rate)
+    schedule = learning_rate if callable(learning_rate) else schedules.constant(learning_rate)
     freeze = tuple(freeze)
     if freeze_steps is not None and not (freeze and freeze_steps > 0):
         raise ConfigError(
@@ -371,11 +307,6 @@ def make(
         tuple((pattern, factor) for pattern, factor in rates),
     )
     return Optimizer(tx, schedule, freeze_steps, sync_period or 0, slow_step_size)
-
-
-@functools.lru_cache
-def _constant(learning_rate: float) -> optax.Schedule:
-    return optax.constant_schedule(learning_rate)
 
 
 @functools.lru_cache

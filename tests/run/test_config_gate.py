@@ -16,10 +16,10 @@ from crossdim_jax.challenges.camus import phantom as camus_phantom
 from crossdim_jax.challenges.chaos import phantom as chaos_phantom
 from crossdim_jax.data import augment
 from crossdim_jax.errors import ConfigError
-from crossdim_jax.ranges import Number, Rate, Sequence
+from crossdim_jax.ranges import Either, Number, Rate, Sequence
 from crossdim_jax.run import config as config_lib
 from crossdim_jax.run import config_gate, experiment
-from crossdim_jax.training import optim
+from crossdim_jax.training import optim, schedules
 
 pytestmark = pytest.mark.filterwarnings(
     r"ignore:the load_module\(\) method is deprecated:DeprecationWarning"
@@ -102,6 +102,9 @@ def outside(row):
         yield from ((1,) * (max(row.lengths) + 1), ()) if row.lengths else ()
         yield from () if row.none else (None,)
         yield from (-1.5, math.nan)
+    elif isinstance(row, Either):
+        yield from (value for value in outside(row.items[0]) if value is not None)
+        yield from (1.001, 0.0, -0.5)
     elif isinstance(row, Rate):
         yield from ("a", ("a", 1, 2), ("(", 1))
         yield from (("a", value) for value in outside(row.factor))
@@ -293,7 +296,10 @@ def test_the_run_folder_is_not_the_cases_folder(tmp_path):
         (lambda: optim.make(b1=math.nan), "optim.b1=nan"),
         (lambda: optim.make(learning_rate=math.nan), "optim.learning_rate=nan"),
         (lambda: optim.make(rates=(("a", math.inf),)), "optim.rates=.*inf"),
-        (lambda: optim.exponential(math.inf, 1.0, decay_per_epoch=0.5, steps_per_epoch=1), "inf"),
+        (
+            lambda: schedules.exponential(math.inf, 1.0, decay_per_epoch=0.5, steps_per_epoch=1),
+            "inf",
+        ),
         (lambda: augment.Settings.of({"noise": math.inf}, 3), "augment.noise=inf"),
         (lambda: augment.Settings.of({"scale": math.nan}, 3), "augment.scale=nan"),
         (lambda: get("brats", et_min_mm3=math.nan), "challenge.et_min_mm3=nan"),

@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from crossdim_jax.errors import ConfigError
-from crossdim_jax.training import optim
+from crossdim_jax.training import optim, schedules
 from crossdim_jax.weights.paths import flatten
 
 PARAMS = {
@@ -97,7 +97,7 @@ def test_fast_and_slow_share_no_buffer():
 
 
 def test_schedule_is_flat_then_half_a_cosine():
-    schedule = optim.constant_then_cosine(
+    schedule = schedules.constant_then_cosine(
         1e-3, 1e-5, constant_epochs=40, epochs=90, steps_per_epoch=10
     )
     values = [float(schedule(step)) for step in (0, 399, 400, 650, 900, 5000)]
@@ -108,14 +108,18 @@ def test_schedule_is_flat_then_half_a_cosine():
 
 
 def test_schedule_may_be_constant_throughout():
-    schedule = optim.constant_then_cosine(1e-3, 0, constant_epochs=5, epochs=5, steps_per_epoch=3)
+    schedule = schedules.constant_then_cosine(
+        1e-3, 0, constant_epochs=5, epochs=5, steps_per_epoch=3
+    )
     assert float(schedule(0)) == float(schedule(100)) == pytest.approx(1e-3)
     with pytest.raises(ConfigError, match="end <= start"):
-        optim.constant_then_cosine(1e-3, 1, constant_epochs=1, epochs=2, steps_per_epoch=3)
+        schedules.constant_then_cosine(1e-3, 1, constant_epochs=1, epochs=2, steps_per_epoch=3)
 
 
 def test_the_learning_rate_follows_the_schedule():
-    schedule = optim.constant_then_cosine(0.1, 0.0, constant_epochs=1, epochs=2, steps_per_epoch=2)
+    schedule = schedules.constant_then_cosine(
+        0.1, 0.0, constant_epochs=1, epochs=2, steps_per_epoch=2
+    )
     history = run(optim.make(learning_rate=schedule, sync_period=None), 6)
     kernels = [np.asarray(p["head"]["kernel"]) for p in history]
     np.testing.assert_array_equal(kernels[-1], kernels[-2])  # at 0 from step 4 on
@@ -194,17 +198,17 @@ def test_unknown_names_list_the_known():
 
 def test_the_exponential_rate_falls_each_epoch_and_says_when_it_ends():
     """3e-4, 5 % less each epoch, down to 1e-5: 67 epochs, as the paper's recipe has it."""
-    rate = optim.exponential(3e-4, 1e-5, decay_per_epoch=0.95, steps_per_epoch=10)
+    rate = schedules.exponential(3e-4, 1e-5, decay_per_epoch=0.95, steps_per_epoch=10)
     for epoch in range(66):
         for step in (10 * epoch, 10 * epoch + 9):
             np.testing.assert_allclose(rate(step), 3e-4 * 0.95**epoch, rtol=1e-5)
-    last = optim.epochs_until(3e-4, 1e-5, 0.95)
+    last = schedules.epochs_until(3e-4, 1e-5, 0.95)
     assert last == 67 and rate(10 * last) == pytest.approx(1e-5)
     assert rate(10 * (last - 1)) > 1e-5 * (1 - 1e-6)
-    assert optim.epochs_until(1.0, 0.5, 0.5) == 1
+    assert schedules.epochs_until(1.0, 0.5, 0.5) == 1
     for lr, end, decay in ((1e-3, 0.0, 0.95), (1e-3, 1e-5, 1.0), (1e-5, 1e-3, 0.9)):
         with pytest.raises(ConfigError, match="factor between 0 and 1"):
-            optim.epochs_until(lr, end, decay)
+            schedules.epochs_until(lr, end, decay)
 
 
 def moved(history):
