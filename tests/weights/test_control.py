@@ -48,9 +48,10 @@ def test_shuffled_filters_keep_their_numbers_and_all_else_stays(architecture):
 def test_filters_are_shuffled_each_in_its_own_order():
     """One order for all would keep how filters resemble each other, which is learned."""
     same = np.repeat(np.arange(27, dtype=np.float32).reshape(3, 3, 3, 1), 8, axis=-1)
-    made = control.apply("shuffled", {"params/encoder/x/kernel": same}, NAMES[0], 0)
-    columns = {tuple(column) for column in made["params/encoder/x/kernel"].reshape(27, 8).T}
-    assert len(columns) == 8
+    kernels = {f"params/encoder/{name}/kernel": same for name in "xy"}
+    made = control.apply("shuffled", kernels, NAMES[0], 0).values()
+    columns = {tuple(column) for kernel in made for column in kernel.reshape(27, 8).T}
+    assert len(columns) == 16
 
 
 def test_experts_of_a_conditional_convolution_are_kernels_of_their_own():
