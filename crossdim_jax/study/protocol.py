@@ -50,6 +50,9 @@ OPEN = (
     "question", "reference", "metric", "reach", "cases", "numbers", "seeds", "compare", "version",
     "jax",
 )  # fmt: skip
+# Fields that a run may change when it goes on, but not the runs of a study: other weights would be
+# scored, or the same otherwise.
+SCORED = (r"train\.choose", r"inference\.(?!window_batch).*")
 
 
 def make(
@@ -183,8 +186,11 @@ def _other_runs(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]
     """Differences of what all runs share."""
     for name in ("common", "config"):
         for field, (was, now) in run_folder.differences(old[name], new[name]).items():
-            harmless = any(re.fullmatch(pattern, field) for pattern in run_folder.HARMLESS)
-            if not harmless and now != run_folder.MISSING != was:
+            scored, harmless = (
+                any(re.fullmatch(pattern, field) for pattern in patterns)
+                for patterns in (SCORED, run_folder.HARMLESS)
+            )
+            if (scored or not harmless) and now != run_folder.MISSING != was:
                 yield f"{field}: {was!r} -> {now!r}"
     for name in sorted(old["training"].keys() & new["training"].keys()):
         if old["training"][name] != new["training"][name]:

@@ -1,7 +1,5 @@
 """The protocol of a study: what a later start may change, and what it may not."""
 
-import json
-
 import pytest
 
 from crossdim_jax.errors import ConfigError, DataError
@@ -108,4 +106,12 @@ def test_an_arm_may_change_only_while_it_has_no_run():
 def test_where_the_data_lie_may_change():
     moved = record(config={"data": {"root": "/mnt/y"}, "train": {"epochs": 3}})
     assert protocol.amended(record(), moved, started=STARTED, done=1)["amendments"] == []
-    json.dumps(moved)
+
+
+def test_how_runs_are_scored_may_not_change():
+    half, whole = (record(config={"inference": {"overlap": x}}) for x in (0.5, 0.0))
+    with pytest.raises(ConfigError, match="inference.overlap: 0.5 -> 0.0"):
+        protocol.amended(half, whole, started=STARTED, done=1)
+    with pytest.raises(ConfigError, match="train.choose: 'last' -> 'best'"):
+        best = record(study(common={"train.choose": "best"}))
+        protocol.amended(record(), best, started=STARTED, done=1)
