@@ -14,12 +14,9 @@ import numpy as np
 
 from crossdim_jax.errors import DataError
 from crossdim_jax.report.reading import ANEW, CASES, SUMMARY, read_cases, read_metrics, read_summary
-from crossdim_jax.storage.records import TEXT, read_record
 from crossdim_jax.storage.run_folder import METRICS, read_cost
 from crossdim_jax.study.grid import PlannedRun
 from crossdim_jax.text import without_folders
-
-FAILED = "failed.json"  # in the folder of a run that could not be made: {"error": why}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,9 +116,6 @@ def read(runs: Sequence[PlannedRun]) -> Results:
 
 def _read(run: PlannedRun) -> Finished:
     folder = Path(run.workdir)
-    if os.path.lexists(folder / FAILED):
-        record = read_record(folder / FAILED, {"error": TEXT}, remedy="start the study again")
-        raise DataError(f"failed: {record['error']}")
     for name, what in (("", "started"), (METRICS, "trained"), (CASES, "scored")):
         if not os.path.lexists(folder / name):
             raise DataError(f"not {what} yet")

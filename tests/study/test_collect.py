@@ -61,7 +61,6 @@ def damage(name, text):
         (remove("metrics.jsonl"), "not trained yet"),
         (remove("evaluation/cases.csv"), "not scored yet"),
         (remove("evaluation/summary.json"), "summary.json: not found"),
-        (damage("failed.json", '{"error": "the loss is not finite"}'), "failed: the loss is not"),
         (damage("evaluation/summary.json", "{"), "summary.json: not readable JSON"),
         (damage("evaluation/cases.csv", "id,dice_anterior\na,x\n"), "no number"),
         (damage("evaluation/cases.csv", "id,dice_anterior\na,0.5\n"), "has 1 cases and"),

@@ -19,11 +19,11 @@ PROTOCOL = study_folders.protocol(STUDY)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Study with one run that was never started and one that failed."""
+    """Study with one run that was never started and one that was not scored."""
     folder = tmp_path_factory.mktemp("study")
     study_folders.write(folder, STUDY, EFFECTS)
     shutil.rmtree(folder / "repeat/n_20/seed_2")
-    (folder / "worse/n_5/seed_0/failed.json").write_text('{"error": "the disk is full"}')
+    shutil.rmtree(folder / "worse/n_5/seed_0/evaluation")
     return folder
 
 
@@ -129,10 +129,10 @@ def test_the_page_is_whole_and_loads_nothing(written):
     assert STUDY.question in written
 
 
-def test_missing_and_failed_runs_are_named(written, folder):
+def test_missing_runs_are_named_with_the_reason(written, folder):
     assert "2 of 24 runs are missing" in written
     assert "repeat, 20 cases, seed 2: not started yet" in written
-    assert "worse, 5 cases, seed 0: failed: the disk is full" in written
+    assert "worse, 5 cases, seed 0: not scored yet" in written
     assert str(folder.parent) not in written
 
 
