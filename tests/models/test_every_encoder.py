@@ -36,6 +36,12 @@ RUNS = [
 ]
 
 
+def test_dsnet_is_tried_on_every_kind_of_module():
+    assert {type(encoders.build(name)) for name in KINDS} == {
+        type(encoders.build(name)) for name in encoders.ENCODERS
+    }
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("network", "encoder"), RUNS)
 def test_every_network_runs_on_every_encoder(network, encoder, rng):
