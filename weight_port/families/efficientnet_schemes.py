@@ -20,6 +20,7 @@ from weight_port.formats.scheme import (
     PYTORCH,
     TENSORFLOW,
     Scheme,
+    by_class_in_keras,
     in_keras,
 )
 
@@ -164,19 +165,15 @@ def _keras(architecture: str) -> dict[str, str]:
 
 
 def _keras_numbers(architecture: str) -> dict[str, str]:
-    """Names of Keras 3's `.weights.h5`: the class of a layer, and which of that class it is."""
-    counts: dict[str, int] = {}
-    found = {}
-    for part in parts(architecture):
-        kinds = {"depthwise": "depthwise_conv2d", "classifier": "dense"}
-        norm = part.role.endswith("_norm")
-        kind = "batch_normalization" if norm else kinds.get(part.role, "conv2d")
-        number = counts[kind] = counts.get(kind, -1) + 1
-        layer = f"{kind}_{number}" if number else kind
-        leaves = _leaves(part.role)
-        for leaf in leaves:
-            found[f"{layer}.{in_keras(leaf, leaves)}"] = f"{part.timm}.{leaf}"
-    return found
+    """Names of Keras 3's `.weights.h5` -> timm's."""
+    kinds = {"depthwise": "depthwise_conv2d", "classifier": "dense"}
+
+    def kind(role: str) -> str:
+        return "batch_normalization" if role.endswith("_norm") else kinds.get(role, "conv2d")
+
+    return by_class_in_keras(
+        (kind(part.role), part.timm, _leaves(part.role)) for part in parts(architecture)
+    )
 
 
 def _from_keras(name: str, array: np.ndarray) -> np.ndarray:

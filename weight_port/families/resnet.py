@@ -16,7 +16,16 @@ import numpy as np
 from crossdim_jax.models import residual, resnet
 from weight_port import rename
 from weight_port.families import common
-from weight_port.formats.scheme import BIASED, KERNEL, NORM, PYTORCH, Scheme, in_keras, timm
+from weight_port.formats.scheme import (
+    BIASED,
+    KERNEL,
+    NORM,
+    PYTORCH,
+    Scheme,
+    by_class_in_keras,
+    in_keras,
+    timm,
+)
 from weight_port.rename import Names
 
 # --------------------------------------------------------------------------- names, conventions
@@ -113,6 +122,24 @@ def keras_names(architecture: str) -> dict[str, str]:
     }
 
 
+def keras_numbers(architecture: str) -> dict[str, str]:
+    """Names of Keras 3's `.weights.h5`, `conv2d_3.kernel`, -> timm's; none of others' forms.
+
+    Keras orders layers by how far they are from the output, and among equals the first input of the
+    sum comes first: a shortcut's stand before the last ones of its block.
+    """
+    if not resnet.ROWS[architecture].keras:
+        return {}
+    leaves, ordered = _layers(architecture), []
+    for layer in leaves:
+        ordered.insert(len(ordered) - 2 * (".downsample." in layer), layer)
+    kinds = {NORM: "batch_normalization", BIASED: "conv2d"}
+    return by_class_in_keras(
+        ("dense" if layer == CLASSIFIER else kinds[leaves[layer]], layer, leaves[layer])
+        for layer in ordered
+    )
+
+
 def from_keras(name: str, array: np.ndarray) -> np.ndarray:
     """Keras' layout -> torch's: (k, k, in, out) -> (out, in, k, k), (in, out) -> (out, in)."""
     return rename.to_torch_layout(array)
@@ -121,6 +148,14 @@ def from_keras(name: str, array: np.ndarray) -> np.ndarray:
 SCHEMES = (
     timm(_layers, convention, CHILDREN),
     Scheme("keras", "Keras' names", keras_names, convention, to_torch=from_keras, own=r"conv\d_"),
+    Scheme(
+        "keras-numbers",
+        "Keras' numbers of layers",
+        keras_numbers,
+        convention,
+        to_torch=from_keras,
+        own=r"conv2d|batch_normalization",
+    ),
 )
 
 

@@ -1,6 +1,6 @@
 """The contract of a naming scheme, of which a family lists those that its files come in."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -71,6 +71,21 @@ def tensors(layers: Layers, called: Callable[[str], str] = str) -> dict[str, str
 def in_keras(leaf: str, leaves: Sequence[str]) -> str:
     """Keras' name of one of a layer's tensors."""
     return (NORM_IN_KERAS if leaves == NORM else {"weight": "kernel"}).get(leaf, leaf)
+
+
+def by_class_in_keras(layers: Iterable[tuple[str, str, Sequence[str]]]) -> dict[str, str]:
+    """Names in Keras 3's `.weights.h5`, `conv2d_12.kernel`, -> timm's.
+
+    layers: class in Keras' spelling, timm's name and tensors, in the order of `model.layers` there;
+    each is called by its class and by which of that class it is.
+    """
+    counts: dict[str, int] = {}
+    found = {}
+    for kind, layer, leaves in layers:
+        number = counts[kind] = counts.get(kind, -1) + 1
+        theirs = f"{kind}_{number}" if number else kind
+        found |= {f"{theirs}.{in_keras(leaf, leaves)}": f"{layer}.{leaf}" for leaf in leaves}
+    return found
 
 
 def numbered(names: Mapping[str, str], children: Sequence[str]) -> dict[str, str]:

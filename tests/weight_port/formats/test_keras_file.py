@@ -11,8 +11,9 @@ from crossdim_jax.errors import WeightsError
 from tests.weight_port import tiny
 from weight_port import recognise
 from weight_port.families import efficientnet as family
+from weight_port.families import resnet
 from weight_port.formats import keras_file
-from weight_port.names import Name
+from weight_port.names import Name, parse_name
 
 h5py = pytest.importorskip("h5py")
 
@@ -101,6 +102,76 @@ def test_a_deeper_network_is_not_taken_for_a_shallower_one(tmp_path):
     arrays = keras_file.read(tmp_path / "x.h5") | {"block2c_dwconv.kernel": np.zeros((3, 3, 1, 1))}
     made = recognise.recognise(arrays, TINY, file="x")
     assert "block2c_dwconv.kernel" in made.arrays  # unknown, so that it cannot be ported
+
+
+def counted_layers(repeats):
+    """Layers of keras.applications' ResNet in the order in which Keras counts them.
+
+    The layers by how far they are from the output at most; those that are equally far as a search
+    comes by that starts at the output and goes through each layer's inputs in order.
+    """
+    inputs = {}
+
+    def chain(before, *layers):
+        for layer in layers:
+            inputs[layer] = [before] if before else []
+            before = layer
+        return before
+
+    last = chain(None, "conv1_conv", "conv1_bn", "conv1_relu", "pool1_pool")
+    for stage, blocks in enumerate(repeats, 2):
+        for name in (f"conv{stage}_block{i}" for i in range(1, blocks + 1)):
+            first = name.endswith("block1")
+            shortcut = chain(last, f"{name}_0_conv", f"{name}_0_bn") if first else last
+            parts = [f"{name}_{n}_{part}" for n in (1, 2, 3) for part in ("conv", "bn", "relu")]
+            x = chain(last, *parts[:-1])
+            inputs[f"{name}_add"] = [shortcut, x]
+            last = chain(f"{name}_add", f"{name}_out")
+    far, seen, waiting = {"predictions": 0}, [], ["predictions"]
+    chain(last, "predictions")
+    for layer in reversed(inputs):
+        for each in inputs[layer]:
+            far[each] = max(far.get(each, 0), far[layer] + 1)
+    while waiting:
+        layer = waiting.pop()
+        if layer not in seen:
+            seen.append(layer)
+            waiting += reversed(inputs[layer])
+    return sorted(inputs, key=lambda layer: (-far[layer], seen.index(layer)))
+
+
+@pytest.mark.parametrize(
+    ("depth", "repeats"), [(50, (3, 4, 6, 3)), (101, (3, 4, 23, 3)), (152, (3, 8, 36, 3))]
+)
+def test_layers_of_resnets_have_the_numbers_that_keras_gives_them(depth, repeats):
+    of_keras, counts, expected = resnet.keras_names(f"resnet{depth}_keras"), {}, {}
+    kinds = {"conv": "conv2d", "bn": "batch_normalization", "predictions": "dense"}
+    for layer in counted_layers(repeats):
+        if kind := kinds.get(layer.rpartition("_")[2]):
+            number = counts[kind] = counts.get(kind, -1) + 1
+            for name in (name for name in of_keras if name.startswith(f"{layer}.")):
+                leaf = name.partition(".")[2]
+                expected[f"{kind}_{number}.{leaf}".replace("_0.", ".")] = of_keras[name]
+    assert counts["conv2d"] + 1 == depth - 1 + 4  # without the classifier, with shortcuts
+    assert resnet.keras_numbers(f"resnet{depth}_keras") == expected
+
+
+def test_a_numbered_file_of_a_resnet_becomes_its_tensors(tmp_path, rng):
+    name, expected = parse_name("resnet50_keras"), {}
+    with h5py.File(tmp_path / "x.weights.h5", "w") as file:
+        for theirs, target in resnet.keras_numbers("resnet50_keras").items():
+            layer, leaf = theirs.split(".")
+            ndim = {"kernel": 2 if layer == "dense" else 4}.get(leaf, 1)
+            array = rng.normal(size=(1, 1, 2, 3)[-ndim:]).astype(np.float32)
+            file[f"layers/{layer}/vars/{NUMBERS[leaf]}"] = array
+            expected[target] = array.transpose((3, 2, 0, 1) if ndim == 4 else None)
+    arrays = keras_file.read(tmp_path / "x.weights.h5")
+    made = recognise.recognise(arrays, name, file="x.weights.h5")
+    assert made.place.scheme.name == "keras-numbers" and not made.others
+    assert made.place.scheme.convention("resnet50_keras") == (name.padding, name.eps)
+    assert made.arrays.keys() == expected.keys()
+    for target, array in expected.items():
+        np.testing.assert_array_equal(made.arrays[target], array)
 
 
 @pytest.mark.parametrize("kind", ["external link", "soft link", "external data", "virtual"])
