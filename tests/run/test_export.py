@@ -115,8 +115,12 @@ def test_the_folder_says_what_the_model_is(model):
     record = json.loads((model / "configs" / "metadata.json").read_text())
     wanted = {"version", "monai_version", "pytorch_version", "numpy_version", "task", "authors"}
     wanted |= {"description", "copyright", "required_packages_version", "network_data_format"}
+    wanted |= {"schema"}
     assert wanted <= record.keys() and record["license"] == "CC-BY-4.0"
     image = record["network_data_format"]["inputs"]["image"]
+    logits = record["network_data_format"]["outputs"]["logits"]
+    required = {"type", "format", "num_channels", "spatial_shape", "dtype", "value_range"}
+    assert required <= image.keys() & logits.keys()  # as MONAI's verify_metadata asks for
     assert image["spatial_shape"] == [32, 64] and image["channel_def"] == {"0": "MR"}
     own = record["crossdim_jax"]
     assert own["networks"] == ["fold_0.onnx", "fold_1.onnx"]
