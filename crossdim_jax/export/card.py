@@ -116,8 +116,9 @@ def model_card(record: Mapping[str, Any], scores: str, notes: Sequence[str]) -> 
         f"# {record['name']}",
         f"{record['task'].capitalize()}, from {', '.join(image['channel_def'].values())}.",
         "## Use",
-        "```\npip install --no-deps crossdim_jax\npip install -r requirements.txt\n"
+        "```\npip install -r MODEL/requirements.txt\npip install --no-deps CROSSDIM_JAX\n"
         "crossdim-predict MODEL INPUT OUTPUT\n```",
+        "MODEL is this folder, CROSSDIM_JAX a clone or a wheel of the project that exported it.",
         f"INPUT is a folder of cases in the layout of the challenge `{own['challenge']['name']}`. "
         f"The networks are `{MODELS}/`: {', '.join(own['networks'])}; what is done before and "
         f"after them is in `{METADATA}`. Neither JAX nor PyTorch is needed.",

@@ -162,13 +162,3 @@ def command(arguments: Sequence[str] | None = None) -> int:
             text.say(f"error: {error}", sys.stderr)
             return 1
     return 0
-
-
-def main() -> None:
-    """Entry point of the installed command: answers signals, then runs `command`."""
-    stop.install()
-    sys.exit(command())
-
-
-if __name__ == "__main__":
-    main()

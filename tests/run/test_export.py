@@ -18,7 +18,7 @@ from crossdim_jax.errors import ConfigError, DataError, ManyErrors
 from crossdim_jax.evaluation import postprocessing
 from crossdim_jax.export import runner
 from crossdim_jax.run import ensemble, experiment, export, predict
-from crossdim_jax.storage import run_folder
+from crossdim_jax.storage import checksums, run_folder
 from tests.weight_port import tiny
 
 
@@ -115,8 +115,12 @@ def test_the_folder_says_what_the_model_is(model):
     record = json.loads((model / "configs" / "metadata.json").read_text())
     wanted = {"version", "monai_version", "pytorch_version", "numpy_version", "task", "authors"}
     wanted |= {"description", "copyright", "required_packages_version", "network_data_format"}
+    wanted |= {"schema"}
     assert wanted <= record.keys() and record["license"] == "CC-BY-4.0"
     image = record["network_data_format"]["inputs"]["image"]
+    logits = record["network_data_format"]["outputs"]["logits"]
+    required = {"type", "format", "num_channels", "spatial_shape", "dtype", "value_range"}
+    assert required <= image.keys() & logits.keys()  # as MONAI's verify_metadata asks for
     assert image["spatial_shape"] == [32, 64] and image["channel_def"] == {"0": "MR"}
     own = record["crossdim_jax"]
     assert own["networks"] == ["fold_0.onnx", "fold_1.onnx"]
@@ -141,6 +145,21 @@ def edit(folder):
     path.write_text(path.read_text().replace('"format": 1', '"format": 0'))
 
 
+def told(change=lambda own: None, network=None):
+    """An edit by someone who writes the checksums anew: of the project's part of the metadata."""
+
+    def edited(folder):
+        path = folder / "configs" / "metadata.json"
+        record = json.loads(path.read_text())
+        change(record["crossdim_jax"])
+        path.write_text(json.dumps(record))
+        if network:
+            (folder / "models" / "fold_1.onnx").write_bytes(network)
+        checksums.write(folder)
+
+    return edited
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -149,6 +168,15 @@ def edit(folder):
         (edit, "metadata.json is not as it was written"),
         (lambda p: (p / "checksums.json").unlink(), "holds no checksums.json"),
         (lambda p: shutil.rmtree(p / "configs"), "written by --mode=export"),
+        (lambda p: (p / "checksums.json").write_text('{"LICENSE'), "not a record of checksums"),
+        (told(lambda own: own.update(format=2)), "is of format 2, this version reads up to 1"),
+        (told(lambda own: own.pop("challenge")), "challenge"),
+        (told(lambda own: own["challenge"].update(name="other")), "'other'"),
+        (told(lambda own: own.update(networks=["../away.onnx"])), "no name of a file in models"),
+        (told(lambda own: own["inference"].update(patch=[1, 32, 96])), "takes 1 channels of"),
+        (told(lambda own: own["inference"].update(overlap=1.5)), "overlap=1.5"),
+        (told(lambda own: own["inference"].pop("flips")), "cannot be used: 'flips'"),
+        (told(network=b"no ONNX"), "ONNX Runtime cannot use it"),
     ],
 )
 def test_a_model_that_is_not_as_it_was_written_is_refused(model, tmp_path, damage, message, capsys):
@@ -159,15 +187,17 @@ def test_a_model_that_is_not_as_it_was_written_is_refused(model, tmp_path, damag
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-def test_one_case_with_too_many_channels_leaves_the_others(model, cases, tmp_path):
+def test_faulty_cases_leave_the_others(model, cases, tmp_path):
     for path in (cases / "imagesTr").glob("*.nii.gz"):
         shutil.copy(path, tmp_path / path.name)
+    (tmp_path / "cut_0000.nii.gz").write_bytes(path.read_bytes()[:2000])
     image = nib.load(path)
     two = np.repeat(np.asarray(image.dataobj)[..., None], 2, -1)
     nib.save(nib.Nifti1Image(two, image.affine), tmp_path / path.name)
     with pytest.raises(ManyErrors, match="2 channels .* expected 1: MR") as caught:
         runner.run(model, tmp_path, tmp_path / "out")
-    assert len(caught.value.failures) == 1 and len(labels(tmp_path / "out")) == 2
+    assert [case for case, _ in caught.value.failures] == ["cut", path.name.split("_0000")[0]]
+    assert len(labels(tmp_path / "out")) == 2
 
 
 def test_the_runner_imports_neither_jax_nor_what_trains():
@@ -183,6 +213,18 @@ def test_the_runner_imports_neither_jax_nor_what_trains():
             challenges.find(name)
     """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_package_that_is_missing_is_named_with_what_to_do():
+    code = """if True:
+        import sys
+        sys.modules["onnxruntime"] = None
+        from crossdim_jax.export import __main__
+        __main__.main()
+    """
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 1 and "Traceback" not in ended.stderr
+    assert "needs onnxruntime" in ended.stderr and "MODEL/requirements.txt" in ended.stderr
 
 
 def test_scores_of_other_weights_are_said_to_be_that(job, tmp_path):
