@@ -28,6 +28,11 @@ def settings_of(probability=1.0, flip=(), **limits):
     return Settings(probability, flip, {**OFF, **limits})
 
 
+def draw(key, b, spatial, settings):
+    """`augment.draw` as one program."""
+    return jax.jit(lambda key: augment.draw(key, b, spatial, settings))(key)
+
+
 def change(b, n, matrix=None, offset=None, **amounts):
     matrix = np.eye(n) if matrix is None else matrix
     offset = np.zeros(n) if offset is None else offset
@@ -42,7 +47,7 @@ def test_no_change_is_exactly_the_identity(rng, spatial):
     same = run(jax.random.key(0), change(2, len(spatial)), image, target)
     np.testing.assert_array_equal(same[0], image)
     np.testing.assert_array_equal(same[1], target)
-    drawn = augment.draw(jax.random.key(3), 2, spatial, settings_of())
+    drawn = draw(jax.random.key(3), 2, spatial, settings_of())
     np.testing.assert_array_equal(drawn.matrix, change(2, len(spatial)).matrix)
     np.testing.assert_array_equal(drawn.offset, 0)
 
@@ -131,7 +136,7 @@ def test_a_flip_is_an_exact_mirror_of_some_axes(rng, spatial):
 
 def test_ranges_are_kept_and_each_change_comes_with_its_probability():
     settings = settings_of(0.3, translation=0.25, window_width=0.5)
-    drawn = augment.draw(jax.random.key(0), 2000, (40, 80), settings)
+    drawn = draw(jax.random.key(0), 2000, (40, 80), settings)
     moved, changed = (drawn.offset != 0).any(-1), drawn.amounts["window_width"] != 0
     for hit in (moved, changed, changed[moved]):  # the last: they are independent
         assert float(hit.mean()) == pytest.approx(0.3, abs=0.06)
@@ -143,7 +148,7 @@ def test_ranges_are_kept_and_each_change_comes_with_its_probability():
 
 def test_a_larger_scale_enlarges_and_keeps_the_centre():
     settings = settings_of(scale=0.2)
-    drawn = augment.draw(jax.random.key(0), 500, (8, 8), settings)
+    drawn = draw(jax.random.key(0), 500, (8, 8), settings)
     sizes = 1 / np.asarray(drawn.matrix[:, 0, 0])
     assert sizes.min() >= 0.8 - 1e-6 and sizes.max() <= 1.2 + 1e-6 and sizes.std() > 0.05
     np.testing.assert_allclose(drawn.matrix[:, 1, 1], drawn.matrix[:, 0, 0])
@@ -169,7 +174,7 @@ def test_an_augmentation_is_added_by_one_row(rng, monkeypatch):
     np.testing.assert_array_equal(jax.jit(augment.make(off))(key, image, target)[0], before)
     on = Settings.of({"probability": 1.0, "curve": 0.5}, 2)
     drawing, _ = jax.random.split(key)
-    curve = augment.draw(drawing, 2, (9, 12), on).amounts["curve"].reshape(2, 1, 1, 1)
+    curve = draw(drawing, 2, (9, 12), on).amounts["curve"].reshape(2, 1, 1, 1)
     after = jax.jit(augment.make(on))(key, image, target)[0]
     np.testing.assert_allclose(after, before + curve * before**2, rtol=1e-5, atol=1e-5)
     assert (jnp.abs(curve) > 0).all()

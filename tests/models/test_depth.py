@@ -21,7 +21,7 @@ STRIDES = (1, 1, 2, 1, 2, 1, 2, 1)
 
 @functools.cache
 def abstract(shape=(1, 32, 64, 64, 2), **attributes):
-    model = EfficientNet(drop_path_rate=0.0, **attributes)
+    model = EfficientNet(drop_path_rate=0.0, ops_mode="lax", **attributes)
     features, variables = jax.eval_shape(
         lambda: model.init_with_output(jax.random.key(0), jnp.zeros(shape))
     )
@@ -119,7 +119,7 @@ def test_one_tap_and_no_stride_is_the_2d_network_on_every_slice(rng):
 
 
 def shape_of_logits(shape, **attributes):
-    model = models.build("dxnet", **attributes)
+    model = models.build("dxnet", ops="lax", **attributes)
     logits, variables = jax.eval_shape(
         lambda: model.init_with_output(jax.random.key(0), jnp.zeros(shape))
     )
@@ -165,7 +165,7 @@ def test_features_that_do_not_follow_one_another_are_refused():
 
 
 def test_frozen_keeps_the_statistics_of_the_encoder_alone():
-    model = models.build("dxnet", norm="frozen")
+    model = models.build("dxnet", norm="frozen", ops="lax")
     image = jnp.zeros((1, 32, 32, 32, 2))
     program = jax.make_jaxpr(
         lambda v: model.apply(

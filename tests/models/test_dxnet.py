@@ -11,7 +11,7 @@ from tests.models.test_efficientnet import count
 
 
 def abstract(shape=(1, 32, 32, 32, 4), **kwargs):
-    model = models.build("dxnet", **kwargs)
+    model = models.build("dxnet", ops="lax", **kwargs)
     return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(shape)))
 
 
@@ -40,7 +40,7 @@ def test_variants_differ_as_the_released_code_does():
 )
 @pytest.mark.parametrize("shape", [(2, 32, 64, 96, 2)])
 def test_any_encoder_and_non_cubic_input(encoder, shape):
-    model = models.build("dxnet", encoder=encoder, out_channels=5)
+    model = models.build("dxnet", encoder=encoder, out_channels=5, ops="lax")
     logits = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), jnp.zeros(shape))[0])
     assert logits.shape == (*shape[:-1], 5)
 

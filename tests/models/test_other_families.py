@@ -33,7 +33,7 @@ def _cut():
 
 def abstract(name, shape, **options):
     """Sizes of the features, and path -> shape of the parameters."""
-    model = encoders.build(name, **options)
+    model = encoders.build(name, ops_mode="lax", **options)
     features, variables = jax.eval_shape(
         lambda: model.init_with_output(jax.random.key(0), jnp.zeros(shape))
     )

@@ -66,6 +66,7 @@ DENSE = {
 
 # Their forms are met in the other cases too.
 MET = ("scattered taps", "gathered taps", "four slices", "pairs of slices", "several blocks")
+MET += ("pairs, blocks",)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 
 from crossdim_jax.challenges.brats import phantom
+from crossdim_jax.errors import CrossdimError
+from crossdim_jax.run import config as config_lib
+from crossdim_jax.run import experiment
 from crossdim_jax.storage import run_folder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -257,7 +260,27 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("flags", "parts"), MISTAKES, ids=[flags[-1] for flags, _ in MISTAKES])
+# Found where the experiment is built, which takes no process of its own.
+WHEN_BUILT = ("model.encoder", "train.loss", "data.patch", "train.epochs", "inference.overlap")
+BUILT = [
+    row for row in MISTAKES if row[0][0].startswith(tuple(f"--config.{n}=" for n in WHEN_BUILT))
+]
+
+
+@pytest.mark.parametrize(("flags", "parts"), BUILT, ids=[flags[-1] for flags, _ in BUILT])
+@pytest.mark.filterwarnings(r"ignore:the load_module\(\) method is deprecated:DeprecationWarning")
+def test_mistakes_are_found_when_the_experiment_is_built(flags, parts, tmp_path):
+    with pytest.raises(CrossdimError) as caught:
+        experiment.build(config_lib.read("configs/brats_dxnet.py", flags), tmp_path / "work")
+    assert all(part in str(caught.value) for part in parts)
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [pytest.param(*row, marks=pytest.mark.slow if row in BUILT[1:] else ()) for row in MISTAKES],
+    ids=[flags[-1] for flags, _ in MISTAKES],
+)
 def test_mistakes_in_the_config_are_one_clear_message(launch, flags, parts, tmp_path):
     common = ["--config=configs/brats_dxnet.py", f"--workdir={tmp_path / 'work'}"]
     fails(launch(*common, *flags), *parts)

@@ -45,12 +45,12 @@ def test_the_second_process_finds_what_the_first_compiled(variable, tmp_path):
     assert again == folder and hits > 0
 
 
-@pytest.mark.parametrize("left", [0, 1, 200])
-def test_a_program_torn_by_a_kill_is_compiled_again_and_kept(left, tmp_path):
+def test_a_program_torn_by_a_kill_is_compiled_again_and_kept(tmp_path):
     folder, _ = run(JAX_COMPILATION_CACHE_DIR=str(tmp_path))
     [*others, torn] = sorted(folder.glob("*-cache"), key=lambda path: path.stat().st_mtime)
     whole = torn.read_bytes()
-    torn.write_bytes(whole[:left])
-    assert run(JAX_COMPILATION_CACHE_DIR=str(tmp_path))[1] == len(others)
-    assert len(torn.read_bytes()) > 200
+    for left in (0, 1, 200):
+        torn.write_bytes(whole[:left])
+        assert run(JAX_COMPILATION_CACHE_DIR=str(tmp_path))[1] == len(others)
+        assert len(torn.read_bytes()) > 200
     assert run(JAX_COMPILATION_CACHE_DIR=str(tmp_path))[1] == len(others) + 1

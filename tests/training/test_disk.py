@@ -25,11 +25,18 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(disk)], check=True)
 
 
-@pytest.fixture
-def cases(tmp_path):
-    """The folder that holds the cases and their cache."""
-    small_run.make_cases(tmp_path / "cases")
-    return tmp_path
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory):
+    """The folder that holds the cases, their cache, and compiled programs."""
+    folder = tmp_path_factory.mktemp("disk")
+    small_run.make_cases(folder / "cases")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def start(cases):
+    with small_run.copies(cases) as start:
+        yield start
 
 
 def finish(process):
@@ -37,32 +44,33 @@ def finish(process):
     return process.returncode, stderr
 
 
-def assert_goes_on(cases, workdir):
-    code, told = finish(small_run.begin(cases, workdir, 6))
+def assert_goes_on(cases, workdir, start):
+    code, told = finish(small_run.begin(cases, workdir, 6, start))
     assert code == 0 and "going on after step 2 of 6" in told, told
     lines = [(line["kind"], line["step"]) for line in small_run.lines(workdir)]
     assert lines == [("train", 3), ("train", 6), ("validation", 6)]
     assert checkpoint.load_variables(workdir, best=False)[1]["step"] == 6
 
 
-def test_a_full_disk_is_named_and_the_run_goes_on_once_there_is_room(small_disk, cases):
+def test_a_full_disk_is_named_and_the_run_goes_on_once_there_is_room(small_disk, cases, start):
     workdir = small_disk / "run"
-    code, told = finish(small_run.begin(cases, workdir, 6, full_after=2, disk=str(small_disk)))
+    full = {"full_after": 2, "disk": str(small_disk)}
+    code, told = finish(small_run.begin(cases, workdir, 6, start, **full))
     assert code == 1 and "Traceback" not in told
     [said] = [line for line in told.splitlines() if line.startswith("error: ")]
     assert "No space left on device" in said and str(workdir) in said
     (small_disk / "filler").unlink()
-    assert_goes_on(cases, workdir)
+    assert_goes_on(cases, workdir, start)
 
 
-def test_a_file_that_cannot_be_written_whole_leaves_the_last_checkpoint_intact(cases):
+def test_a_file_that_cannot_be_written_whole_leaves_the_last_checkpoint_intact(cases, start):
     workdir = cases / "run"
-    code, told = finish(small_run.begin(cases, workdir, 6, full_after=2))
+    code, told = finish(small_run.begin(cases, workdir, 6, start, full_after=2))
     assert code == 1 and "Traceback" not in told
     message = next(line for line in told.splitlines() if line.startswith("error: "))
     assert f"{workdir / 'checkpoints'}: writing the checkpoint of step 4 failed" in message
     assert "too large" in message and "The last complete checkpoint is step 2." in message
-    assert_goes_on(cases, workdir)
+    assert_goes_on(cases, workdir, start)
 
 
 def test_answers_to_a_write_that_was_given_up_are_silent_and_others_are_shown(monkeypatch):
