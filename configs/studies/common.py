@@ -26,6 +26,9 @@ def get_config(arg: str = "") -> ConfigDict:
     # more; (): all. A seed draws the same cases in every arm.
     study.cases = ()
     study.seeds = (0, 1, 2)  # of draws of cases, initial values, order and crops
+    # True: seed S holds out fold S of data.split (kind kfold or official), so that few cases are
+    # all held out once; seeds are then 0 to folds - 1.
+    study.fold_by_seed = False
     study.metric = "dice"  # that is compared: the name of one that every case is scored by
     study.reach = 0.7  # training Dice whose first step is reported
     # Changes in all arms. A study sets train.choose="last", train.checkpoint_every_steps=0,

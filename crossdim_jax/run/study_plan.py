@@ -42,7 +42,8 @@ class Plan:
 
     def build(self, run: PlannedRun) -> Experiment:
         """The experiment of a run."""
-        fields = {"seed": run.seed, "data.cases": run.overrides["data.cases"]}
+        of_seed = ("seed", "data.split.fold", "data.cases")
+        fields = {name: run.overrides[name] for name in of_seed if name in run.overrides}
         config = auto_fields.filled(self.configs[run.arm], fields)
         return experiment.build(config, run.workdir, defaults=self.defaults)
 
@@ -227,7 +228,7 @@ def _draws(
     files: list[CaseFiles] | None = None
     for seed in study.seeds:
         for index, asked in enumerate(study.cases):
-            fields = {"seed": seed, "data.cases": asked}
+            fields = {**study.of_seed(seed), "data.cases": asked}
             try:
                 made = experiment.build(
                     auto_fields.filled(config, fields), workdir, defaults=defaults
@@ -241,9 +242,9 @@ def _draws(
     if found:
         raise ConfigError("the study cannot start:\n  " + "\n  ".join(dict.fromkeys(found)))
     first = next(iter(held_out.values()))
-    if any(ids != first for ids in held_out.values()):
+    if any(ids != first for ids in held_out.values()) and not study.fold_by_seed:
         raise ConfigError("other cases are held out for other seeds; set config.data.split.seed")
-    return draws, first
+    return draws, sorted(set().union(*held_out.values()))
 
 
 def _numbers(study: Study, draws: Mapping[tuple[int, int], Sequence[str]]) -> list[int]:

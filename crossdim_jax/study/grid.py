@@ -25,7 +25,7 @@ EQUAL = (r"data\.(root|cache|split)(\..*)?", r"challenge\.root", r"train\.steps_
 SET = (r"seed", r"data\.cases")  # by the study's own `seeds` and `cases`
 FIELDS = (
     "question", "arms", "axes", "reference", "cases", "seeds", "metric", "reach", "common",
-    "compare",
+    "compare", "fold_by_seed",
 )  # fmt: skip
 _NAME = re.compile(r"\w[\w+=-]*", re.ASCII)
 _TAKEN = ("figures",)  # lie beside the arms' folders
@@ -47,6 +47,7 @@ class Study:
       reach: training Dice whose first step is reported.
       compare: pairs of arms that are compared besides.
       common: dotted field -> value in all arms.
+      fold_by_seed: True if seed S holds out fold S of the config's split.
     """
 
     question: str
@@ -58,6 +59,11 @@ class Study:
     reach: float
     compare: tuple[tuple[str, str], ...]
     common: Mapping[str, Any]
+    fold_by_seed: bool = False
+
+    def of_seed(self, seed: int) -> dict[str, Any]:
+        """Dotted fields of the config that a seed sets."""
+        return {"seed": seed} | ({"data.split.fold": seed} if self.fold_by_seed else {})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +129,7 @@ def read(fields: Mapping[str, Any]) -> Study:
         reach=given["reach"],
         compare=compare,
         common=common,
+        fold_by_seed=bool(given.get("fold_by_seed")),
     )
     refuse([*found, *_problems(study)])
     return study
@@ -234,7 +241,7 @@ def runs(study: Study, numbers: Sequence[int], workdir: Path) -> list[PlannedRun
             number,
             seed,
             workdir / arm / f"n_{number}" / f"seed_{seed}",
-            {**changes(study, arm), "seed": seed, "data.cases": asked},
+            {**changes(study, arm), **study.of_seed(seed), "data.cases": asked},
         )
         for seed in study.seeds
         for asked, number in zip(study.cases, numbers, strict=True)

@@ -87,6 +87,7 @@ def make(
         "numbers": numbers,
         "seeds": study.seeds,
         "common": {**grid.ENFORCED, **study.common},
+        "fold_by_seed": study.fold_by_seed,
         "budget": budget,
         "held_out": held_out,
         "training": training,
@@ -128,6 +129,7 @@ def study(protocol: Mapping[str, Any]) -> Study:
         reach=protocol["reach"],
         compare=tuple((a, b) for a, b in protocol["compare"]),
         common=protocol["common"],
+        fold_by_seed=protocol.get("fold_by_seed", False),
     )
 
 
@@ -195,7 +197,7 @@ def _other_runs(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]
     for name in sorted(old["training"].keys() & new["training"].keys()):
         if old["training"][name] != new["training"][name]:
             yield f"training cases of {name}: {_others(old['training'], new['training'], name)}"
-    if old["held_out"] != new["held_out"]:
+    if old["held_out"] != new["held_out"] and not new["fold_by_seed"]:  # more folds are more cases
         yield f"held-out cases: {_others(old, new, 'held_out')}"
 
 

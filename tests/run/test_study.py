@@ -249,6 +249,22 @@ def test_all_that_is_wrong_with_arms_is_said_before_anything_is_written(
     assert not trained and not (folder / "protocol.json").exists()
 
 
+def test_each_seed_holds_out_its_fold(launch, trained, folder):
+    config_fields = {"data.split.kind": "kfold", "data.split.folds": 3}
+    launch(config_fields=config_fields, fold_by_seed=True, seeds=(0, 2))
+    found, (ids, cases) = {}, (recorded(folder)["held_out"], recorded(folder)["training"])
+    for name in trained:
+        config = run_folder.read_config(folder / name)
+        found[config["seed"], config["data"]["split"]["fold"]] = name
+    assert sorted(found) == [(0, 0), (2, 2)]
+    assert len(ids) == 3  # of five cases the first fold has two, the last one
+    assert all(len(drawn) == 2 for drawn in cases.values())
+    launch(config_fields=config_fields, fold_by_seed=True, seeds=(0, 1, 2))
+    assert len(recorded(folder)["held_out"]) == 5 and len(recorded(folder)["amendments"]) == 1
+    with pytest.raises(ConfigError, match="seed 3: config.data.split.fold=3"):
+        launch(config_fields=config_fields, fold_by_seed=True, seeds=(3,))
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
