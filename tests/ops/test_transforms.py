@@ -68,15 +68,19 @@ OPERATIONS = {
 # Name: batch, channels, dtype, tolerance. Bfloat16 keeps 8 bits, and the forms round differently.
 CONDITIONS = {
     "optimised": (2, 4, jnp.float32, 1e-4),
+    "vmap of checkpoint": (1, 4, jnp.float32, 1e-4),
     "vmap": (2, 3, jnp.float32, 1e-4),
     "checkpoint": (1, 4, jnp.float32, 1e-4),
     "bf16": (1, 5, jnp.bfloat16, 3e-2),
 }
 
 
-# Images are met by `make test` in the program that users run alone.
+# `make test` meets vmap and checkpoint in one program, and images in the one that users run.
+TOGETHER = ("optimised", "vmap of checkpoint", "bf16")
 RANKS = [
-    pytest.param(c, nd, marks=() if nd == 3 or c == "optimised" else pytest.mark.slow)
+    pytest.param(
+        c, nd, marks=() if c in TOGETHER and nd == 3 or c == "optimised" else pytest.mark.slow
+    )
     for c in CONDITIONS
     for nd in (2, 3)
 ]
@@ -87,15 +91,16 @@ RANKS = [
 def test_agrees_with_its_reference(rng, name, condition, nd):
     ours, reference, tensors, parameters = OPERATIONS[name]
     batch, channels, dtype, rtol = CONDITIONS[condition]
-    lanes = (2,) if condition == "vmap" else ()
+    lanes = (2,) if "vmap" in condition else ()
     shapes = [(*lanes, batch, *spatial, c) for spatial, c in tensors(nd, channels)]
     count, shapes = len(shapes), shapes + parameters(nd, channels)
     arrays = [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
 
     def under(f):
-        if condition == "vmap":
+        f = jax.checkpoint(f) if "checkpoint" in condition else f
+        if "vmap" in condition:
             return jax.vmap(f, (0,) * count + (None,) * (len(arrays) - count))
-        return jax.checkpoint(f) if condition == "checkpoint" else f
+        return f
 
     options = OPTIMISED if condition == "optimised" else None
     expected, found = (

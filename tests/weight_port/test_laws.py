@@ -14,7 +14,7 @@ from weight_port import forward
 from weight_port.convert import convert
 from weight_port.volume import sum_over_depth, unchanged_slices
 
-DEPTH, PLANE = 18, (64, 96)
+DEPTH, PLANE = 18, (32, 48)
 EPS = 1e-3
 DEEP = Recipe(ndim=3, in_channels=3, norm="batch", inflate="mean", stem="tile")
 EXACT = ("mean", "center", "gaussian")

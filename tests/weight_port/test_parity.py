@@ -112,7 +112,13 @@ FAMILIES = [
 ]
 
 
+@short.cut()
 def test_b0_equals_timm(timm_model, make_source, rng):
+    check_parity("tf_efficientnet_b0", (70, 75), timm_model, make_source, rng)
+
+
+@pytest.mark.slow
+def test_the_whole_b0_equals_timm(timm_model, make_source, rng):
     check_parity("tf_efficientnet_b0", (70, 75), timm_model, make_source, rng)
 
 
