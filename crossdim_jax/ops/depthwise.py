@@ -53,12 +53,14 @@ def _depthwise_sum(x: jax.Array, kernel: jax.Array, strides: tuple[int, ...]) ->
     nd = x.ndim - 2
     window = kernel.shape[:nd]
     sizes = [(n - k) // s + 1 for n, k, s in zip(x.shape[1:-1], window, strides, strict=True)]
-    kernel = kernel[..., 0, :].astype(_accumulator(x))
-    total, ahead = 0.0, 0
+    kernel = kernel.astype(_accumulator(x))
+    total, ahead, shape = 0.0, 0, (1,) * (nd + 1) + kernel.shape[-1:]
     for tap, y in _shifts(x, window, sizes, strides):
         if nd == 3 and tap[0] > ahead:
             total, ahead = lax.optimization_barrier(total), tap[0]
-        total = total + y.astype(kernel.dtype) * kernel[tap].reshape((1,) * (nd + 1) + (-1,))
+        # Sliced by lax: indexing takes several times as long to trace, and there are many taps.
+        factor = lax.slice(kernel, (*tap, 0, 0), (*(t + 1 for t in tap), 1, shape[-1]))
+        total = total + y.astype(kernel.dtype) * lax.reshape(factor, shape)
     return total.astype(x.dtype)
 
 
@@ -166,6 +168,12 @@ def _interleaved(places: Sequence[jax.Array], strides: Sequence[int]) -> jax.Arr
     return dx.reshape(batch, *(n * s for n, s in zip(spatial, strides, strict=True)), channels)
 
 
+def _cut(x: jax.Array, start: tuple[int, int], size: tuple[int, int]) -> jax.Array:
+    """A rectangle of every slice of x, `(b, depth, h, w, c)`."""
+    (i, j), (h, w), (batch, depth, *_, channels) = start, size, x.shape
+    return lax.slice(x, (0, 0, i, j, 0), (batch, depth, i + h, j + w, channels))
+
+
 def _kernel_gradient(padded, g, window, strides):
     """The kernel's gradient, `(*window, 1, c)`, float32 at least.
 
@@ -203,10 +211,10 @@ def _kernel_gradient(padded, g, window, strides):
         own = own.astype(wide)
         found = []
         for t, total in enumerate(totals):
-            part = seen[:, t : t + (depth - 1) * sd + 1 : sd]
+            part = lax.slice_in_dim(seen, t, t + (depth - 1) * sd + 1, sd, 1)
             for i, j in itertools.product(range(rows), range(cols)):
-                view = part[:, :, i * sh : i * sh + kh, j * sw : j * sw + kw]
-                total = total + view * own[:, :, i : i + 1, j : j + 1]
+                view = _cut(part, (i * sh, j * sw), (kh, kw))
+                total = total + view * _cut(own, (i, j), (1, 1))
             found.append(total)
         return tuple(found)
 
