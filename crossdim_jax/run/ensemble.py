@@ -85,4 +85,4 @@ def predictor(experiment: Experiment) -> tuple[Callable[[np.ndarray], np.ndarray
 
     if len(parts) == 1:
         return predict, said[0]
-    return predict, f"the mean of {len(parts)} folds: {'; '.join(said)}"
+    return predict, f"the mean of {len(parts)} folds: {'; '.join(dict.fromkeys(said))}"

@@ -179,7 +179,8 @@ def _fill(
 
 
 def _network(config: ConfigDict) -> tuple[Any, Any]:
-    return config.model.get("name"), config.model.get("encoder")
+    values = auto_fields.flatten(config)
+    return values.get("model.name"), values.get("model.encoder")
 
 
 def _same_length(

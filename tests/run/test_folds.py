@@ -118,15 +118,18 @@ def test_the_ensemble_is_the_mean_of_probabilities(job, trained, monkeypatch):
     folds.run(job)
     image = np.ones((1, 32, 32, 1), np.float32)
     monkeypatch.setattr(
-        experiment.Experiment, "trained", lambda self: (int(self.workdir.name[-1]), {"step": 7})
+        experiment.Experiment,
+        "trained",
+        lambda self: (n := int(self.workdir.name[-1]), {"step": 7 if n else 5}),
     )
     window = lambda variables, image: np.full((*image.shape[:-1], 4), float(variables))  # noqa: E731
     monkeypatch.setattr(experiment.Experiment, "predictor", lambda self, flipped: window)
     predict, said = ensemble.predictor(job)
     np.testing.assert_array_equal(predict(image), np.full((1, 32, 32, 4), 2.0))
-    assert said == "the mean of 5 folds, with the weights of steps 7, 7, 7, 7, 7"
+    said_of = "the last weights, of step"
+    assert said == f"the mean of 5 folds: {said_of} 5; {said_of} 7"  # each once
     predict, said = ensemble.predictor(ensemble.all_folds(job)[3])
-    assert predict(image).max() == 3 and said == "the weights of step 7"
+    assert predict(image).max() == 3 and said == f"{said_of} 7"
 
 
 # --------------------------------------------------------------------------- folds of a data set

@@ -112,7 +112,7 @@ def test_the_list_needs_neither_timm_nor_torch():
         "import sys\n"
         "sys.modules['timm'] = sys.modules['torch'] = None\n"
         "from weight_port import names\n"
-        "assert len(names.supported()) == 112\n"
+        "assert len(names.supported()) == 113\n"
         "try: names.supported(ask_timm=True)\n"
         "except names.WeightsError as error: assert 'pip install' in str(error)\n"
         "else: raise SystemExit('timm was there')\n"
