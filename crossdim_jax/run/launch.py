@@ -68,6 +68,11 @@ def main(argv: list[str]) -> None:
         return print(for_stream(str(path), sys.stdout))
     if MODE.value == "report" and study.is_study(WORKDIR.value):  # its protocol does
         return print(for_stream(str(study.report(WORKDIR.value)), sys.stdout))
+    if STUDY.value is not None and MODE.value not in ("study", "plan"):
+        raise app.UsageError(
+            f"--study is for --mode=study or --mode=plan, found --mode={MODE.value}; leave it out "
+            "to make a single run"
+        )
     if CONFIG.value is None:
         raise app.UsageError("--config=FILE is needed, such as --config=configs/brats_dxnet.py")
     logging.set_verbosity(logging.WARNING)  # all libraries': absl's handler serves the root logger

@@ -187,9 +187,7 @@ def _write_protocol(plan: Plan, workdir: Path) -> None:
     """Writes the protocol, or what was changed since it was first written."""
     old, new = protocol.read(workdir), plan.protocol
     if old is not None:
-        # Also runs that are no longer asked for: what is there was seen.
-        folders = [path.parent for path in workdir.glob(f"*/n_*/seed_*/{run_folder.CHECKPOINTS}")]
-        started = [f for f in folders if run_folder.has_checkpoint(f)]
+        started = study_plan.begun(workdir)
         count = sum(done.seconds(folder) is not None for folder in started)
         names = [folder.relative_to(workdir).as_posix() for folder in started]
         new = protocol.amended(old, new, started=names, done=count)
@@ -212,7 +210,7 @@ def _make_all(plan: Plan, mine: Sequence[PlannedRun]) -> list[tuple[str, str]]:
         remaining = _time(plan.runs, left)
         about = f" (about {remaining} left)" if remaining else ""
         try:
-            with run_folder.only_process(planned.workdir, "studying"):
+            with run_folder.only_process(planned.workdir, study_plan.DOING):
                 _make(plan, planned, f"run {number} of {len(mine)}: {planned}{about}")
         except run_folder.InUseError as error:
             say(f"run {number} of {len(mine)}: {planned}: left to another process: {error}")

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from crossdim_jax import metrics
 from crossdim_jax.errors import ConfigError, CrossdimError, check_name
 from crossdim_jax.imaging.case import CaseFiles
-from crossdim_jax.run import auto_fields, cases, experiment, initial_state
+from crossdim_jax.run import auto_fields, cases, done, experiment, initial_state
 from crossdim_jax.run import config as config_lib
 from crossdim_jax.run.auto_fields import Planned
 from crossdim_jax.run.experiment import Experiment
@@ -20,6 +20,7 @@ from crossdim_jax.study import grid, protocol
 from crossdim_jax.study.grid import PlannedRun, Study
 
 LENGTH = "train.steps_per_epoch"
+DOING = "studying"  # what a process does in the folder of a run that it makes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,13 +77,15 @@ class _Problems:
 def make(config: ConfigDict, workdir: Path, study: Study, *, defaults: Mapping[str, Any]) -> Plan:
     """Settles all of a study, and decodes its cases; writes nothing to its folder.
 
-    What the folder's protocol says of fields that were "auto", and of the length, is taken from it.
+    What the folder's protocol says of fields that were "auto", and of the length, is taken from it
+    once a run is begun.
 
     Raises:
       ConfigError: arms cannot be built, each with what is wrong with it; or settings are wrong.
       DataError, ManyErrors: cases are missing or faulty.
     """
-    problems, recorded = _Problems(), protocol.read(workdir) or {}
+    problems, started = _Problems(), begun(workdir)
+    recorded = (protocol.read(workdir) or {}) if started else {}
     arms = {arm: problems.part(arm, changed, config, study, arm) for arm in study.arms}
     problems.refuse()
     filled, planned = _planned(problems, arms, study.reference, recorded.get("planned", {}))
@@ -93,7 +96,7 @@ def make(config: ConfigDict, workdir: Path, study: Study, *, defaults: Mapping[s
         for arm, made in filled.items()
     }
     for arm, made in built.items():
-        if made is not None and not _begun(workdir / arm):
+        if made is not None and workdir / arm not in (folder.parents[1] for folder in started):
             problems.part(arm, initial_state.load_weights, made)
     problems.refuse()
     profile = metrics.PROFILES[built[study.reference].challenge.profile]
@@ -213,9 +216,18 @@ def _same_length(
     }
 
 
-def _begun(folder: Path) -> bool:
-    """True if runs of an arm have begun: weights are read at the first start only."""
-    return any(map(run_folder.has_checkpoint, folder.glob("n_*/seed_*")))
+def begun(workdir: Path) -> list[Path]:
+    """Folders of the runs that are begun, also of those that are no longer asked for.
+
+    One that another process is at counts, though it may have no checkpoint before its end.
+    """
+    return [
+        folder
+        for folder in sorted(workdir.glob("*/n_*/seed_*"))
+        if run_folder.has_checkpoint(folder)
+        or done.seconds(folder) is not None
+        or run_folder.in_use(folder, DOING)
+    ]
 
 
 def _draws(
@@ -267,7 +279,7 @@ def _numbers(study: Study, draws: Mapping[tuple[int, int], Sequence[str]]) -> li
 
 def _base(config: ConfigDict) -> dict[str, Any]:
     """The config that the arms change, without what the study sets."""
-    fields = config.to_dict()
+    fields = config_lib.complete(config).to_dict()
     fields.pop("seed", None)
     fields["data"].pop("cases", None)
     return fields

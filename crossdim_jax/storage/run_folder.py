@@ -272,6 +272,12 @@ def only_process(workdir: str | os.PathLike, doing: str) -> Iterator[None]:
             yield
 
 
+def in_use(workdir: str | os.PathLike, doing: str) -> bool:
+    """True while a process holds `only_process`, or if it was killed then; holds nothing itself."""
+    path = Path(workdir) / f".{doing}.lock"
+    return os.path.lexists(path) and path.stat().st_size > 0
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Dotted field name -> (old, new) where two configs differ; `MISSING` for no such field."""
     old, new = _flatten(old), _flatten(new)

@@ -272,7 +272,10 @@ class _Page:
         machines = {f"{f.cost.get('devices', 1)} x {f.cost['device']}" for f in finished
                     if "device" in f.cost}  # fmt: skip
         facts += [("Devices", "; ".join(sorted(machines)))] if machines else []
-        note = '<p class="sub">Time of training alone; peak memory of the whole process on a CPU.'
+        note = (
+            '<p class="sub">Time of training alone. Peak memory on a CPU is of the whole process, '
+            "which may have made other runs before."
+        )
         return elements.facts(facts) + scrolled(tables.to_html([head, *body])) + note + "</p>\n"
 
     def _figure(self, name: str, figure: Any, alt: str, caption: str) -> str:

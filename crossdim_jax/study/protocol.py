@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from flax.traverse_util import flatten_dict
 
 import crossdim_jax
 from crossdim_jax.errors import ConfigError
@@ -186,19 +187,23 @@ def _other_arms(
 
 def _other_runs(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
     """Differences of what all runs share."""
-    for name in ("common", "config"):
-        for field, (was, now) in run_folder.differences(old[name], new[name]).items():
-            scored, harmless = (
-                any(re.fullmatch(pattern, field) for pattern in patterns)
-                for patterns in (SCORED, run_folder.HARMLESS)
-            )
-            if (scored or not harmless) and now != run_folder.MISSING != was:
-                yield f"{field}: {was!r} -> {now!r}"
+    for field, (was, now) in run_folder.differences(_shared(old), _shared(new)).items():
+        scored, harmless = (
+            any(re.fullmatch(pattern, field) for pattern in patterns)
+            for patterns in (SCORED, run_folder.HARMLESS)
+        )
+        if (scored or not harmless) and now != run_folder.MISSING != was:
+            yield f"{field}: {was!r} -> {now!r}"
     for name in sorted(old["training"].keys() & new["training"].keys()):
         if old["training"][name] != new["training"][name]:
             yield f"training cases of {name}: {_others(old['training'], new['training'], name)}"
     if old["held_out"] != new["held_out"] and not new["fold_by_seed"]:  # more folds are more cases
         yield f"held-out cases: {_others(old, new, 'held_out')}"
+
+
+def _shared(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted field -> value in every arm that does not change it."""
+    return flatten_dict(protocol["config"], keep_empty_nodes=True, sep=".") | protocol["common"]
 
 
 def _others(old: Mapping[str, Any], new: Mapping[str, Any], name: str) -> str:

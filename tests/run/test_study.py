@@ -222,6 +222,31 @@ def test_more_seeds_are_an_amendment_and_another_length_is_refused(launch, train
     assert trained == RUNS
 
 
+def test_before_a_run_is_begun_anything_may_change_also_the_length(launch, trained, folder):
+    def broken(experiment):
+        raise TrainingError("out of memory")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study.train, "run", broken)
+        with pytest.raises(ManyErrors):
+            launch()
+    launch(config_fields={"train.batch_size": 2})  # an epoch of 3 cases
+    assert trained == RUNS and recorded(folder)["budget"]["plain"]["steps"] == 2
+
+
+def test_while_another_process_makes_a_run_nothing_of_it_may_change(launch, trained, folder):
+    launch(part="0/4")
+    shutil.rmtree(folder / RUNS[0] / "checkpoints")  # as before the end of a training
+    (folder / RUNS[0] / "done").unlink()
+    written = recorded(folder)
+    with (
+        run_folder.only_process(folder / RUNS[0], "studying"),
+        pytest.raises(ConfigError, match="arm plain, steps: 3 -> 6"),
+    ):
+        launch(config_fields={"train.epochs": 2})
+    assert recorded(folder) == written
+
+
 def test_all_that_is_wrong_with_arms_is_said_before_anything_is_written(
     launch, trained, config, folder
 ):

@@ -103,6 +103,24 @@ def test_an_arm_may_change_only_while_it_has_no_run():
         protocol.amended(record(), record(of), started=["mean/n_5/seed_0"], done=1)
 
 
+@pytest.mark.parametrize("was, now", [(1e-2, None), (None, 1e-2), (1e-2, 1e-1)])
+def test_a_field_may_not_come_to_be_set_for_all_arms_nor_cease_to_be(was, now):
+    config = {"data": {"root": "/data/x"}, "optim": {"learning_rate": 1e-3}}
+    old, new = (
+        record(study(common={"optim.learning_rate": rate} if rate else {}), config=config)
+        for rate in (was, now)
+    )
+    with pytest.raises(ConfigError, match=f"optim.learning_rate: {was or 0.001} -> {now or 0.001}"):
+        protocol.amended(old, new, started=STARTED, done=1)
+
+
+def test_where_a_field_is_set_does_not_matter_if_its_value_is_the_same():
+    train = {"data": {"root": "/data/x"}, "train": {"epochs": 3}}
+    old = record(study(common={"train.epochs": 5}), config=train)
+    new = record(config=train | {"train": {"epochs": 5}})
+    assert protocol.amended(old, new, started=STARTED, done=1)["amendments"] == []
+
+
 def test_where_the_data_lie_may_change():
     moved = record(config={"data": {"root": "/mnt/y"}, "train": {"epochs": 3}})
     assert protocol.amended(record(), moved, started=STARTED, done=1)["amendments"] == []
