@@ -17,6 +17,7 @@ from crossdim_jax.training import checkpoint
 from crossdim_jax.training.state import TrainState
 from crossdim_jax.weights.merge import encoder_path, merge
 from crossdim_jax.weights.paths import flatten
+from tests.weight_port import short
 from tests.weight_record import CLAIMS
 from weight_port import plan
 from weight_port.__main__ import main
@@ -29,17 +30,25 @@ pytestmark = pytest.mark.filterwarnings(
 PATTERN = "net2d/encoder/.*"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _short():
+    """B0 of a block a stage."""
+    with short.cut():
+        yield
+
+
 def config(**fields):
     result = brats_dsnet.get_config()
     with result.unlocked():
         result.data.patch = (97, 32, 32)
+        result.model.ops = "lax"
         result.mesh.data = 1
         result.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
     return result
 
 
 @pytest.fixture(scope="module")
-def ported(tmp_path_factory):
+def ported(_short, tmp_path_factory):
     """The file that the config asks for, of random weights; made by the command itself."""
     path = tmp_path_factory.mktemp("weights") / "b0_2d.safetensors"
     arguments = ["--config=configs/brats_dsnet.py", "--random", f"--out={path}"]
