@@ -86,7 +86,7 @@ def test_a_2d_file_fills_the_encoder_inside_and_nothing_else(ported, tmp_path):
 
 def write_run(folder, value=1.0, **attributes):
     """The folder of an Omnia-Net that was trained, as far as that matters: config, checkpoint."""
-    settings = {"name": "omnianet", "variant": "paper"} | attributes
+    settings = {"name": "omnianet", "variant": "paper", "ops": "lax"} | attributes
     model = models.build(**settings)
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     tree = jax.eval_shape(model.init, jax.random.key(0), image)
