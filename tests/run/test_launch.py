@@ -43,12 +43,13 @@ def launch_anew(*arguments):
 
 # Runs launch.py for each line of arguments, in a copy of a process that has its imports already.
 SERVER = """
-import json, os, runpy, sys
+import gc, json, os, runpy, sys
 from matplotlib.backends import backend_agg, backend_pdf
 from crossdim_jax.report import compare
 from crossdim_jax.run import launch
 from tests import toy
 
+gc.freeze()  # copies share it, and do not go through it again
 for line in sys.stdin:
     arguments, *logs = json.loads(line)
     if os.fork() == 0:
