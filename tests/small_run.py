@@ -189,9 +189,10 @@ def environment(folder, devices=1):
 # Runs this file for each line of arguments, in a copy of a process that has its imports already;
 # says how a copy ended to each line that is its number.
 SERVER = """
-import json, os, runpy, sys
+import gc, json, os, runpy, sys
 from tests import small_run
 
+gc.freeze()  # copies share it, and do not go through it again
 for line in sys.stdin:
     asked = json.loads(line)
     if isinstance(asked, int):

@@ -12,6 +12,7 @@ import pytest
 
 from crossdim_jax import losses, models
 from crossdim_jax.models import layers
+from crossdim_jax.report import figures
 from crossdim_jax.runtime import sharding
 from crossdim_jax.training import initialise, optim
 from crossdim_jax.training import step as train
@@ -61,6 +62,21 @@ def standing_in_for(name):
     """The network of that name is two convolutions meanwhile, whatever its attributes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.NETWORKS, name, lambda out_channels, **_: ToyNet(classes=out_channels))
+        yield
+
+
+@contextlib.contextmanager
+def sketched():
+    """Figures are made meanwhile, but not drawn: that takes most of a report's time."""
+
+    def save(_, path):
+        for target in (path, path.with_suffix(".pdf")):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(b"")
+        return path
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "save", save)
         yield
 
 

@@ -55,7 +55,7 @@ class Format:
     read: Callable[[Path], object]
     wrap: Callable[[bytes], bytes] = bytes
     folder: bool = False
-    few: int = 100
+    few: int = 50
 
 
 def few_and_thousands(formats: Sequence[Format]) -> pytest.MarkDecorator:

@@ -61,8 +61,8 @@ def _keras(folder: Path) -> Sequence[bytes]:
 FORMATS = (
     Format("weight file", ".safetensors", _ours, _inspect),
     Format("safetensors checkpoint", ".safetensors", _checkpoint, checkpoint.read),
-    Format("torch checkpoint", ".pth", _pickled, checkpoint.read, few=100),
-    Format("Keras weights", ".h5", _keras, checkpoint.read, few=60),
+    Format("torch checkpoint", ".pth", _pickled, checkpoint.read),
+    Format("Keras weights", ".h5", _keras, checkpoint.read, few=30),
 )
 
 

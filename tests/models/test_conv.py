@@ -12,6 +12,11 @@ from crossdim_jax.models.conv import Blur, Conv, Depth
 CONVENTIONS = ("same", "symmetric")
 
 
+def some(rows, *often):
+    """All rows, of which `make test` takes `often`."""
+    return [pytest.param(*row, marks=() if row in often else pytest.mark.slow) for row in rows]
+
+
 def normal(rng, *shape):
     return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
@@ -43,8 +48,14 @@ def test_a_grouped_convolution_sees_its_own_group_only(spatial, rng):
         close(y[..., part], alone)
 
 
-@pytest.mark.parametrize("group_size,window", [(0, 1), (1, 3), (0, 3)])
-@pytest.mark.parametrize("spatial", [(7, 6), (5, 6, 7)], ids=["2d", "3d"])
+@pytest.mark.parametrize(
+    ("group_size", "window", "spatial"),
+    some(
+        [(*kind, size) for kind in ((0, 1), (1, 3), (0, 3)) for size in ((7, 6), (5, 6, 7))],
+        *((0, 1, (7, 6)), (1, 3, (5, 6, 7)), (0, 3, (5, 6, 7))),
+    ),
+    ids=str,
+)
 def test_a_conditional_convolution_mixes_kernels_for_each_sample(group_size, window, spatial, rng):
     x, routing = normal(rng, 3, *spatial, 4), jnp.asarray(rng.uniform(size=(3, 5)), jnp.float32)
     conv = Conv(4, window, 2, group_size=group_size, experts=5)
@@ -88,9 +99,19 @@ def test_any_depth_window_and_stride_keeps_ceil_of_the_depth(window, convention)
         assert y.shape == (1, -(-depth // stride), 3, 4, 2)
 
 
-@pytest.mark.parametrize("padding", ["edge", "reflect", "zero"])
-@pytest.mark.parametrize("convention", CONVENTIONS)
-@pytest.mark.parametrize("window,stride", [(2, 1), (3, 1), (3, 2), (5, 2)])
+@pytest.mark.parametrize(
+    ("window", "stride", "convention", "padding"),  # by pairs; `make test-all` has all
+    some(
+        [
+            (*along, convention, padding)
+            for along in ((2, 1), (3, 1), (3, 2), (5, 2))
+            for convention in CONVENTIONS
+            for padding in ("edge", "reflect", "zero")
+        ],
+        *((2, 1, "same", "edge"), (3, 1, "symmetric", "edge"), (3, 2, "same", "zero")),
+        *((5, 2, "symmetric", "zero"), (3, 2, "symmetric", "reflect"), (2, 1, "same", "reflect")),
+    ),
+)
 def test_a_depth_constant_volume_gives_the_2d_output_unless_zeros_come_in(
     window, stride, convention, padding, rng
 ):
@@ -116,9 +137,13 @@ def test_depth_padding_does_not_touch_the_plane_nor_2d(rng):
     np.testing.assert_array_equal(plain, other)
 
 
-@pytest.mark.parametrize("group_size", [1, 4], ids=["depthwise", "grouped"])
-@pytest.mark.parametrize("padding", ["zero", "edge"])
-@pytest.mark.parametrize("window,stride", [(2, 1), (3, 2), (5, 1)])
+@pytest.mark.parametrize(
+    ("window", "stride", "padding", "group_size"),  # by pairs; `make test-all` has all
+    some(
+        [(*d, p, g) for d in ((2, 1), (3, 2), (5, 1)) for p in ("zero", "edge") for g in (1, 4)],
+        *((2, 1, "zero", 1), (3, 2, "edge", 1), (3, 2, "zero", 4), (5, 1, "edge", 4)),
+    ),
+)
 def test_factorised_equals_the_dense_product(window, stride, padding, group_size, rng):
     x = normal(rng, 2, 6, 7, 8, 8)
     depth = Depth(window, stride, padding, factorised=True)

@@ -76,7 +76,7 @@ def output(model, shape):
     ids=str,
 )
 def test_every_network_takes_features_that_begin_anywhere(toys, encoder, network, shape, options):
-    model = models.build(network, encoder=encoder, **options)
+    model = models.build(network, encoder=encoder, ops="lax", **options)
     logits, _ = output(model, shape)
     assert logits.shape == (*shape[:-1], model.out_channels)
 
@@ -89,7 +89,7 @@ def test_every_feature_reaches_the_logits_and_is_read_where_it_lies(toys):
     }
     seen["toy_2"] = [7 + 6, 256 + 5, 128 + 4, 64 + 3, 32 + 16]
     for encoder, channels in seen.items():
-        _, tree = output(models.build("dxnet", encoder=encoder), (1, 32, 32, 32, 2))
+        _, tree = output(models.build("dxnet", encoder=encoder, ops="lax"), (1, 32, 32, 32, 2))
         decoder = tree["params"]["decoder"]
         found = [decoder[f"conv_{level}_0"]["conv"]["kernel"].shape[-2] for level in range(5)]
         assert found == channels, encoder
@@ -100,7 +100,7 @@ def test_every_feature_reaches_the_logits_and_is_read_where_it_lies(toys):
 )
 def test_depth_is_doubled_where_it_was_strided_also_at_a_level_without_skip(toys, stride, factors):
     """From /4 to the image are two levels; depth that was halved in between is doubled last."""
-    model = models.build("dxnet", encoder="toy_4", depth_strides=(stride, 2, 1, 1))
+    model = models.build("dxnet", encoder="toy_4", depth_strides=(stride, 2, 1, 1), ops="lax")
     logits, tree = output(model, (1, 2 * stride, 32, 32, 2))
     assert logits.shape[1] == 2 * stride
     windows = [tree["params"]["decoder"][f"up_{level}"]["kernel"].shape[0] for level in range(5)]

@@ -31,7 +31,7 @@ def drawn(tree, rng):
     return flat
 
 
-def check_twin(model, twin, image, rng, *, limit=1e-4):
+def check_twin(model, twin, image, rng, *, limit=1e-4, gradient=True):
     """Value and gradient of a network are those of its twin in PyTorch, in train mode.
 
     In float64, as the kinks of a ReLU make float32 gradients differ by more than a rounding error.
@@ -48,21 +48,24 @@ def check_twin(model, twin, image, rng, *, limit=1e-4):
         logits, _ = model.apply({"params": tree}, image, train=True, mutable=["batch_stats"])
         return jnp.sum(logits * pull), logits
 
+    def value(tree):
+        return {}, total(tree)[1]
+
     with jax.enable_x64(True):
         tree = unflatten({path: jnp.asarray(v, jnp.float64) for path, v in flat.items()})
-        function = jax.jit(jax.grad(total, has_aux=True))
-        gradients, logits = function(tree)
+        gradients, logits = jax.jit(jax.grad(total, has_aux=True) if gradient else value)(tree)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # its threads spin, which costs all tests that run beside this one
     try:
         peer.load(twin, flat)
         twin = twin.double()
         theirs = twin(torch.from_numpy(np.moveaxis(image, -1, 1).astype(np.float64)))
-        (theirs * torch.from_numpy(np.moveaxis(pull, -1, 1).copy())).sum().backward()
+        if gradient:
+            (theirs * torch.from_numpy(np.moveaxis(pull, -1, 1).copy())).sum().backward()
     finally:
         torch.set_num_threads(threads)
     expected = {"logits": np.moveaxis(theirs.detach().numpy(), 1, -1)}
-    expected |= peer.gradients(twin, flat)
+    expected |= peer.gradients(twin, flat) if gradient else {}
     found = {"logits": logits} | flatten(gradients)
     assert found.keys() == expected.keys()
     floor = 1e-4 * max(map(np.linalg.norm, expected.values()))  # some gradients vanish

@@ -106,6 +106,7 @@ def test_xla_counts_no_more_than_the_analytic_number():
     assert counted < 1.1 * flops.analytic_flops(network("auto"), shape, train=True)
 
 
+@pytest.mark.slow  # `tests/ops/test_sharded.py` says it of each operation
 @b0.SHORT_AND_WHOLE
 def test_a_volume_shared_along_depth_is_never_gathered(b0_length):
     mesh = sharding.make_mesh(1, 4)

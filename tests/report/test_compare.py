@@ -2,16 +2,11 @@
 
 import csv
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from crossdim_jax.errors import ConfigError, DataError
 from crossdim_jax.report import compare
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def write_run(folder, name, dice, *, n_cases=4, definitions=None, config=None, **scores):
@@ -185,11 +180,3 @@ def test_one_folder_or_none_of_a_run_is_refused(tmp_path):
             compare.write(one)
     with pytest.raises(DataError, match="config.json: not found"):
         compare.write([run, tmp_path / "nothing"])
-
-
-def test_the_command_needs_no_config(tmp_path):
-    runs = [write_run(tmp_path / n, "dsnet", 0.9) for n in ("a", "b")]
-    command = [sys.executable, "launch.py", "--mode=report", f"--output={tmp_path / 'out'}"]
-    command.append(f"--workdir={','.join(map(str, runs))}")
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == str(tmp_path / "out" / "comparison.html")

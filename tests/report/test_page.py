@@ -17,6 +17,7 @@ from crossdim_jax.errors import DataError
 from crossdim_jax.evaluation import score
 from crossdim_jax.report import page, viewer
 from crossdim_jax.report.reading import mean_dice, read_metrics, select
+from tests import toy
 
 REGIONS = ("WT", "TC", "ET")
 VOID = {"meta", "img", "br", "link"}
@@ -106,9 +107,10 @@ def run(tmp_path_factory):
     return workdir, challenge, files
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(page.figures, "DPI", 50)
+@pytest.fixture
+def sketched():
+    with toy.sketched():
+        yield
 
 
 @pytest.fixture
@@ -145,7 +147,7 @@ def test_an_empty_folder_says_what_is_missing_and_how_to_make_it(run, tmp_path):
     assert f"--workdir=.../{tmp_path.name} --mode=evaluate" in text
 
 
-def test_a_cross_validation_names_the_reports_of_its_folds(copy):
+def test_a_cross_validation_names_the_reports_of_its_folds(copy, sketched):
     workdir, challenge, files = copy
     (workdir / "metrics.jsonl").unlink()
     (workdir / "fold_0").mkdir()
@@ -155,7 +157,7 @@ def test_a_cross_validation_names_the_reports_of_its_folds(copy):
     assert "Not here yet" not in text
 
 
-def test_a_run_without_held_out_cases_has_its_curves_and_config(run, tmp_path):
+def test_a_run_without_held_out_cases_has_its_curves_and_config(run, sketched, tmp_path):
     workdir, challenge, _ = run
     lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "metrics.jsonl").write_text("".join(lines[:20]))  # of the training alone
@@ -167,13 +169,13 @@ def test_a_run_without_held_out_cases_has_its_curves_and_config(run, tmp_path):
     assert "no validation yet" not in text
 
 
-def test_config_is_read_from_the_run_unless_given(copy):
+def test_config_is_read_from_the_run_unless_given(copy, sketched):
     workdir, challenge, files = copy
     (workdir / "config.json").write_text('{"model": {"name": "from the run"}}')
     assert "from the run" in check(page.write(workdir, challenge, files))[1]
 
 
-def test_missing_parts_leave_the_rest(copy):
+def test_missing_parts_leave_the_rest(copy, sketched):
     workdir, challenge, files = copy
     for path in (workdir / "predictions").iterdir():
         path.unlink()
@@ -182,18 +184,6 @@ def test_missing_parts_leave_the_rest(copy):
     assert "Not here yet: evaluation/summary.json" in text
     assert "its images are not among the cases" in text and files[1].id in text
     assert sum(tag == "img" for tag, _ in found.tags) == 3  # curves, panel, the one case left
-
-
-@pytest.fixture
-def sketched(monkeypatch):
-    """Figures are made, but not drawn: that takes most of the time."""
-
-    def save(_, path):
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(b"")
-        return path
-
-    monkeypatch.setattr(page.figures, "save", save)
 
 
 DAMAGE = {
@@ -283,7 +273,7 @@ def test_a_figure_that_cannot_be_written_leaves_the_old_one_and_is_named(copy, m
         page.write(workdir, challenge, files, config={"a": 1})
 
 
-def test_a_section_that_breaks_does_not_break_the_page(copy, monkeypatch, caplog):
+def test_a_section_that_breaks_does_not_break_the_page(copy, sketched, monkeypatch, caplog):
     workdir, challenge, files = copy
 
     def broken(*_):
@@ -295,7 +285,7 @@ def test_a_section_that_breaks_does_not_break_the_page(copy, monkeypatch, caplog
     assert "broken" in caplog.text
 
 
-def test_problems_of_the_evaluation_are_shown(copy):
+def test_problems_of_the_evaluation_are_shown(copy, sketched):
     workdir, challenge, files = copy
     path = workdir / "evaluation/summary.json"
     summary = json.loads(path.read_text())
@@ -346,7 +336,7 @@ def test_steps_logged_twice_count_once(tmp_path):
     assert read_metrics(tmp_path / "absent") == ([], [], 0)
 
 
-def test_viewer_pages_that_are_there_are_linked_from_the_folder_itself(copy):
+def test_viewer_pages_that_are_there_are_linked_from_the_folder_itself(copy, sketched):
     workdir, challenge, files = copy
     for case in files[:2]:
         path = viewer.path(workdir, case.id)

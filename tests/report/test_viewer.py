@@ -170,7 +170,9 @@ def test_the_value_under_the_cursor_is_that_of_the_file(browser, case):
     tab.wait_for_function("place.textContent.includes(' flair ')", timeout=10_000)
 
 
-@pytest.mark.parametrize("name", ["Prediction", "Truth", "Disagreement"])
+@pytest.mark.parametrize(
+    "name", ["Prediction", pytest.param("Truth", marks=pytest.mark.slow), "Disagreement"]
+)
 def test_overlays_and_their_labels_are_switched(browser, name):
     tab, _, complaints = browser
     tab.get_by_role("button", name="Planes").click()

@@ -3,12 +3,18 @@
 import atexit
 
 from configs import brats_dxnet
+from crossdim_jax.report import figures
 from tests import toy
 
 standing_in = toy.standing_in_for("dxnet")
 standing_in.__enter__()
 atexit.register(standing_in.__exit__, None, None, None)
 
+# As in `tests/conftest.py`.
+figures.DPI, figures.STYLE["pdf.use14corefonts"] = 50, True
+
 
 def get_config(arg=""):
-    return brats_dxnet.get_config("debug")
+    config = brats_dxnet.get_config("debug")
+    config.data.num_processes = 0  # each would import everything anew
+    return config

@@ -84,7 +84,8 @@ def make(root, tmp_path_factory):
 @pytest.fixture(scope="module")
 def job(make):
     made = make()
-    train.run(made)
+    with toy.sketched():
+        train.run(made)
     return made
 
 

@@ -29,12 +29,12 @@ def job(request, tmp_path_factory):
         config.mesh.data = 1
         config.data.root, config.data.cache = str(root), str(folder / "cache")
         config.data.split.kind = "official"
-        config.data.num_threads = 1
+        config.data.num_threads, config.data.num_processes = 1, 0
         config.train.epochs = 1
         config.train.batch_size = 4
         config.train.validate_every_epochs = 1
     standing_in = toy.standing_in_for("omnianet")
-    with standing_in if request.param == "short" else contextlib.nullcontext():
+    with standing_in if request.param == "short" else contextlib.nullcontext(), toy.sketched():
         made = experiment.build(config, folder / "run")
         train.run(made)
     return made

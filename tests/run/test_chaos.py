@@ -28,11 +28,11 @@ def job(request, tmp_path_factory):
     with config.unlocked():
         del config.phantoms
         config.data.root, config.data.cache = str(root), str(folder / "cache")
-        config.data.num_threads = 1
+        config.data.num_threads, config.data.num_processes = 1, 0
         config.challenge.formats = ("png", "seg")
         config.mesh.data = 1
     standing_in = toy.standing_in_for("omnianet")
-    with standing_in if request.param == "short" else contextlib.nullcontext():
+    with standing_in if request.param == "short" else contextlib.nullcontext(), toy.sketched():
         made = experiment.build(config, folder / "run")
         train.run(made)
     return made

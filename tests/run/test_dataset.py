@@ -31,7 +31,7 @@ def small(config, folder, root):
         config.model.ops = "lax"  # compiles fastest
         config.mesh.data = 1
         config.data.root, config.data.cache = str(root), str(folder / "cache")
-        config.data.num_threads = 1
+        config.data.num_threads, config.data.num_processes = 1, 0
         config.train.validate_every_epochs = 1
     return config
 
@@ -57,6 +57,7 @@ def network(request):
     stands_in = request.param == "two convolutions"
     with contextlib.ExitStack() as stack:
         stack.enter_context(tiny.registered())
+        stack.enter_context(toy.sketched())
         for name in ("dxnet", "omnianet") if stands_in else ():
             stack.enter_context(toy.standing_in_for(name))
         yield

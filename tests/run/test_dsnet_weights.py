@@ -17,6 +17,7 @@ from crossdim_jax.training import checkpoint
 from crossdim_jax.training.state import TrainState
 from crossdim_jax.weights.merge import encoder_path, merge
 from crossdim_jax.weights.paths import flatten
+from tests.weight_port import short
 from tests.weight_record import CLAIMS
 from weight_port import plan
 from weight_port.__main__ import main
@@ -29,17 +30,25 @@ pytestmark = pytest.mark.filterwarnings(
 PATTERN = "net2d/encoder/.*"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _short():
+    """B0 of a block a stage."""
+    with short.cut():
+        yield
+
+
 def config(**fields):
     result = brats_dsnet.get_config()
     with result.unlocked():
         result.data.patch = (97, 32, 32)
+        result.model.ops = "lax"
         result.mesh.data = 1
         result.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
     return result
 
 
 @pytest.fixture(scope="module")
-def ported(tmp_path_factory):
+def ported(_short, tmp_path_factory):
     """The file that the config asks for, of random weights; made by the command itself."""
     path = tmp_path_factory.mktemp("weights") / "b0_2d.safetensors"
     arguments = ["--config=configs/brats_dsnet.py", "--random", f"--out={path}"]
@@ -77,7 +86,7 @@ def test_a_2d_file_fills_the_encoder_inside_and_nothing_else(ported, tmp_path):
 
 def write_run(folder, value=1.0, **attributes):
     """The folder of an Omnia-Net that was trained, as far as that matters: config, checkpoint."""
-    settings = {"name": "omnianet", "variant": "paper"} | attributes
+    settings = {"name": "omnianet", "variant": "paper", "ops": "lax"} | attributes
     model = models.build(**settings)
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     tree = jax.eval_shape(model.init, jax.random.key(0), image)

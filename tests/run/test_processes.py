@@ -27,7 +27,7 @@ def start(folder):
         yield start
 
 
-def begin_all(folder, count, deaf_at=None, **settings):
+def begin_all(folder, count, deaf_at=None, name="many", **settings):
     """So many processes of one run, each with a device; the second does not hear somewhere."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -35,7 +35,7 @@ def begin_all(folder, count, deaf_at=None, **settings):
     return [
         small_run.begin(
             folder,
-            "many",
+            name,
             STEPS,
             join=[address, count, index],
             deaf_at=deaf_at if index == 1 else None,
@@ -59,30 +59,32 @@ def seen(workdir, count):
     return result
 
 
+@pytest.mark.slow  # where processes leave together, `runtime/test_stop.py` says in make test
+def test_one_is_told_to_stop_while_the_other_compiles(folder, start):
+    """It waits for the other, or goes on to where it has to."""
+    for place, number, status, kept in (
+        ("step", signal.SIGINT, 130, []),
+        ("validation", signal.SIGTERM, 75, ["4", "6"]),
+    ):
+        two = begin_all(folder, 2, start=start, deaf_at=place, name="deaf")
+        small_run.wait_for(two[1], "deaf")
+        two[0].send_signal(number)
+        codes, told = end_all(two)
+        assert codes == [status] * 2 and "Traceback" not in told, told
+        folders = (folder / "deaf" / "checkpoints").glob("[0-9]*")
+        assert sorted(path.name for path in folders) == kept
+
+
 def test_two_processes_then_four_have_the_curve_of_one(folder, start):
     one = small_run.begin(folder, "one", STEPS, start)
     codes, told = end_all([one])
     assert codes == [0], told
 
-    # Two processes; one is told to stop while the other compiles, and waits for it or goes on to
-    # where it has to.
-    for place, number, status, kept in (
-        ("step", signal.SIGINT, 130, []),
-        ("validation", signal.SIGTERM, 75, ["4", "6"]),
-    ):
-        two = begin_all(folder, 2, start=start, deaf_at=place)
-        small_run.wait_for(two[1], "deaf")
-        two[0].send_signal(number)
-        codes, told = end_all(two)
-        assert codes == [status] * 2 and "Traceback" not in told, told
-        folders = (folder / "many" / "checkpoints").glob("[0-9]*")
-        assert sorted(path.name for path in folders) == kept
-
-    # The scheduler takes one of them away: both save, after the same step. The devices of a mesh
+    # Of two, the scheduler takes one away: both save, after the same step. The devices of a mesh
     # are in another order than the processes.
     two = begin_all(folder, 2, start=start, seconds=0.2, reverse=True)
     metrics = folder / "many" / "metrics.jsonl"
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     while not (metrics.exists() and metrics.read_text().count("\n") > 3):
         assert time.monotonic() < until
         time.sleep(0.02)
@@ -92,7 +94,7 @@ def test_two_processes_then_four_have_the_curve_of_one(folder, start):
     stopped = max(int(path.name) for path in (folder / "many" / "checkpoints").glob("[0-9]*"))
     assert 6 <= stopped < STEPS
 
-    codes, told = end_all(begin_all(folder, 4, start=start, reverse=True))
+    codes, told = end_all(begin_all(folder, 4, start=start))
     assert codes == [0] * 4, told
     curve, expected = small_run.lines(folder / "many"), small_run.lines(folder / "one")
     assert [(r["kind"], r["step"]) for r in curve] == [(r["kind"], r["step"]) for r in expected]
@@ -111,6 +113,6 @@ def test_two_processes_then_four_have_the_curve_of_one(folder, start):
         parts = [[ids for _, ids in part] for part in seen(folder / "many", count)]
         for index, part in enumerate(parts):
             size = small_run.BATCH // count
-            place = count - 1 - index if first else index  # reversed after the first
+            place = index if first else count - 1 - index  # the two were reversed
             mine = slice(place * size, (place + 1) * size)
             assert part[:6] == [ids[mine] for ids in whole[first : first + 6]]

@@ -67,10 +67,19 @@ def errors(deep, flat):
 # ------------------------------------------------------------------ a depth-constant volume
 
 
-@pytest.mark.parametrize("mode", EXACT)
+# Each mode, and each network once; `make test-all` has all pairs.
+NETWORKS = [("batch", False), ("instance", False), ("batch", True), ("group", False)]
+OFTEN = {(*NETWORKS[0], mode) for mode in EXACT}
+OFTEN |= {(*NETWORKS[1], "mean"), (*NETWORKS[2], "gaussian")}
+
+
 @pytest.mark.parametrize(
-    ("norm", "factorised"),
-    [("batch", False), ("instance", False), ("group", False), ("batch", True)],
+    ("norm", "factorised", "mode"),
+    [
+        pytest.param(*network, mode, marks=() if (*network, mode) in OFTEN else pytest.mark.slow)
+        for network in NETWORKS
+        for mode in EXACT
+    ],
 )
 def test_depth_constant_volume_equals_2d_with_edge_padding(norm, factorised, mode, image):
     recipe = dataclasses.replace(DEEP, norm=norm, inflate=mode, factorised=factorised)
@@ -79,7 +88,11 @@ def test_depth_constant_volume_equals_2d_with_edge_padding(norm, factorised, mod
     assert max(errors(deep, run(flat_recipe(recipe), image))) < 2e-5
 
 
-@pytest.mark.parametrize("depth_kernels", [1, 2, (1, 3, 5, 4, 1, 3)], ids=str)
+@pytest.mark.parametrize(
+    "depth_kernels",
+    [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2)), (1, 3, 5, 4, 1, 3)],
+    ids=str,
+)
 @pytest.mark.parametrize("mode", EXACT)
 def test_the_law_does_not_hang_on_the_depth_window(mode, depth_kernels, image):
     recipe = dataclasses.replace(DEEP, inflate=mode, depth_kernels=depth_kernels)

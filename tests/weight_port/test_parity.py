@@ -106,10 +106,11 @@ def check_parity(name, size, timm_model, make_source, rng, *, own_rounding=False
 # both on the way down.
 FAMILIES = [
     *("tf_efficientnetv2_b0", "tf_efficientnet_lite0", "efficientnet_es"),
-    *("tf_efficientnet_cc_b0_4e", "efficientnet_cc_b0_4e"),
-    *("efficientnet_b0_gn", "efficientnet_b0_g8_gn", "efficientnet_b0_g16_evos"),
-    *("efficientnet_blur_b0", "efficientnet_b1_pruned", "efficientnet_x_b3"),
+    *("efficientnet_cc_b0_4e", "efficientnet_b0_g8_gn", "efficientnet_b0_g16_evos"),
+    *("efficientnet_blur_b0", "efficientnet_x_b3"),
 ]
+# What these have of their own: nothing.
+ALIKE = ("tf_efficientnet_cc_b0_4e", "efficientnet_b0_gn", "efficientnet_b1_pruned")
 
 
 @short.cut()
@@ -124,8 +125,9 @@ def test_the_whole_b0_equals_timm(timm_model, make_source, rng):
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("tf_efficientnet_b0", (65, 97)), ("efficientnet_b0", (70, 75))]
-    + [(name, (70, 75)) for name in FAMILIES],
+    [pytest.param("tf_efficientnet_b0", (65, 97), marks=pytest.mark.slow)]
+    + [(name, (70, 75)) for name in ("efficientnet_b0", *FAMILIES)]
+    + [pytest.param(name, (70, 75), marks=pytest.mark.slow) for name in ALIKE],
     ids=str,
 )
 @short.cut()
@@ -186,7 +188,11 @@ def test_every_kind_of_kernel_inflates_and_factorises(name, make_source):
             np.testing.assert_allclose(found, flat, rtol=1e-6)
 
 
-@pytest.mark.parametrize("wrong", [{"padding": "symmetric"}, {"eps": 1e-5}], ids=["padding", "eps"])
+@pytest.mark.parametrize(
+    "wrong",
+    [pytest.param({"padding": "symmetric"}, marks=pytest.mark.slow), {"eps": 1e-5}],
+    ids=["padding", "eps"],
+)
 @short.cut()
 def test_the_other_convention_is_another_function(wrong, timm_model, make_source, rng):
     """What the parity test would see if the convention were not carried with the weights."""

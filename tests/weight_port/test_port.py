@@ -103,7 +103,7 @@ def test_by_config_the_network_loads_it(port, config, checkpoint, tmp_path, caps
     assert port([f"--config={config}", f"--checkpoint={checkpoint}"]) == 0
     assert f"--config={config}" in capsys.readouterr().out
     weights = load_weights(tmp_path / "ported.safetensors")
-    model = models.build("dxnet")
+    model = models.build("dxnet", ops="lax")
     image = jax.ShapeDtypeStruct((1, 32, 32, 32, 4), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
     needs = requirements(model, variables)

@@ -183,7 +183,7 @@ def file(tmp_path, arrays):
 @pytest.fixture(scope="module")
 def needs():
     """What DX-Net needs, with the config's own words."""
-    model = models.build("dxnet")
+    model = models.build("dxnet", ops="lax")
     image = jax.ShapeDtypeStruct((1, 32, 32, 32, 4), jnp.float32)
     claims = {"source": WHOLE["id"], "inflate": "repeat", "stem": "tile"}
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
