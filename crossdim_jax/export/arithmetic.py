@@ -84,7 +84,11 @@ def reduction(op: str, *, repeats_count: bool) -> Callable:
         x = graph.expanded(x, axes) if repeats_count else x
         places = sorted(x.order.index(axis) for axis in axes)
         if op == "ReduceSum":  # the others take their axes as an attribute in this opset
-            name = graph.emit(op, x.name, graph.ints(*places), keepdims=0)
+            # Axis by axis: ONNX Runtime adds up in float32, one entry after the other, and loses
+            # one or two digits over a volume.
+            name = x.name
+            for place in reversed(places):
+                name = graph.emit(op, name, graph.ints(place), keepdims=0)
         else:
             name = graph.emit(op, x.name, axes=places, keepdims=0)
         kept = [a for a in range(len(x.shape)) if a not in axes]

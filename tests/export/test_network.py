@@ -97,6 +97,14 @@ def test_an_operation_gives_what_it_gives_in_jax(name, rng):
     np.testing.assert_allclose(run(model, image), function(image), rtol=1e-4, atol=1e-5)
 
 
+def test_a_sum_over_a_volume_keeps_the_digits_of_float32(rng):
+    """Added up one after the other, hundreds of thousands of entries lose one or two of them."""
+    image = rng.uniform(0.5, 1.5, (1, 97, 32, 64, 16)).astype(np.float32)
+    function = of_function(lambda x: jnp.zeros_like(x) + x.sum((1, 2, 3), keepdims=True))
+    found = run(network.as_onnx(function, {}, image.shape[1:-1], 16), image)[0, 0, 0, 0]
+    np.testing.assert_allclose(found, image.astype(np.float64).sum((0, 1, 2, 3)), rtol=5e-7)
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [
