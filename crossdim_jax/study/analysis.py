@@ -127,16 +127,19 @@ class Analysis:
                 f"({span}): too few to conclude anything from."
             )
         if (verdict := self._verdict(d)) in self._words:
+            alone = "" if found.starred else ", though not after the correction for all comparisons"
             return (
                 f"{start}{found.arm} is {verdict} than {found.against} by "
                 f"{number(abs(d.mean), sign=False)} {self.unit} of {self.heading} "
                 f"(95 % interval {number(min(abs(d.low), abs(d.high)), sign=False)} to "
-                f"{number(max(abs(d.low), abs(d.high)), sign=False)}; {counted})."
+                f"{number(max(abs(d.low), abs(d.high)), sign=False)}; {counted})"
+                f"{alone}."
             )
-        most = number(_rounded_up(max(abs(d.low), abs(d.high))), sign=False)
+        low, high = (number(_outward(end)) for end in (d.low, d.high))
         return (
             f"{start}no difference between {found.arm} and {found.against} is shown: {span}. "
-            f"A difference larger than {most} {self.unit} is excluded, a smaller one is not."
+            f"Differences below {low} and above {high} {self.unit} are excluded, those between are "
+            "not."
         )
 
     def _size(self, value: float) -> str:
@@ -273,10 +276,10 @@ def _digits(value: float) -> int:
     return 1 if abs(value) >= 0.095 or value == 0 else 2 if abs(value) >= 0.0095 else 3
 
 
-def _rounded_up(value: float) -> float:
-    """The next number that `number` prints: what is beyond it is beyond the value."""
+def _outward(value: float) -> float:
+    """The next number from 0 on that `number` prints: what is beyond it is beyond the value."""
     digits = _digits(value)
-    return math.ceil(value * 10**digits - 1e-9) / 10**digits
+    return math.copysign(math.ceil(abs(value) * 10**digits - 1e-9) / 10**digits, value)
 
 
 def plain(analysis: Analysis) -> dict[str, Any]:

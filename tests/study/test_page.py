@@ -85,14 +85,28 @@ def test_the_answer_follows_from_the_intervals(found):
     assert found.sentences()[-1].startswith("8 comparisons were made, and each interval is for one")
 
 
-@pytest.mark.parametrize(("value", "text"), [(0.61, "0.7"), (0.7, "0.7"), (0.0312, "0.04")])
-def test_a_difference_that_is_excluded_is_rounded_up(found, value, text):
+@pytest.mark.parametrize(("value", "text"), [(0.61, "+0.7"), (0.7, "+0.7"), (0.0312, "+0.04")])
+def test_what_an_interval_excludes_is_rounded_outward(found, value, text):
     repeat = comparison(found, "repeat", "random", 5)
-    difference = dataclasses.replace(repeat.difference, low=-0.01, high=value)
+    difference = dataclasses.replace(repeat.difference, low=-0.511, high=value)
     made = dataclasses.replace(
         found, comparisons=(dataclasses.replace(repeat, difference=difference),)
     )
-    assert f"A difference larger than {text} points is excluded" in made.sentences()[0]
+    said = (
+        f"Differences below \u22120.6 and above {text} points are excluded, those between are not."
+    )
+    assert made.sentences()[0].endswith(said)
+
+
+def test_a_difference_that_does_not_survive_the_correction_is_said_to(found):
+    center = comparison(found, "center", "random", 20)
+    weaker = dataclasses.replace(center, p_holm=0.2)
+    for one, end in (
+        (center, "seeds)."),
+        (weaker, "not after the correction for all comparisons."),
+    ):
+        (said, _) = dataclasses.replace(found, comparisons=(one,)).sentences()
+        assert said.endswith(end)
 
 
 def test_a_metric_without_scores_is_refused(results):
