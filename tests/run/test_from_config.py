@@ -19,7 +19,6 @@ READER = "crossdim_jax/run/from_config.py"
 USES = {
     "crossdim_jax/run/config.py": {"config.to_dict", "values.config"},  # reads it, completes it
     "crossdim_jax/run/auto_fields.py": {"config.to_dict"},  # fills it
-    "crossdim_jax/run/study_plan.py": {"config.to_dict"},  # makes those of arms, records it
     "crossdim_jax/run/experiment.py": {"config.to_dict", "self.config.to_dict"},  # records it
     "crossdim_jax/run/train.py": {"experiment.config.to_dict"},  # records it
     # makes the config of a fold
