@@ -163,11 +163,11 @@ def test_the_value_under_the_cursor_is_that_of_the_file(browser, case):
         voxels.add(voxel)
     assert len(voxels) == 4
     tab.get_by_label("Channel").select_option("1")
-    tab.wait_for_function("place.textContent.includes(' t1 ')", timeout=10_000)
+    tab.get_by_text(" t1 ").and_(place).wait_for(timeout=10_000)  # nothing is evaluated in the page
     other = nib.load(case[1].images[1]).get_fdata()
     assert float(place.get_attribute("data-value")) == other[voxel]
     tab.get_by_label("Channel").select_option("0")
-    tab.wait_for_function("place.textContent.includes(' flair ')", timeout=10_000)
+    tab.get_by_text(" flair ").and_(place).wait_for(timeout=10_000)
 
 
 @pytest.mark.parametrize(
