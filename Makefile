@@ -50,7 +50,7 @@ test: say-test .venv/dev
 
 say-test:
 	@echo "make test: the environment with torch and timm where it is not there yet (minutes, a few GB)," \
-		"then some 4,400 tests on up to four processes: about 10 minutes on two quiet cores." \
+		"then some 4,400 tests on up to four processes: about 8 minutes on two quiet cores." \
 		"make test-all also runs those marked slow, on programs as optimised as users' own."
 
 test-all: .venv/dev
