@@ -124,7 +124,7 @@ def supported(*, ask_timm: bool = False) -> list[Row]:
 
 
 def _pretrained(names: tuple[str, ...]) -> dict[str, Any]:
-    """What timm knows of pre-trained weights of these models."""
+    """Pre-trained weights of these models, as far as timm knows them."""
     try:
         import timm
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""What of shuffled weights helps: the norms' scales and biases, or the scales of the kernels?
+"""Parts of shuffled weights by themselves: the norms' scales and biases, the scales of the kernels.
 
     python -m weight_port tf_efficientnet_lite0.in1k --out=weights/lite0_2d.safetensors
     python launch.py --config=configs/dataset_dxnet.py --workdir=runs/parts --mode=study \\

@@ -206,4 +206,24 @@ def encoder(variant: str) -> Encoder:
     )
 
 
+def relative(family: str, body: type[EfficientNet], variant: str, net: Network) -> Encoder:
+    """Row of a network of another family that is made of these blocks.
+
+    Args:
+      family: its name.
+      body: its module, which takes the variant.
+      variant: a key of the family's own table.
+      net: its blocks.
+    """
+    return Encoder(
+        family=family,
+        build=functools.partial(body, variant=variant),
+        stem="conv_stem/kernel",
+        norm=net.norm,
+        info=functools.partial(feature_info, variant, net),
+        strides=lambda: strides(variant, net),
+        stage=r"(blocks_(\d+))_\d+/",
+    )
+
+
 ENCODERS = {name: encoder(variant) for name, variant in VARIANTS.items()}

@@ -77,16 +77,7 @@ class MobileNetV2(efficientnet.EfficientNet, kw_only=True):
 
 def encoder(variant: str) -> Encoder:
     """Row of a variant, a key of `ROWS`."""
-    net = network(variant)
-    return Encoder(
-        family="mobilenetv2",
-        build=functools.partial(MobileNetV2, variant=variant),
-        stem="conv_stem/kernel",
-        norm=net.norm,
-        info=functools.partial(efficientnet.feature_info, variant, net),
-        strides=lambda: efficientnet.strides(variant, net),
-        stage=r"(blocks_(\d+))_\d+/",
-    )
+    return efficientnet.relative("mobilenetv2", MobileNetV2, variant, network(variant))
 
 
 ENCODERS = {f"mobilenetv2_{variant}": encoder(variant) for variant in ROWS}

@@ -93,16 +93,7 @@ class MobileNetV3(efficientnet.EfficientNet, kw_only=True):
 
 def encoder(variant: str) -> Encoder:
     """Row of a variant, a key of `ROWS`."""
-    net = network(variant)
-    return Encoder(
-        family="mobilenetv3",
-        build=functools.partial(MobileNetV3, variant=variant),
-        stem="conv_stem/kernel",
-        norm=net.norm,
-        info=functools.partial(efficientnet.feature_info, variant, net),
-        strides=lambda: efficientnet.strides(variant, net),
-        stage=r"(blocks_(\d+))_\d+/",
-    )
+    return efficientnet.relative("mobilenetv3", MobileNetV3, variant, network(variant))
 
 
 ENCODERS = {f"mobilenetv3_{variant}": encoder(variant) for variant in ROWS}

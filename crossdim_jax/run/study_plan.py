@@ -286,7 +286,7 @@ def _base(config: ConfigDict) -> dict[str, Any]:
 
 
 def _auto_values(before: ConfigDict, after: ConfigDict) -> dict[str, Any]:
-    """What fields that say "auto" before say after; without sections, which plain values hold."""
+    """Values that fields which say "auto" before have after; plain, without sections."""
     asked, nested = auto_fields.asked(auto_fields.flatten(before)), after.to_dict()
     values = {}
     for field in asked:

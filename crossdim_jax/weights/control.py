@@ -58,7 +58,7 @@ def random(arrays: Arrays, architecture: str, seed: int) -> dict[str, np.ndarray
 
 
 class Control(NamedTuple):
-    """What is made of the tensors, `(arrays, architecture, seed) -> arrays`, and that in words."""
+    """Control: its name in words, and how it is made, `(arrays, architecture, seed) -> arrays`."""
 
     make: Callable[[Arrays, str, int], dict[str, np.ndarray]]
     says: str
